@@ -1,0 +1,37 @@
+"""MMEngine hooks that keep mixed-precision detection training alive.
+
+Everything is attached through a config::
+
+    custom_hooks = [dict(type='amp_hooks.RollbackHook')]
+
+Importing the package needs torch and mmengine only.
+"""
+
+from .core.recorder import FlightRecorder, IterationRecord
+from .core.verdict import Verdict
+from .errors import TrainingDivergedError
+from .hooks import (
+    ClsScoreMonitorHook,
+    GradNormMonitorHook,
+    HeadClampHook,
+    LossScaleMonitorHook,
+    RollbackHook,
+    StabilityPanelHook,
+)
+from .optim_wrapper import CpuAmpOptimWrapper
+from .version import __version__
+
+__all__ = [
+    "ClsScoreMonitorHook",
+    "CpuAmpOptimWrapper",
+    "FlightRecorder",
+    "GradNormMonitorHook",
+    "HeadClampHook",
+    "IterationRecord",
+    "LossScaleMonitorHook",
+    "RollbackHook",
+    "StabilityPanelHook",
+    "TrainingDivergedError",
+    "Verdict",
+    "__version__",
+]

@@ -1,0 +1,1 @@
+"""The part that knows no framework but torch: pure functions and dataclasses."""

@@ -1,0 +1,118 @@
+"""The flight recorder: an iteration's device scalars, brought home in one copy."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .verdict import Verdict
+
+# How several values noted under one name in one iteration become one.
+_REDUCE: dict[str, Callable[[tuple[float, float]], float]] = {
+    "max": max,
+    "min": min,
+    "sum": sum,
+}
+
+
+@dataclass
+class IterationRecord:
+    """What was measured in one training iteration, as host numbers.
+
+    Attributes:
+        iter: 0-based iteration, ``runner.iter`` while it ran.
+        values: ``values[quantity][name]``. Quantities: ``loss`` (''), ``scale`` (loss
+            scale used by the step), ``scale_next`` (after it), ``found_inf`` (1.0 if
+            the step saw non-finite gradients), all by optimizer name; ``gradnorm``
+            (unscaled, by group, '' is the total); ``logit_absmax`` (over finite
+            values) and ``logit_nonfinite`` (1.0 if any), by layer; ``clamped``
+            (fraction of logits beyond the limit), by layer; and what hooks add.
+            A value may be NaN or infinite.
+        verdict: The judgement on it.
+    """
+
+    iter: int
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    verdict: Verdict = Verdict.HEALTHY
+
+    def get(self, quantity: str, name: str = "") -> float | None:
+        """One value, or ``None`` if it was not measured."""
+        return self.values.get(quantity, {}).get(name)
+
+    def all(self, quantity: str) -> list[float]:
+        """Every value of a quantity, over its names."""
+        return list(self.values.get(quantity, {}).values())
+
+    def any_nonfinite(self, quantity: str) -> bool:
+        """Whether a value of the quantity is NaN or infinite."""
+        return any(not math.isfinite(v) for v in self.all(quantity))
+
+    def put(self, quantity: str, value: float, name: str = "") -> None:
+        """Add a host number that a hook decided on."""
+        self.values.setdefault(quantity, {})[name] = value
+
+
+class FlightRecorder:
+    """Collects 0-d device tensors during an iteration and reads them all at once.
+
+    Args:
+        size: How many of the latest records are kept.
+
+    Attributes:
+        transfers: Device-to-host copies made so far: at most one per iteration and
+            device.
+    """
+
+    def __init__(self, size: int = 200) -> None:
+        self.records: deque[IterationRecord] = deque(maxlen=size)
+        self.transfers = 0
+        self._pending: list[tuple[str, str, str, Tensor]] = []
+
+    def note(
+        self, quantity: str, value: Tensor, name: str = "", reduce: str = "max"
+    ) -> None:
+        """Remember a 0-d tensor without waiting for it.
+
+        Args:
+            quantity: What it is, e.g. ``'gradnorm'``.
+            value: 0-d tensor on any device. It is read at the end of the iteration:
+                clone it if something writes to it before then.
+            name: Which one, e.g. a module path.
+            reduce: ``'max'``, ``'min'`` or ``'sum'``: what to do with several values
+                noted under one name. NaN prevails.
+        """
+        self._pending.append((quantity, name, reduce, value.detach()))
+
+    def discard(self) -> None:
+        """Forget what was noted, as after an iteration that raised."""
+        self._pending.clear()
+
+    def close(self, iteration: int) -> IterationRecord:
+        """End the iteration: copy what was noted to the host and keep the record."""
+        record = IterationRecord(iteration)
+        for (quantity, name, reduce, _), value in zip(self._pending, self._read()):
+            of_quantity = record.values.setdefault(quantity, {})
+            old = of_quantity.get(name)
+            if old is not None and not math.isnan(value):
+                value = old if math.isnan(old) else _REDUCE[reduce]((old, value))
+            of_quantity[name] = value
+        self._pending.clear()
+        self.records.append(record)
+        return record
+
+    def _read(self) -> Iterable[float]:
+        by_device: dict[torch.device, list[int]] = {}
+        for i, (*_, tensor) in enumerate(self._pending):
+            by_device.setdefault(tensor.device, []).append(i)
+        values = [0.0] * len(self._pending)
+        for indices in by_device.values():
+            packed = torch.stack([self._pending[i][3].float() for i in indices])
+            self.transfers += 1
+            for i, value in zip(indices, packed.tolist()):
+                values[i] = value
+        return values

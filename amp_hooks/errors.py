@@ -1,0 +1,8 @@
+"""Exceptions that the suite raises on purpose."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """The run cannot be saved by the configured policy.
+
+    The message says what happened, what was tried, and which checkpoint to use.
+    """

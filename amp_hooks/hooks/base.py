@@ -1,0 +1,77 @@
+"""What all hooks of the suite have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from ..core.checks import check_known_arguments
+from ..core.recorder import IterationRecord
+from ..runtime import Runtime
+
+CHECKPOINT_KEY = "amp_hooks"
+
+
+class AmpHook(Hook):
+    """Attaches to the shared runtime and carries its state through checkpoints.
+
+    A subclass overrides :meth:`attach` and :meth:`after_record`, and, if it has state
+    that must survive a resume, :meth:`state` and :meth:`load_state`.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> AmpHook:
+        """Refuse unknown arguments with a message that helps."""
+        check_known_arguments(cls, kwargs)
+        return super().__new__(cls)
+
+    # --- for subclasses -----------------------------------------------------------
+    def attach(self, runner: Runner, runtime: Runtime) -> None:
+        """Prepare to watch; called once the model and the optimizer are complete."""
+
+    def after_record(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
+        """Act on what the iteration's numbers say."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: plain numbers, strings and lists."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+
+    # --- MMEngine's events --------------------------------------------------------
+    def before_train(self, runner: Runner) -> None:
+        """Attach to optimizer and model."""
+        runtime = Runtime.of(runner)
+        runtime.tap.attach(runner.optim_wrapper)
+        self.attach(runner, runtime)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Read the iteration's record, once for all hooks, and act on it."""
+        runtime = Runtime.of(runner)
+        self.after_record(runner, runtime, runtime.record(runner, outputs))
+
+    def after_train(self, runner: Runner) -> None:
+        """Detach."""
+        Runtime.of(runner).close()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put the state of this hook into the checkpoint."""
+        if state := self.state():
+            kept = checkpoint.setdefault(CHECKPOINT_KEY, {})
+            kept[type(self).__name__] = state
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take the state back, if the run is resumed and not merely initialised."""
+        state = checkpoint.get(CHECKPOINT_KEY, {}).get(type(self).__name__)
+        if runner._resume and state is not None:
+            self.load_state(state)

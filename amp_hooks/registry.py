@@ -1,0 +1,20 @@
+"""Child registries that make ``type='amp_hooks.X'`` work in any config.
+
+MMEngine imports ``<scope>.registry`` when it meets a scoped type for the first time,
+and then the ``locations`` given here. So neither ``custom_imports`` nor a certain
+``default_scope`` is needed.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import Registry
+
+HOOKS = Registry(
+    "hook", parent=MMENGINE_HOOKS, scope="amp_hooks", locations=["amp_hooks.hooks"]
+)
+OPTIM_WRAPPERS = Registry(
+    "optim_wrapper",
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope="amp_hooks",
+    locations=["amp_hooks.optim_wrapper"],
+)

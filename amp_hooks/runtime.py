@@ -1,0 +1,159 @@
+"""What the hooks of one runner share."""
+
+from __future__ import annotations
+
+import logging
+import os.path as osp
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import mmengine.dist as dist
+import torch
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .core.ledger import Ledger
+from .core.recorder import FlightRecorder, IterationRecord
+from .core.verdict import Verdict, judge
+from .logit_watch import LogitWatch
+from .step_tap import StepTap
+
+_RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
+
+# Below 1.0 a loss scale makes gradients smaller than they are, which cures nothing.
+SCALE_FLOOR = 1.0
+
+
+def bare_model(runner: Runner) -> nn.Module:
+    """The model without DDP around it."""
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank. A collective: call it on every rank."""
+    if dist.get_world_size() == 1:
+        return flag
+    votes = torch.tensor(float(flag))
+    dist.all_reduce(votes, "max")
+    return bool(votes.item())
+
+
+def warn(message: str) -> None:
+    """Log a warning through the runner's logger."""
+    print_log(f"[amp_hooks] {message}", logger="current", level=logging.WARNING)
+
+
+class Runtime:
+    """One per runner: the flight recorder, the taps that feed it, and the ledger.
+
+    Attributes:
+        recorder: Device scalars of the present iteration, records of past ones.
+        tap: Sees the gradients at each optimizer step.
+        logits: Sees the classifier layers' output.
+        clamping: HeadClampHook bounds the logits at present.
+        listeners: Called as ``listener(event, iteration)`` after each ledger line.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.recorder = FlightRecorder()
+        self.tap = StepTap(self.recorder)
+        self.logits = LogitWatch(self.recorder)
+        self.clamping = False
+        self.listeners: list[Callable[[str, int], None]] = []
+        self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
+        self._record: IterationRecord | None = None
+        self._forward_bad = False  # since the last optimizer step
+
+    @classmethod
+    def of(cls, runner: Runner) -> Runtime:
+        """The runner's one runtime."""
+        if runner not in _RUNTIMES:
+            _RUNTIMES[runner] = cls(runner)
+        return _RUNTIMES[runner]
+
+    def record(self, runner: Runner, outputs: Any) -> IterationRecord:
+        """The record of the iteration that has just run.
+
+        The first hook that asks causes the one device-to-host copy; the others get
+        the same object.
+        """
+        if self._record is not None and self._record.iter == runner.iter:
+            return self._record
+        searching = self.logits.end_iteration()
+        for name, value in (outputs or {}).items():
+            if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
+                self.recorder.note("loss", value.reshape(()), name)
+        record = self.recorder.close(runner.iter)
+        record.verdict = self._judge(record)
+        self._record = record
+        if not searching:
+            warn(
+                "no classification layer was found: no call of a loss named like "
+                "loss_cls was seen. Name the layers yourself, for example "
+                "ClsScoreMonitorHook(targets=['*.fc_cls'])."
+            )
+        if record.verdict is not Verdict.HEALTHY:
+            fields = _nonfinite_fields(record)
+            self.emit("overflow", record.iter, record.verdict, **fields)
+        return record
+
+    def _judge(self, record: IterationRecord) -> Verdict:
+        logits_bad = any(record.all("logit_nonfinite")) and not self.clamping
+        self._forward_bad |= record.any_nonfinite("loss") or logits_bad
+        stepped = bool(record.all("found_inf"))
+        grads_finite = not any(record.all("found_inf"))
+        forward_bad = self._forward_bad
+        if dist.get_world_size() > 1:
+            # Gradients are averaged, so at a step every rank knows the same; between
+            # steps, or of a loss that left the gradients finite, only one rank knows
+            # and nothing may be decided on it. The vote costs a healthy run nothing.
+            forward_bad = not grads_finite and any_rank(forward_bad)
+        if stepped:
+            self._forward_bad = False
+        scales = record.all("scale")
+        return judge(
+            forward_finite=not forward_bad,
+            grads_finite=grads_finite,
+            has_scaler=bool(scales),
+            scale_at_floor=bool(scales) and not min(scales) > SCALE_FLOOR,
+        )
+
+    def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
+        """Write a ledger line (rank 0) and tell the listeners.
+
+        A disk that refuses the line costs the line, not the run.
+        """
+        if dist.is_main_process():
+            try:
+                self._ledger.write(iteration, event, verdict.value, **fields)
+            except OSError as e:
+                warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
+        for listener in self.listeners:
+            listener(event, iteration)
+
+    def forget_window(self) -> None:
+        """Drop what is known of gradients that are not applied any more."""
+        self._forward_bad = False
+
+    def close(self) -> None:
+        """Give the model and the optimizers back as they were."""
+        self.tap.detach()
+        self.logits.close()
+
+
+def _nonfinite_fields(record: IterationRecord) -> dict[str, Any]:
+    """What was not finite, for the ledger."""
+    fields: dict[str, Any] = {}
+    losses = {k: v for k, v in record.values.get("loss", {}).items() if v - v != 0.0}
+    layers = [k for k, v in record.values.get("logit_nonfinite", {}).items() if v]
+    if losses:
+        fields["losses"] = losses
+    if layers:
+        fields["layers"] = layers
+    if scales := record.all("scale"):
+        fields["scale"] = min(scales)
+    return fields

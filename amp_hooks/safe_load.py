@@ -1,0 +1,69 @@
+"""Let torch's weights_only loading read MMEngine checkpoints, and nothing else new.
+
+On torch >= 2.6 ``torch.load`` refuses globals that are not on its list, and MMEngine
+0.10.x checkpoints hold some: the log history (``HistoryBuffer`` with numpy arrays,
+mmengine#1650, #1655). They are put on the list here, so that protection stays on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
+
+# Classes whose own plain methods a checkpoint may name. They are pickled by MMEngine as
+# ``getattr(HistoryBuffer, 'mean')`` and ``getattr(OneCycleLR, '_annealing_cos')``.
+_METHOD_OWNERS = (HistoryBuffer, OneCycleLR, OneCycleParamScheduler)
+
+
+def _getattr_of_known_classes(owner: Any, name: str) -> Any:
+    """Stands in for ``builtins.getattr`` while a checkpoint is unpickled.
+
+    Raises:
+        AttributeError: If anything is asked for but a method that one of the known
+            classes defines itself.
+    """
+    method = None
+    if any(owner is known for known in _METHOD_OWNERS) and isinstance(name, str):
+        method = inspect.getattr_static(owner, name, None)
+        if isinstance(method, (staticmethod, classmethod)):
+            method = method.__func__
+    if name.startswith("__") or not inspect.isfunction(method):
+        raise AttributeError(
+            f"the checkpoint asks for {name!r} of {owner!r}, which no MMEngine "
+            "checkpoint needs; it is refused. Load the file only if you trust it."
+        )
+    return getattr(owner, name)
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Make ``torch.load(..., weights_only=True)`` accept stock MMEngine checkpoints.
+
+    Affects the whole process and may be called again. On versions of torch without
+    such a list there is nothing to do.
+    """
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return
+    core = "numpy._core" if hasattr(np, "_core") else "numpy.core"
+    multiarray = getattr(np, "_core", None) or np.core
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            OneCycleLR,
+            OneCycleParamScheduler,
+            (_getattr_of_known_classes, "builtins.getattr"),
+            np.ndarray,
+            np.dtype,
+            # Pickles name numpy's private modules as they were where they were written.
+            *(
+                (getattr(multiarray.multiarray, name), f"{module}.multiarray.{name}")
+                for name in ("_reconstruct", "scalar")
+                for module in {core, "numpy.core", "numpy._core"}
+            ),
+            *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"},
+        ]
+    )

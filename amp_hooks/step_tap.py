@@ -1,0 +1,107 @@
+"""See the gradients where they can be seen: around ``optim_wrapper.step``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch import Tensor
+
+from .core.gradnorm import parameter_grad_norms
+from .core.recorder import FlightRecorder
+
+# Called with (optimizer name, wrapper, per-parameter norms, loss scale or None).
+GradientListener = Callable[[str, OptimWrapper, Tensor, "Tensor | None"], None]
+
+
+def iter_wrappers(optim_wrapper: Any) -> Iterator[tuple[str, OptimWrapper]]:
+    """Yield ``(name, wrapper)``; a single optimizer has the name ``''``."""
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        yield from optim_wrapper.items()
+    else:
+        yield "", optim_wrapper
+
+
+def trained_parameters(wrapper: OptimWrapper) -> list[Tensor]:
+    """The optimizer's parameters, in its own order."""
+    return [p for group in wrapper.optimizer.param_groups for p in group["params"]]
+
+
+def active_scaler(wrapper: OptimWrapper) -> Any:
+    """The wrapper's GradScaler, or ``None`` if there is none or it is disabled."""
+    scaler = getattr(wrapper, "loss_scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+class StepTap:
+    """Wraps ``step`` of each optimizer once and notes scale and overflow.
+
+    ``OptimWrapper.update_params`` runs backward, step and zero_grad in one go, so no
+    hook event ever sees a gradient. Nothing here changes a gradient or waits for one.
+
+    Args:
+        recorder: Gets ``scale``, ``scale_next`` and ``found_inf`` of each step.
+    """
+
+    def __init__(self, recorder: FlightRecorder) -> None:
+        self.recorder = recorder
+        self.listeners: list[GradientListener] = []
+        self._wrapped: list[OptimWrapper] = []
+
+    def attach(self, optim_wrapper: Any) -> None:
+        """Wrap every optimizer that is not wrapped yet.
+
+        Raises:
+            TypeError: An optimizer wrapper is of a kind whose gradients are not ours
+                to see (Apex, DeepSpeed and others with an engine of their own).
+        """
+        for name, wrapper in iter_wrappers(optim_wrapper):
+            if wrapper in self._wrapped:
+                continue
+            kind = type(wrapper).__name__
+            if not isinstance(wrapper, OptimWrapper) or kind == "ApexOptimWrapper":
+                raise TypeError(
+                    f"amp_hooks cannot watch optim_wrapper type {kind!r}: it keeps "
+                    "gradients and loss scale to itself. Use OptimWrapper, "
+                    "AmpOptimWrapper or OptimWrapperDict."
+                )
+            self._wrap(name, wrapper)
+            self._wrapped.append(wrapper)
+
+    def detach(self) -> None:
+        """Give every optimizer its own ``step`` back."""
+        for wrapper in self._wrapped:
+            del wrapper.step
+        self._wrapped.clear()
+
+    def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
+        original = wrapper.step
+
+        def step(**kwargs: Any) -> None:
+            scaler = active_scaler(wrapper)
+            found_inf = self._before(name, wrapper, scaler)
+            original(**kwargs)
+            if scaler is not None:
+                for value in found_inf.get("found_inf_per_device", {}).values():
+                    self.recorder.note("found_inf", value.reshape(()), name)
+                self.recorder.note("scale_next", scaler._scale.reshape(()), name)
+
+        wrapper.step = step
+
+    def _before(self, name: str, wrapper: OptimWrapper, scaler: Any) -> dict:
+        scale = scaler._scale if scaler is not None else None
+        if scale is not None:
+            # update() writes to it in place, so what the step used is copied now.
+            self.recorder.note("scale", scale.detach().reshape(()).clone(), name)
+        if scale is None or self.listeners:
+            norms = parameter_grad_norms(trained_parameters(wrapper))
+            if norms is not None:
+                if scale is None:
+                    bad = ~torch.isfinite(norms).all()
+                    self.recorder.note("found_inf", bad.float(), name)
+                for listener in self.listeners:
+                    listener(name, wrapper, norms, scale)
+        # GradScaler replaces this dict in update(); the old one keeps its verdict.
+        return scaler._per_optimizer_states[id(wrapper.optimizer)] if scaler else {}

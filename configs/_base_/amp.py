@@ -1,0 +1,16 @@
+# Mixed precision as MMDetection users switch it on: FP16, dynamic loss scale,
+# gradients clipped to a norm of 35. On a machine without an accelerator the FP16
+# arithmetic is rehearsed on the CPU.
+#
+# Inherit it and give an optimizer:
+#   _base_ = ['.../amp.py']
+#   optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9))
+from mmengine.device import get_device
+
+optim_wrapper = dict(
+    type='amp_hooks.CpuAmpOptimWrapper' if get_device() == 'cpu' else 'AmpOptimWrapper',
+    dtype='float16',
+    loss_scale='dynamic',
+    clip_grad=dict(max_norm=35, norm_type=2))
+
+del get_device

@@ -1,0 +1,58 @@
+import json
+import os
+
+import pytest
+
+from amp_hooks.core.files import publish, write_text
+from amp_hooks.core.ledger import Ledger
+
+
+def refuse(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def read(path):
+    with open(path) as f:
+        return [json.loads(line, parse_constant=refuse) for line in f]
+
+
+def test_strict_json_one_object_a_line(tmp_path):
+    ledger = Ledger(str(tmp_path / "made" / "stability.jsonl"))
+    ledger.write(3, "overflow", "HEALTHY", loss=float("nan"), scales=[float("inf")])
+    ledger.write(4, "rollback", "FORWARD_NONFINITE", nested={"x": float("-inf")})
+    assert read(ledger.path) == [
+        dict(iter=3, event="overflow", verdict="HEALTHY", loss="nan", scales=["inf"]),
+        dict(
+            iter=4, event="rollback", verdict="FORWARD_NONFINITE", nested={"x": "-inf"}
+        ),
+    ]
+
+
+def test_growth_is_bounded(tmp_path):
+    ledger = Ledger(str(tmp_path / "stability.jsonl"), max_events=3)
+    for i in range(10):
+        ledger.write(i, "overflow", "SCALE_OVERFLOW")
+    lines = read(ledger.path)
+    assert [line["event"] for line in lines] == ["overflow"] * 3 + ["truncated"]
+
+
+def test_no_file_without_an_event(tmp_path):
+    Ledger(str(tmp_path / "stability.jsonl"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_write_leaves_the_old_text(tmp_path):
+    path = tmp_path / "last_checkpoint"
+    write_text(str(path), "old")
+    (tmp_path / "last_checkpoint.tmp").mkdir()  # the temporary cannot be opened
+    with pytest.raises(OSError, match="last_checkpoint.tmp"):
+        write_text(str(path), "new")
+    assert path.read_text() == "old"
+
+
+def test_publish_replaces(tmp_path):
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    publish(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_text() == "new"
+    assert os.listdir(tmp_path) == ["b"]

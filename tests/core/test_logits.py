@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+
+from amp_hooks.core.logits import clamp_logits, headroom_bits, logit_stats
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "absmax", "nonfinite"),
+    [
+        ([1.0, -3.0], 3.0, 0.0),
+        ([1.0, INF], 1.0, 1.0),
+        ([-INF, -2.0], 2.0, 1.0),
+        ([NAN, 0.5], 0.5, 1.0),
+        ([NAN, INF], 0.0, 1.0),
+        ([], 0.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_stats(values, absmax, nonfinite, dtype):
+    got = logit_stats(torch.tensor(values, dtype=dtype))
+    assert [x.item() for x in got] == [absmax, nonfinite]
+
+
+def test_stats_of_many_large_values_do_not_overflow():
+    x = torch.full((70000,), 65504.0, dtype=torch.float16)
+    assert [s.item() for s in logit_stats(x)] == [65504.0, 0.0]
+
+
+def test_clamp_inside_the_limit_is_bit_identical_forward_and_backward():
+    torch.manual_seed(0)
+    x = torch.randn(1000, requires_grad=True)
+    weight = torch.randn(1000)
+    (plain,) = torch.autograd.grad((x * weight).sum(), x)
+    clamped, fraction = clamp_logits(x, 100.0)
+    (through,) = torch.autograd.grad((clamped * weight).sum(), x)
+    assert torch.equal(clamped, x)
+    assert torch.equal(plain, through)
+    assert fraction.item() == 0.0
+
+
+def test_clamp_outside_the_limit():
+    x = torch.tensor([INF, -INF, 150.0, 5.0, NAN], requires_grad=True)
+    clamped, fraction = clamp_logits(x, 100.0)
+    assert clamped[:4].tolist() == [100.0, -100.0, 100.0, 5.0]
+    assert math.isnan(clamped[4])  # NaN is not hidden
+    assert fraction.item() == pytest.approx(3 / 5)
+    (grad,) = torch.autograd.grad(clamped[:4].sum(), x)
+    assert grad[:4].tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_headroom():
+    assert headroom_bits(65504.0) == 0.0
+    assert headroom_bits(65504.0 * 4) == -2.0
+    assert headroom_bits(0.0) == 24.0
