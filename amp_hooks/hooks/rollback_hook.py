@@ -46,9 +46,10 @@ class RollbackHook(AmpHook):
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
             (0, 1]; the scale is not taken below 1. Defaults to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
-            rest of every schedule, at a rollback, in (0, 1]. Defaults to 0.5.
+            rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
+            when training diverges. Defaults to 0.1.
         max_rollbacks (int): In the whole run, resumes included. The next one that is
-            needed raises TrainingDivergedError. Defaults to 5.
+            needed raises TrainingDivergedError. Defaults to 3.
         keep (int): Snapshots kept, in memory and on disk. Defaults to 2.
 
     Raises:
@@ -67,8 +68,8 @@ class RollbackHook(AmpHook):
         interval: int = 500,
         patience: int = 3,
         scale_factor: float = 0.5,
-        lr_factor: float = 0.5,
-        max_rollbacks: int = 5,
+        lr_factor: float = 0.1,
+        max_rollbacks: int = 3,
         keep: int = 2,
     ) -> None:
         owner = "RollbackHook"

@@ -5,6 +5,6 @@ custom_hooks = [
     dict(type='amp_hooks.ClsScoreMonitorHook'),
     dict(type='amp_hooks.GradNormMonitorHook'),
     dict(type='amp_hooks.HeadClampHook'),
-    dict(type='amp_hooks.RollbackHook', interval=500),
+    dict(type='amp_hooks.RollbackHook', interval=200),
     dict(type='amp_hooks.StabilityPanelHook', interval=10),
 ]

@@ -16,25 +16,25 @@ model = dict(
         init_cfg=None),
     neck=dict(
         in_channels=[32, 64, 128, 256],
-        out_channels=64,
-        norm_cfg=dict(type='BN', requires_grad=True)),
+        out_channels=64),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
         anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(
+            out_channels=64, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10)),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=200, max_per_img=200),
-        rcnn=dict(sampler=dict(num=128))),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)))
 
 max_iters = 800
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
 optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001))
+    optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters),

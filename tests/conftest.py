@@ -1,0 +1,54 @@
+"""Shared fixtures: a small digits set, and real runners built from our configs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import helpers
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """24 + 8 images of 64 pixels, made by the script that users run."""
+    out = tmp_path_factory.mktemp("digits")
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts/make_digits.py"), "--out", str(out)]
+        + ["--size", "64", "--train", "24", "--val", "8"],
+        check=True,
+        capture_output=True,
+    )
+    return out
+
+
+@pytest.fixture
+def build(digits, tmp_path):
+    """``build('faster_rcnn', ...)`` makes a real Runner in a folder of its own."""
+    made = []
+
+    def make(detector, **options):
+        work_dir = options.pop("work_dir", tmp_path / f"run{len(made)}")
+        runner = helpers.build_runner(detector, digits, work_dir, **options)
+        made.append(runner)
+        return runner
+
+    yield make
+    for runner in made:
+        runner.visualizer.close()
+
+
+@pytest.fixture(autouse=True)
+def _same_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    # Two threads on two cores gain little at this size and make timings erratic.
+    monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)

@@ -1,0 +1,151 @@
+"""Real runners from the project's own configs, and faults that really happen."""
+
+import json
+import uuid
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {
+    "faster_rcnn": "configs/digits/faster-rcnn_r18_fpn_fp16.py",
+    "faster_rcnn_hot": "configs/digits/faster-rcnn_r18_fpn_fp16_hot.py",
+    "retinanet": "configs/digits/retinanet_r18_fpn_fp16_stability.py",
+}
+SUITE = [
+    dict(type="amp_hooks.LossScaleMonitorHook"),
+    dict(type="amp_hooks.ClsScoreMonitorHook"),
+    dict(type="amp_hooks.GradNormMonitorHook"),
+    dict(type="amp_hooks.HeadClampHook"),
+    dict(type="amp_hooks.RollbackHook", interval=4),
+    dict(type="amp_hooks.StabilityPanelHook", interval=2),
+]
+
+
+def make_config(
+    detector, data, work_dir, *, iters=None, epochs=None, hooks=(), precision="float16",
+    accumulate=1, ema=True, options=None,
+):
+    """A config of the project, made small: 64-pixel images, narrow layers."""
+    cfg = Config.fromfile(ROOT / CONFIGS[detector])
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = uuid.uuid4().hex  # the message hub is global by name
+    cfg.log_level = "ERROR"
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.batch_size = 2
+        loader.dataset.data_root = str(data)
+        for step in loader.dataset.pipeline:
+            if step.type == "Resize":
+                step.scale = (64, 64)
+    cfg.val_evaluator.ann_file = str(data / "val.json")
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+    cfg.model.backbone.base_channels = 8
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    if iters is not None:
+        cfg.train_cfg = dict(
+            type="IterBasedTrainLoop", max_iters=iters, val_interval=10**6
+        )
+        cfg.train_dataloader.sampler = dict(type="InfiniteSampler", shuffle=True)
+        cfg.log_processor.by_epoch = False
+        cfg.default_hooks.checkpoint.by_epoch = False
+        cfg.default_hooks.checkpoint.interval = 10**6
+    if epochs is not None:
+        cfg.train_cfg = dict(
+            type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=10**6
+        )
+        cfg.train_dataloader.sampler = dict(type="DefaultSampler", shuffle=True)
+        cfg.log_processor.by_epoch = True
+    cfg.param_scheduler = [
+        dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=200)
+    ]
+    if precision == "float32":
+        cfg.optim_wrapper.type = "OptimWrapper"
+        for key in ("dtype", "loss_scale"):
+            cfg.optim_wrapper.pop(key)
+    else:
+        cfg.optim_wrapper.dtype = precision
+    cfg.optim_wrapper.accumulative_counts = accumulate
+    if not ema:
+        cfg.default_hooks.pop("ema")
+    cfg.custom_hooks = [dict(hook) for hook in hooks]
+    if options:
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def build_runner(detector, data, work_dir, **kwargs):
+    """A Runner; its final validation is left out unless ``validate=True``."""
+    validate = kwargs.pop("validate", False)
+    cfg = make_config(detector, data, work_dir, **kwargs)
+    if not validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return Runner.from_cfg(cfg)
+
+
+def losses(runner):
+    """The loss of every iteration so far."""
+    return runner.message_hub.get_scalar("train/loss").data[0].tolist()
+
+
+def state(runner):
+    """Every number that training has learned, as one flat dict of copies."""
+    from amp_hooks.core.finite import named_tensors
+    from amp_hooks.snapshot import learned_state
+
+    return {n: t.detach().clone() for n, t in named_tensors(learned_state(runner))}
+
+
+def ledger(runner, event=None):
+    """The ledger's lines, read strictly."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    path = Path(runner.log_dir) / "stability.jsonl"
+    if not path.exists():
+        return []
+    lines = [
+        json.loads(line, parse_constant=refuse)
+        for line in path.read_text().splitlines()
+    ]
+    return [line for line in lines if event in (None, line["event"])]
+
+
+def hook_of(runner, name):
+    """The runner's hook of that class."""
+    (hook,) = [h for h in runner.hooks if type(h).__name__ == name]
+    return hook
+
+
+@HOOKS.register_module()
+class BreakHook(Hook):
+    """Breaks something real at given iterations (of ``runner.iter``).
+
+    ``what``: 'images' makes the batch infinite, so that the forward pass and the
+    BatchNorm statistics are poisoned; 'weight' multiplies the named parameter by
+    ``factor`` once; 'nan_weight' and 'nan_buffer' put one NaN into it.
+    """
+
+    priority = 20  # before the hooks of the suite
+
+    def __init__(self, what, at, name="", factor=1.0):
+        self.what, self.at, self.name, self.factor = what, list(at), name, factor
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter not in self.at:
+            return
+        model = getattr(runner.model, "module", runner.model)
+        if self.what == "images":
+            data_batch["inputs"] = [x.float() * float("inf") for x in
+                                    data_batch["inputs"]]
+            return
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        with torch.no_grad():
+            if self.what == "weight":
+                tensors[self.name].mul_(self.factor)
+            else:
+                tensors[self.name].view(-1)[0] = float("nan")

@@ -1,0 +1,43 @@
+"""Promise 1: watching changes nothing."""
+
+import pytest
+import torch
+
+from tests import helpers
+
+
+@pytest.mark.parametrize(
+    ("detector", "loop", "precision", "accumulate"),
+    [
+        ("faster_rcnn", dict(iters=6), "float32", 1),
+        ("retinanet", dict(epochs=1), "float32", 1),
+        ("faster_rcnn", dict(epochs=1), "float16", 1),
+        ("retinanet", dict(iters=7), "float16", 3),
+        ("retinanet", dict(iters=6), "bfloat16", 1),
+    ],
+)
+def test_losses_and_state_with_every_hook_equal_those_without(
+    build, detector, loop, precision, accumulate
+):
+    runs = []
+    for hooks in ([], helpers.SUITE):
+        runner = build(
+            detector, **loop, precision=precision, accumulate=accumulate, hooks=hooks
+        )
+        runner.train()
+        runs.append((helpers.losses(runner), helpers.state(runner)))
+        assert (helpers.ledger(runner, "rollback") == []) and len(runner.hooks) >= 7
+    (plain_losses, plain), (watched_losses, watched) = runs
+    assert watched_losses == plain_losses
+    assert plain.keys() == watched.keys()
+    assert [n for n in plain if not torch.equal(plain[n], watched[n])] == []
+
+
+def test_nothing_stays_attached(build):
+    runner = build("faster_rcnn", iters=2, hooks=helpers.SUITE)
+    runner.train()
+    for name, module in runner.model.named_modules():
+        assert not module._forward_hooks, name
+        assert not module._forward_pre_hooks, name
+        assert not {"loss_by_feat", "loss_and_target"} & set(vars(module)), name
+    assert "step" not in vars(runner.optim_wrapper)
