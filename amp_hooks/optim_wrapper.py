@@ -37,7 +37,8 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
     ``nn.MultiheadAttention`` is rounded at its ends only; and speed and memory are
     those of FP32.
 
-    With ``dtype='bfloat16'`` it is plain ``torch.autocast('cpu')``.
+    With ``dtype='bfloat16'`` it is plain ``torch.autocast('cpu')``. mmcv's NMS refuses
+    bfloat16 on a CPU, so two-stage detectors cannot train that way there.
 
     Args:
         loss_scale (float or str or dict): ``'dynamic'``, a static scale as a float, or

@@ -105,8 +105,8 @@ class RollbackFiles:
                 meta=dict(epoch=runner.epoch, iter=runner.iter),
                 by_epoch=False,
             )
-            bad = nonfinite_in(_load_checkpoint(temporary, map_location="cpu"), ignore)
-            if bad:
+            written = _load_checkpoint(temporary, map_location="cpu", logger="silent")
+            if bad := nonfinite_in(written, ignore):
                 raise RuntimeError(f"not finite after reading it back: {bad[:5]}")
             publish(temporary, path)
         finally:

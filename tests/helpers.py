@@ -27,13 +27,23 @@ SUITE = [
 
 
 def make_config(
-    detector, data, work_dir, *, iters=None, epochs=None, hooks=(), precision="float16",
-    accumulate=1, ema=True, options=None,
+    detector,
+    data,
+    work_dir,
+    *,
+    iters=None,
+    epochs=None,
+    hooks=(),
+    precision="float16",
+    accumulate=1,
+    ema=True,
+    options=None,
 ):
     """A config of the project, made small: 64-pixel images, narrow layers."""
     cfg = Config.fromfile(ROOT / CONFIGS[detector])
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = uuid.uuid4().hex  # the message hub is global by name
+    cfg.visualizer.name = cfg.experiment_name  # and so is the visualizer
     cfg.log_level = "ERROR"
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.batch_size = 2
@@ -99,19 +109,20 @@ def state(runner):
     return {n: t.detach().clone() for n, t in named_tensors(learned_state(runner))}
 
 
-def ledger(runner, event=None):
-    """The ledger's lines, read strictly."""
+def read_ledger(path):
+    """The lines of a ledger, read strictly."""
 
     def refuse(name):
         raise ValueError(f"{name} is not JSON")
 
+    lines = Path(path).read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def ledger(runner, event=None):
+    """The events of a runner."""
     path = Path(runner.log_dir) / "stability.jsonl"
-    if not path.exists():
-        return []
-    lines = [
-        json.loads(line, parse_constant=refuse)
-        for line in path.read_text().splitlines()
-    ]
+    lines = read_ledger(path) if path.exists() else []
     return [line for line in lines if event in (None, line["event"])]
 
 
@@ -140,8 +151,9 @@ class BreakHook(Hook):
             return
         model = getattr(runner.model, "module", runner.model)
         if self.what == "images":
-            data_batch["inputs"] = [x.float() * float("inf") for x in
-                                    data_batch["inputs"]]
+            data_batch["inputs"] = [
+                x.float() * float("inf") for x in data_batch["inputs"]
+            ]
             return
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():

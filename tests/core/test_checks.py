@@ -7,7 +7,9 @@ from amp_hooks.core import checks
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_int_too_small_names_argument_value_and_remedy(value):
-    with pytest.raises(ValueError, match=rf"RollbackHook: interval .* got {value}.*Set"):
+    with pytest.raises(
+        ValueError, match=rf"RollbackHook: interval .* got {value}.*Set"
+    ):
         checks.check_int("RollbackHook", "interval", value, 1)
 
 

@@ -35,9 +35,7 @@ def test_table(forward, grads, scaler, floor, expected):
 
 def test_gravest_finding_wins_over_everything_else():
     for f, g, s, fl in itertools.product([True, False], repeat=4):
-        rest = dict(
-            forward_finite=f, grads_finite=g, has_scaler=s, scale_at_floor=fl
-        )
+        rest = dict(forward_finite=f, grads_finite=g, has_scaler=s, scale_at_floor=fl)
         assert judge(**rest, state_finite=False) is V.STATE_NONFINITE
         assert judge(**rest, raised=True) is V.RAISED
         assert judge(**rest, raised=True, state_finite=False) is V.RAISED

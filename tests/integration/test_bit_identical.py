@@ -26,7 +26,7 @@ def test_losses_and_state_with_every_hook_equal_those_without(
         )
         runner.train()
         runs.append((helpers.losses(runner), helpers.state(runner)))
-        assert (helpers.ledger(runner, "rollback") == []) and len(runner.hooks) >= 7
+        assert helpers.ledger(runner, "rollback") == []
     (plain_losses, plain), (watched_losses, watched) = runs
     assert watched_losses == plain_losses
     assert plain.keys() == watched.keys()

@@ -1,0 +1,243 @@
+"""A killed run goes on from the newest verified checkpoint."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import find_latest_checkpoint
+
+from amp_hooks.core.finite import nonfinite_names
+from amp_hooks.safe_load import allow_mmengine_checkpoints
+from tests import helpers
+
+ROOT = helpers.ROOT
+CLS = "bbox_head.retina_cls.weight"
+
+
+def suite(at, **rollback):
+    return [
+        dict(type="BreakHook", what="nan_weight", name=CLS, at=at),
+        *helpers.SUITE[:4],
+        dict(type="amp_hooks.RollbackHook", **{"interval": 4, **rollback}),
+        dict(type="amp_hooks.StabilityPanelHook", interval=2),
+    ]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.time() + seconds
+    while time.time() < end:
+        if condition():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    raise AssertionError("waited too long")
+
+
+@pytest.mark.parametrize(
+    "loop", [dict(iters=10**6), dict(epochs=10**6)], ids=["iter", "epoch"]
+)
+def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
+    """A real process, killed for real; then ``--resume`` and nothing else."""
+    work_dir = tmp_path / "work"
+    cfg = helpers.make_config(
+        "retinanet", digits, work_dir, hooks=suite(at=[5]), **loop
+    )
+    cfg.custom_imports = dict(imports=["tests.helpers"])
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.dump(tmp_path / "config.py")
+    train = [
+        sys.executable,
+        str(ROOT / "scripts/train.py"),
+        str(tmp_path / "config.py"),
+    ]
+    train += ["--work-dir", str(work_dir)]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    process = subprocess.Popen(
+        train, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with process:
+        after_rollback = work_dir / "rollback" / "iter_6.pth"
+        wait_for(after_rollback.exists, process)
+        wait_for(lambda: "iter_6" in pointer(work_dir), process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    newest = find_latest_checkpoint(str(work_dir))
+    saved = torch_load(newest)
+    iteration = saved["meta"]["iter"]
+    assert saved["amp_hooks"]["RollbackHook"] == dict(rollbacks=1, lr_factor=0.1)
+    assert nonfinite_names(saved["state_dict"]) == []
+    assert nonfinite_names(saved["optimizer"]) == []
+
+    stop = iteration + 3
+    loop = dict(iters=stop) if "iters" in loop else dict(epochs=1)
+    options = [f"train_cfg.max_iters={stop}"]
+    if "epochs" in loop:
+        options = [f"train_cfg.max_epochs={saved['meta']['epoch'] + 1}"]
+    # The script as a user calls it, in a fresh process.
+    done = subprocess.run(
+        [*train, "--resume", "--cfg-options", *options],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = [
+        line
+        for path in sorted(work_dir.glob("*/stability.jsonl"))
+        for line in helpers.read_ledger(path)
+    ]
+    (resume,) = [e for e in events if e["event"] == "resume"]
+    assert resume["iter"] == iteration
+    assert (resume["rollbacks"], resume["lr_factor"]) == (1, 0.1)
+    final = torch_load(find_latest_checkpoint(str(work_dir)))
+    assert final["meta"]["iter"] > iteration
+    assert final["amp_hooks"]["RollbackHook"] == dict(rollbacks=1, lr_factor=0.1)
+
+
+def pointer(work_dir):
+    path = Path(work_dir) / "last_checkpoint"
+    return path.read_text() if path.exists() else ""
+
+
+def torch_load(path):
+    allow_mmengine_checkpoints()
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def test_everything_is_kept(build, tmp_path):
+    """Iteration, weights, optimizer, loss scale, EMA, LR and rollback count."""
+    work = dict(work_dir=tmp_path / "work", iters=9)
+    first = build("retinanet", hooks=suite(at=[5]), **work)
+    first.train()
+    # What the run was at iteration 8 is in the newest rollback checkpoint.
+    path = tmp_path / "work" / "rollback" / "iter_8.pth"
+    (tmp_path / "work" / "last_checkpoint").write_text(str(path))
+    saved = torch_load(path)
+    second = build("retinanet", hooks=suite(at=[]), **dict(work, iters=8))
+    second._resume = True
+    second.train()
+    assert second.iter == 8
+    wrapper = second.optim_wrapper
+    assert wrapper.get_lr()["lr"][0] == saved["optimizer"]["param_groups"][0]["lr"]
+    assert wrapper.get_lr()["lr"][0] < 0.0002
+    assert wrapper.loss_scaler.get_scale() == saved["optimizer"]["loss_scaler"]["scale"]
+    rollback = helpers.hook_of(second, "RollbackHook")
+    assert (rollback.rollbacks, rollback.total_lr_factor) == (1, 0.1)
+    state = helpers.state(second)
+    # mmengine writes the EMA weights as state_dict and the live ones as the EMA's.
+    for name, value in saved["ema_state_dict"].items():
+        if name.startswith("module."):
+            assert torch.equal(state["model." + name[7:]], value), name
+    moments = saved["optimizer"]["state"]
+    for i, of_parameter in wrapper.optimizer.state_dict()["state"].items():
+        for key, value in of_parameter.items():
+            assert torch.equal(value, moments[i][key])
+
+
+def test_rollbacks_are_counted_over_a_resume(build, tmp_path):
+    from amp_hooks import TrainingDivergedError
+
+    work = dict(work_dir=tmp_path / "work")
+    hooks = suite(at=[5, 9], max_rollbacks=1)
+    build("retinanet", hooks=hooks, iters=8, **work).train()
+    second = build("retinanet", hooks=hooks, iters=20, **work)
+    second._resume = True
+    with pytest.raises(TrainingDivergedError, match="iteration 9.*1 rollbacks"):
+        second.train()
+
+
+def test_loads_without_the_hooks_and_plain_checkpoints_load_with_them(build, tmp_path):
+    with_hooks = dict(work_dir=tmp_path / "a", iters=5)
+    build("retinanet", hooks=suite(at=[]), **with_hooks).train()
+    plain = build("retinanet", hooks=[], **dict(with_hooks, iters=7))
+    plain._resume = True
+    plain.train()
+    assert plain.iter == 7
+
+    without = dict(work_dir=tmp_path / "b", iters=5)
+    build("retinanet", hooks=[], **without).train()
+    guarded = build("retinanet", hooks=suite(at=[]), **dict(without, iters=7))
+    guarded._resume = True
+    guarded.train()
+    assert guarded.iter == 7
+    assert helpers.hook_of(guarded, "RollbackHook").rollbacks == 0
+
+
+class Foreign:
+    """Pickles as a call of a function that no checkpoint needs."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        Foreign(os.system, "true"),
+        Foreign(eval, "1 + 1"),
+        Foreign(getattr, pickle.Unpickler, "load"),
+        Foreign(getattr, HistoryBuffer, "__init__"),
+        Foreign(getattr, HistoryBuffer, "_statistics_methods"),
+    ],
+    ids=lambda f: f"{f.call[0].__name__}-{f.call[1][-1]}",
+)
+def test_weights_only_protection_stays_on(tmp_path, foreign):
+    """A foreign global, and getattr for anything but the log history's methods."""
+    allow_mmengine_checkpoints()
+    path = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {}, "message_hub": foreign}, path)
+    with pytest.raises((pickle.UnpicklingError, AttributeError)):
+        torch.load(path)
+
+
+def test_getattr_serves_the_log_history(tmp_path):
+    allow_mmengine_checkpoints()
+    path = tmp_path / "stock.pth"
+    torch.save({"x": Foreign(getattr, HistoryBuffer, "mean")}, path)
+    assert torch.load(path)["x"] is HistoryBuffer.mean
+
+
+SCHEDULERS = [
+    dict(type="ConstantLR", factor=0.5, begin=0, end=3),
+    dict(type="LinearLR", start_factor=0.1, begin=0, end=3),
+    dict(type="MultiStepLR", milestones=[2], gamma=0.1),
+    dict(type="StepLR", step_size=2),
+    dict(type="ExponentialLR", gamma=0.9),
+    dict(type="CosineAnnealingLR", T_max=5, eta_min=1e-5),
+    dict(
+        type="CosineRestartLR", periods=[3, 3], restart_weights=[1, 0.5], eta_min=1e-5
+    ),
+    dict(type="PolyLR", power=0.9, end=6),
+    dict(type="OneCycleLR", eta_max=0.01, total_steps=20),
+]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: s["type"])
+def test_resume_with_every_scheduler(build, tmp_path, scheduler):
+    """Some schedulers put functions of theirs into the checkpoint."""
+    options = {"param_scheduler": [dict(scheduler, by_epoch=False)]}
+    work = dict(work_dir=tmp_path / "work", options=options)
+    hooks = [dict(type="amp_hooks.RollbackHook", interval=2)]
+    build("retinanet", iters=3, hooks=hooks, **work).train()
+    runner = build("retinanet", iters=5, hooks=hooks, **work)
+    runner._resume = True
+    runner.train()
+    assert runner.iter == 5
+
+
+def test_config_survives_a_dump(digits, tmp_path):
+    cfg = helpers.make_config("retinanet", digits, tmp_path, hooks=suite(at=[]))
+    cfg.dump(tmp_path / "c.py")
+    assert Config.fromfile(tmp_path / "c.py").custom_hooks == cfg.custom_hooks
