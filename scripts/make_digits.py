@@ -7,7 +7,7 @@ pixels, 10 classes), the backgrounds crops of its two bundled photographs. Nothi
 downloaded. Training and validation share neither digits nor background: the left part
 of each photograph and some of the digits are for training, the rest for validation.
 
-Every image holds 1 to 3 digits, small (a tenth of the image) to large (half of it), and
+Every image holds 1 to 3 digits, small (a seventh of the image) to large (half of it), and
 they may overlap by up to 30%. The annotations are COCO files. The same arguments give
 the same files, byte for byte.
 """
@@ -46,7 +46,7 @@ def background(rng: np.random.Generator, photos: list, size: int) -> np.ndarray:
 def paste(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray) -> list[int]:
     """Paint a digit at a random place, and return its tight (x, y, w, h) box."""
     size = image.shape[0]
-    side = int(size * np.exp(rng.uniform(np.log(0.14), np.log(0.55))))
+    side = int(size * np.exp(rng.uniform(np.log(0.18), np.log(0.55))))
     alpha = cv2.resize(ink / 16.0, (side, side), interpolation=cv2.INTER_CUBIC)
     alpha = np.clip(alpha, 0, 1)
     ys, xs = np.where(alpha > 0.3)

@@ -143,11 +143,12 @@ class BreakHook(Hook):
 
     priority = 20  # before the hooks of the suite
 
-    def __init__(self, what, at, name="", factor=1.0):
+    def __init__(self, what, at, name="", factor=1.0, rank=None):
+        self.rank = rank
         self.what, self.at, self.name, self.factor = what, list(at), name, factor
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter not in self.at:
+        if runner.iter not in self.at or self.rank not in (None, runner.rank):
             return
         model = getattr(runner.model, "module", runner.model)
         if self.what == "images":

@@ -1,0 +1,99 @@
+"""``type='amp_hooks.X'`` builds from anywhere, by config alone."""
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+import amp_hooks
+from amp_hooks.registry import HOOKS, OPTIM_WRAPPERS
+
+NAMES = [n for n in amp_hooks.__all__ if n.endswith("Hook")]
+
+
+@pytest.mark.parametrize("scope", [None, "mmengine", "mmdet", "nowhere"])
+def test_builds_from_any_default_scope_without_imports(scope):
+    """A fresh process that has never heard of amp_hooks."""
+    code = f"""
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, init_default_scope
+if {scope!r}:
+    init_default_scope({scope!r})
+for name in {NAMES}:
+    assert type(HOOKS.build(dict(type='amp_hooks.' + name))).__name__ == name
+assert OPTIM_WRAPPERS.get('amp_hooks.CpuAmpOptimWrapper') is not None
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_import_needs_neither_mmdet_nor_mmcv_nor_tensorboard():
+    code = """
+import sys
+for name in ('mmdet', 'mmcv', 'tensorboard', 'torch.utils.tensorboard'):
+    sys.modules[name] = None
+import amp_hooks
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_core_imports_torch_only():
+    code = """
+import sys
+sys.modules['mmengine'] = None
+import importlib.util, pathlib, types
+root = pathlib.Path('amp_hooks')
+package = types.ModuleType('amp_hooks'); package.__path__ = [str(root)]
+sys.modules['amp_hooks'] = package
+import importlib
+for path in (root / 'core').glob('*.py'):
+    importlib.import_module('amp_hooks.core.' + path.stem)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def documented():
+    classes = [HOOKS.get(n) for n in NAMES] + [OPTIM_WRAPPERS.get("CpuAmpOptimWrapper")]
+    for cls in classes:
+        for name, parameter in inspect.signature(cls.__init__).parameters.items():
+            if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
+                yield pytest.param(
+                    cls, name, parameter.default, id=f"{cls.__name__}-{name}"
+                )
+
+
+@pytest.mark.parametrize(("cls", "name", "default"), documented())
+def test_documented_defaults_are_the_real_ones(cls, name, default):
+    text = " ".join(inspect.getdoc(cls).split("Args:", 1)[1].split())
+    match = re.search(rf"\b{name} \([^)]*\): .*?Defaults to ('?[\w.+-]+'?)", text)
+    assert match, f"{cls.__name__} does not document {name}"
+    shown = match[1].rstrip(".,")
+    assert shown == repr(default)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_argument_names_the_hook_and_what_there_is(name):
+    with pytest.raises(TypeError, match=f"{name} has no argument 'intervalx'"):
+        HOOKS.build(dict(type=name, intervalx=3))
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "words"),
+    [
+        (dict(type="RollbackHook", interval=0), ValueError, "interval.*at least 1"),
+        (dict(type="RollbackHook", interval="5"), TypeError, "interval.*integer"),
+        (dict(type="RollbackHook", intervall=5), TypeError, "mean 'interval'"),
+        (dict(type="RollbackHook", lr_factor=2), ValueError, "lr_factor.*at most 1"),
+        (dict(type="RollbackHook", patience=0), ValueError, "patience"),
+        (dict(type="StabilityPanelHook", interval=0), ValueError, "interval"),
+        (dict(type="HeadClampHook", limit=-1.0), ValueError, "limit.*greater than 0"),
+        (dict(type="HeadClampHook", when="often"), ValueError, "when.*always"),
+        (dict(type="HeadClampHook", trigger=1.0), ValueError, "trigger.*limit"),
+        (dict(type="ClsScoreMonitorHook", targets=3), TypeError, "targets"),
+        (dict(type="GradNormMonitorHook", groups="x"), TypeError, "groups.*dict"),
+        (dict(type="LossScaleMonitorHook", patience=0.5), TypeError, "patience"),
+    ],
+)
+def test_wrong_arguments_name_argument_and_remedy(config, error, words):
+    with pytest.raises(error, match=words):
+        HOOKS.build(dict(config))

@@ -1,0 +1,170 @@
+"""The scripts, called as a user calls them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from tests import helpers
+
+
+def call(script, *args, check=True):
+    done = subprocess.run(
+        [sys.executable, str(helpers.ROOT / "scripts" / script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def small_set(out, seed=0):
+    call(
+        "make_digits.py",
+        "--out",
+        out,
+        "--size",
+        96,
+        "--train",
+        20,
+        "--val",
+        6,
+        "--seed",
+        seed,
+    )
+    return {
+        p.relative_to(out).as_posix(): p.read_bytes()
+        for p in out.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_digits_are_deterministic_per_seed(tmp_path):
+    first = small_set(tmp_path / "a")
+    assert first == small_set(tmp_path / "b")
+    assert first["train.json"] != small_set(tmp_path / "c", seed=1)["train.json"]
+
+
+def test_digits_are_a_coco_set_of_small_large_and_overlapping_ones(tmp_path):
+    call("make_digits.py", "--out", tmp_path, "--train", 150, "--val", 5)
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(tmp_path / "train.json"))
+    assert len(coco.imgs) == 150
+    assert sorted(coco.cats) == list(range(10))
+    sides, touching = [], 0
+    for image in coco.imgs.values():
+        picture = cv2.imread(str(tmp_path / "train" / image["file_name"]))
+        assert picture.shape == (128, 128, 3)
+        boxes = [a["bbox"] for a in coco.imgToAnns[image["id"]]]
+        assert 1 <= len(boxes) <= 3
+        for x, y, w, h in boxes:
+            assert x >= 0
+            assert y >= 0
+            assert w > 0
+            assert h > 0
+            assert x + w <= 128
+            assert y + h <= 128
+            sides.append(max(w, h))
+        touching += any(
+            a[0] < b[0] + b[2]
+            and b[0] < a[0] + a[2]
+            and a[1] < b[1] + b[3]
+            and b[1] < a[1] + a[3]
+            for i, a in enumerate(boxes)
+            for b in boxes[:i]
+        )
+    assert min(sides) < 24
+    assert max(sides) > 56
+    assert touching >= 5
+
+
+def test_digits_refuse_nonsense(tmp_path):
+    done = call("make_digits.py", "--out", tmp_path, "--train", 0, check=False)
+    assert done.returncode == 2
+    assert "--train must be at least 1" in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["file/work", "/proc/work"])
+def test_a_work_dir_that_cannot_be_written(tmp_path, digits, folder):
+    (tmp_path / "file").write_text("not a folder")
+    cfg = helpers.make_config("retinanet", digits, tmp_path / "w", iters=1)
+    cfg.dump(tmp_path / "c.py")
+    done = call(
+        "train.py", tmp_path / "c.py", "--work-dir", tmp_path / folder, check=False
+    )
+    assert done.returncode == 1
+    assert "--work-dir" in done.stderr
+    assert str(tmp_path / folder) in done.stderr
+
+
+def test_a_config_that_is_not_there():
+    done = call("train.py", "no_such.py", check=False)
+    assert done.returncode == 1
+    assert "no_such.py" in done.stderr
+
+
+def test_rollback_folder_that_cannot_be_written(build, tmp_path):
+    """A work_dir that MMEngine can write its log into, but we no checkpoint."""
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "rollback").write_text("in the way")
+    hooks = [dict(type="amp_hooks.RollbackHook")]
+    runner = build("retinanet", iters=1, hooks=hooks, work_dir=tmp_path / "w")
+    with pytest.raises(OSError, match="RollbackHook cannot write.*work_dir"):
+        runner.train()
+
+
+def test_compare_runs(build, tmp_path):
+    """Reads what two real runs left, and checks the demo's claims against them."""
+    poison = dict(
+        type="BreakHook",
+        what="weight",
+        name="bbox_head.retina_cls.weight",
+        at=[2],
+        factor=1e9,
+    )
+    scale = {"optim_wrapper.loss_scale": dict(init_scale=1e-3, _delete_=True)}
+    stock = build("retinanet", iters=5, hooks=[poison], ema=False, options=scale)
+    stock.train()
+    guarded = build(
+        "retinanet",
+        iters=5,
+        hooks=[
+            poison,
+            *helpers.SUITE[:4],
+            dict(type="amp_hooks.RollbackHook", patience=1),
+        ],
+        validate=True,
+    )
+    guarded.train()
+    pair = [f"stock={stock.work_dir}", f"ours={guarded.work_dir}"]
+    done = call("compare_runs.py", *pair)
+    rows = {
+        cells[1].strip(): [c.strip() for c in cells[2:4]]
+        for cells in (line.split("|") for line in done.stdout.splitlines())
+        if len(cells) > 3
+    }
+    assert rows["iterations with a non-finite loss"] == [
+        "3 of 5 (first 3, last 5)",
+        "1 of 5 (first 3, last 3)",
+    ]
+    assert rows["rollbacks"] == ["0", "1"]
+    assert rows["head clamps"] == ["0", "1"]
+    assert call("compare_runs.py", *pair, "--check", "0").returncode == 0
+    undertrained = call("compare_runs.py", *pair, "--check", "0.9", check=False)
+    assert undertrained.returncode == 1
+    assert "mAP50 0.9" in undertrained.stderr
+    swapped = call("compare_runs.py", *pair[::-1], "--check", "0", check=False)
+    assert "the stock run has a non-finite loss" in swapped.stderr
+
+
+def test_tables_are_json_free_of_surprises(digits):
+    content = json.loads((digits / "train.json").read_text())
+    ids = [a["id"] for a in content["annotations"]]
+    assert ids == list(range(len(ids)))
