@@ -114,4 +114,6 @@ class LogitWatch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._callbacks.clear()
         self.layers.clear()
+        self._model = None

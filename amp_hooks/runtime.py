@@ -143,6 +143,8 @@ class Runtime:
         """Give the model and the optimizers back as they were."""
         self.tap.detach()
         self.logits.close()
+        # They refer to the runner, which could never be freed with them in place.
+        self.listeners.clear()
 
 
 def _nonfinite_fields(record: IterationRecord) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
+from mmengine.utils import digit_version
 
 # Classes whose own plain methods a checkpoint may name. They are pickled by MMEngine as
 # ``getattr(HistoryBuffer, 'mean')`` and ``getattr(OneCycleLR, '_annealing_cos')``.
@@ -43,12 +44,11 @@ def _getattr_of_known_classes(owner: Any, name: str) -> Any:
 def allow_mmengine_checkpoints() -> None:
     """Make ``torch.load(..., weights_only=True)`` accept stock MMEngine checkpoints.
 
-    Affects the whole process and may be called again. On versions of torch without
-    such a list there is nothing to do.
+    Affects the whole process and may be called again. Before torch 2.6 MMEngine loads
+    without ``weights_only``, and there is nothing to do.
     """
-    if not hasattr(torch.serialization, "add_safe_globals"):
+    if digit_version(torch.__version__) < digit_version("2.6.0"):
         return
-    core = "numpy._core" if hasattr(np, "_core") else "numpy.core"
     multiarray = getattr(np, "_core", None) or np.core
     torch.serialization.add_safe_globals(
         [
@@ -62,7 +62,7 @@ def allow_mmengine_checkpoints() -> None:
             *(
                 (getattr(multiarray.multiarray, name), f"{module}.multiarray.{name}")
                 for name in ("_reconstruct", "scalar")
-                for module in {core, "numpy.core", "numpy._core"}
+                for module in ("numpy.core", "numpy._core")
             ),
             *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"},
         ]

@@ -75,6 +75,7 @@ class StepTap:
         for wrapper in self._wrapped:
             del wrapper.step
         self._wrapped.clear()
+        self.listeners.clear()
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
         original = wrapper.step

@@ -32,7 +32,7 @@ train() { # name, config
     # MMEngine's lines without their date; only progress, warnings and results.
     $PY scripts/train.py "$2" --work-dir "$OUT/$1" 2>&1 | tee "$OUT/$1.log" |
         grep --line-buffered -E 'Iter\(|amp_hooks\]|Error' |
-        sed -uE "s/^.* - mmengine - (INFO|WARNING) - //; s/  (loss_rpn|data_time).*//; \
+        sed -uE "s/^.* - mmengine - (INFO|WARNING) - //; s/  data_time: [0-9.]+//; s/  loss_rpn.*//; \
 s/^/$(printf '[%-7s] ' "$1")/"
 }
 train stock $CONFIG.py & stock=$!

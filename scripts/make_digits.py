@@ -7,7 +7,7 @@ pixels, 10 classes), the backgrounds crops of its two bundled photographs. Nothi
 downloaded. Training and validation share neither digits nor background: the left part
 of each photograph and some of the digits are for training, the rest for validation.
 
-Every image holds 1 to 3 digits, small (a seventh of the image) to large (half of it), and
+Every image holds 1 to 3 digits, from a seventh to half of the image in size, and
 they may overlap by up to 30%. The annotations are COCO files. The same arguments give
 the same files, byte for byte.
 """

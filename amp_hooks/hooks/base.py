@@ -7,11 +7,21 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..core.checks import check_known_arguments
+from ..core.checks import check_known_arguments, match_names
 from ..core.recorder import IterationRecord
-from ..runtime import Runtime
+from ..runtime import Runtime, bare_model
 
 CHECKPOINT_KEY = "amp_hooks"
+
+
+def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
+    """Refuse a pattern that matches no module; to be called in ``before_run``.
+
+    There the model is complete and no checkpoint has been read yet, so that a wrong
+    pattern fails within seconds.
+    """
+    names = [name for name, _ in bare_model(runner).named_modules() if name]
+    match_names(type(hook).__name__, "targets", targets, names)
 
 
 class AmpHook(Hook):

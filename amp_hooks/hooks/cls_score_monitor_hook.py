@@ -8,10 +8,10 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
-from ..core.checks import check_patterns, match_names
+from ..core.checks import check_patterns
 from ..registry import HOOKS
 from ..runtime import Runtime, bare_model
-from .base import AmpHook
+from .base import AmpHook, check_targets
 
 
 @HOOKS.register_module()
@@ -47,9 +47,8 @@ class ClsScoreMonitorHook(AmpHook):
         self.targets = check_patterns("ClsScoreMonitorHook", "targets", targets)
 
     def before_run(self, runner: Runner) -> None:
-        """Refuse a pattern that matches nothing before a checkpoint is read."""
-        names = [name for name, _ in bare_model(runner).named_modules() if name]
-        match_names(type(self).__name__, "targets", self.targets, names)
+        """Refuse a pattern that matches nothing."""
+        check_targets(self, self.targets, runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Watch the named layers, or those that the first iteration shows."""

@@ -15,7 +15,6 @@ from ..core.checks import (
     check_int,
     check_number,
     check_patterns,
-    match_names,
 )
 from ..core.logits import clamp_logits
 from ..core.recorder import IterationRecord
@@ -23,7 +22,7 @@ from ..core.trees import map_tensors
 from ..core.verdict import Verdict
 from ..registry import HOOKS
 from ..runtime import Runtime, bare_model
-from .base import AmpHook
+from .base import AmpHook, check_targets
 
 # Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target")
@@ -94,9 +93,8 @@ class HeadClampHook(AmpHook):
         self._undo: list[Callable[[], None]] = []
 
     def before_run(self, runner: Runner) -> None:
-        """Refuse a pattern that matches nothing before a checkpoint is read."""
-        names = [name for name, _ in bare_model(runner).named_modules() if name]
-        match_names(type(self).__name__, "targets", self.targets, names)
+        """Refuse a pattern that matches nothing."""
+        check_targets(self, self.targets, runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Guard the named layers, or those that the first iteration shows."""

@@ -143,6 +143,25 @@ def test_everything_is_kept(build, tmp_path):
             assert torch.equal(value, moments[i][key])
 
 
+def test_without_us_torch_refuses_a_stock_checkpoint(build, tmp_path):
+    """The failure that this cures: mmengine#1650, #1655."""
+    build("retinanet", iters=1, work_dir=tmp_path / "w").train()
+    code = (
+        "import sys, torch\n"
+        "import mmengine.logging\n"
+        f"torch.load({str(tmp_path / 'w' / 'iter_1.pth')!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "HistoryBuffer" in done.stderr
+    assert torch_load(tmp_path / "w" / "iter_1.pth")["meta"]["iter"] == 1
+
+
 def test_rollbacks_are_counted_over_a_resume(build, tmp_path):
     from amp_hooks import TrainingDivergedError
 
