@@ -40,7 +40,7 @@ def background(rng: np.random.Generator, photos: list, size: int) -> np.ndarray:
     y = int(rng.integers(photo.shape[0] - side + 1))
     x = int(rng.integers(photo.shape[1] - side + 1))
     crop = cv2.resize(photo[y : y + side, x : x + side], (size, size))
-    return crop * rng.uniform(0.35, 0.75)
+    return crop * rng.uniform(0.2, 0.5)
 
 
 def paste(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray) -> list[int]:
@@ -53,7 +53,7 @@ def paste(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray) -> list[
     y, x = rng.integers(size - side + 1, size=2)
     box = [int(x + xs.min()), int(y + ys.min())]
     box += [int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
-    colour = rng.uniform(150, 255, 3)
+    colour = rng.uniform(180, 255, 3)
     patch = image[y : y + side, x : x + side]
     patch += alpha[..., None] * (colour - patch)
     return box

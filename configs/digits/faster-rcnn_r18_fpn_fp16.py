@@ -30,7 +30,7 @@ model = dict(
         rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)))
 
-max_iters = 800
+max_iters = 700
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 train_dataloader = dict(sampler=dict(type='InfiniteSampler'))
 optim_wrapper = dict(
