@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 
 from .core.files import publish, write_text
 from .core.finite import nonfinite_names
+from .runtime import warn
 from .safe_load import allow_mmengine_checkpoints
 
 # What must be finite in a checkpoint. The log history beside it may well hold NaN.
@@ -41,12 +42,17 @@ class RollbackFiles:
     Args:
         work_dir: The runner's.
         keep: At least 1.
+
+    Attributes:
+        pointer_suspect: Somebody else has just saved a checkpoint that is not finite,
+            and so ``last_checkpoint`` may name it.
     """
 
     def __init__(self, work_dir: str, keep: int) -> None:
         self.work_dir = work_dir
         self.folder = osp.join(work_dir, "rollback")
         self.keep = keep
+        self.pointer_suspect = False
         self._files: list[str] = []
 
     def prepare(self, iteration: int) -> None:
@@ -117,10 +123,33 @@ class RollbackFiles:
         self._rotate()
         return path
 
+    def try_write(self, runner: Runner, ignore: frozenset[str]) -> str | None:
+        """As :meth:`write`, but a failure is a warning: it must not cost the run."""
+        try:
+            return self.write(runner, ignore)
+        except (OSError, RuntimeError) as e:
+            warn(
+                f"the auto-rollback checkpoint of iteration {runner.iter} could not be "
+                f"written to {self.folder}: {e}. It is kept in memory and training "
+                "goes on; make room on the disk, or a killed run resumes from "
+                f"{self.newest or 'the beginning'}."
+            )
+            return None
+
     def mend_pointer(self) -> None:
-        """Let ``last_checkpoint`` name the newest verified file again."""
-        if self.newest is not None:
+        """If it is suspect, let ``last_checkpoint`` name the newest verified file."""
+        if not self.pointer_suspect or self.newest is None:
+            return
+        self.pointer_suspect = False
+        try:
             write_text(self._pointer, self.newest)
+        except OSError as e:
+            warn(f"could not replace {self._pointer}: {e}")
+        else:
+            warn(
+                "the checkpoint just saved is not finite; last_checkpoint names "
+                f"{self.newest} instead."
+            )
 
     @property
     def _pointer(self) -> str:

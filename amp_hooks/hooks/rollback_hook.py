@@ -88,7 +88,6 @@ class RollbackHook(AmpHook):
         self._snapshot_due = True
         self._file_due = False
         self._saving = False
-        self._pointer_suspect = False
         self._ignore: frozenset[str] = frozenset()
         # A resume reads the checkpoint before any of our events.
         allow_mmengine_checkpoints()
@@ -108,19 +107,13 @@ class RollbackHook(AmpHook):
         if runner._resume and runner.iter:
             if self.rollbacks:
                 pin_static_scale(runner)
-            runtime.emit(
-                "resume",
-                runner.iter,
-                Verdict.HEALTHY,
-                rollbacks=self.rollbacks,
-                lr_factor=self.total_lr_factor,
-            )
+            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **self.state())
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
-        self._mend_pointer()
+        self._files.mend_pointer()
         self._snapshot_due |= runner.iter % self.interval == 0
         if self._streak or _accumulating(runner):
             return  # as soon as it is over
@@ -157,11 +150,11 @@ class RollbackHook(AmpHook):
         """Keep the policy state, and look at what others are about to save."""
         super().before_save_checkpoint(runner, checkpoint)
         if not self._saving:
-            self._pointer_suspect = bool(nonfinite_state(runner, self._ignore))
+            self._files.pointer_suspect = bool(nonfinite_state(runner, self._ignore))
 
     def after_run(self, runner: Runner) -> None:
         """Leave ``last_checkpoint`` naming a verified file."""
-        self._mend_pointer()
+        self._files.mend_pointer()
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed."""
@@ -176,19 +169,10 @@ class RollbackHook(AmpHook):
         if not dist.is_main_process():
             return
         self._saving = True
-        try:
-            path = self._files.write(runner, self._ignore)
-        except (OSError, RuntimeError) as e:
-            warn(
-                f"the auto-rollback checkpoint of iteration {runner.iter} could not be "
-                f"written to {self._files.folder}: {e}. It is kept in memory and "
-                "training goes on; make room on the disk, or a killed run resumes from "
-                f"{self._files.newest or 'the beginning'}."
-            )
-        else:
+        path = self._files.try_write(runner, self._ignore)
+        self._saving = False
+        if path is not None:
             runtime.emit("snapshot", runner.iter, Verdict.HEALTHY, file=path)
-        finally:
-            self._saving = False
 
     def _roll_back(
         self, runner: Runner, runtime: Runtime, verdict: Verdict, bad: list[str]
@@ -218,8 +202,7 @@ class RollbackHook(AmpHook):
             runner.iter,
             verdict,
             target_iter=target.iter,
-            rollbacks=self.rollbacks,
-            lr_factor=self.total_lr_factor,
+            **self.state(),
             scale=scale,
             nonfinite_state=bad[:5],
         )
@@ -237,13 +220,12 @@ class RollbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, verdict: Verdict, where: str
     ) -> None:
         checkpoint = self._files.newest if dist.is_main_process() else None
-        self._mend_pointer()
+        self._files.mend_pointer()
         runtime.emit(
             "abort",
             runner.iter,
             verdict,
-            rollbacks=self.rollbacks,
-            lr_factor=self.total_lr_factor,
+            **self.state(),
             checkpoint=checkpoint,
         )
         raise TrainingDivergedError(
@@ -253,19 +235,6 @@ class RollbackHook(AmpHook):
             f"{checkpoint or 'in the work_dir of rank 0'}. Resume from it with a "
             "lower learning rate, a longer warm-up, gradient clipping or BF16."
         )
-
-    def _mend_pointer(self) -> None:
-        if self._pointer_suspect and dist.is_main_process():
-            self._pointer_suspect = False
-            try:
-                self._files.mend_pointer()
-            except OSError as e:
-                warn(f"could not replace last_checkpoint: {e}")
-            else:
-                warn(
-                    "the checkpoint just saved is not finite; last_checkpoint names "
-                    f"{self._files.newest} instead."
-                )
 
 
 def _accumulating(runner: Runner) -> bool:
