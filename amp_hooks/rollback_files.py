@@ -12,7 +12,6 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from .core.files import publish, write_text
 from .core.finite import nonfinite_names
 from .runtime import warn
-from .safe_load import allow_mmengine_checkpoints
 
 # What must be finite in a checkpoint. The log history beside it may well hold NaN.
 LEARNED_KEYS = ("state_dict", "optimizer", "ema_state_dict")
@@ -103,7 +102,6 @@ class RollbackFiles:
         """
         path = osp.join(self.folder, f"iter_{runner.iter}.pth")
         temporary = osp.join(self.folder, f".iter_{runner.iter}.pth.tmp")
-        allow_mmengine_checkpoints()
         try:
             runner.save_checkpoint(
                 self.folder,

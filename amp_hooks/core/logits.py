@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,26 @@ def headroom_bits(absmax: float, limit: float = FP16_MAX) -> float:
     return min(24.0, math.log2(limit / absmax)) if absmax > 0 else 24.0
 
 
+class _Clamp(torch.autograd.Function):
+    """As torch.clamp, but the gradient keeps its memory layout.
+
+    torch.clamp hands on a gradient in another layout than it got. The values are the
+    same, but a convolution then sums its bias gradient in another order, and the last
+    bit of a weight changes although nothing was clamped.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, beyond: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(beyond)
+        return logits.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (beyond,) = ctx.saved_tensors
+        # masked_fill without the underscore would change the layout as well.
+        return grad.clone().masked_fill_(beyond, 0.0), None, None
+
+
 def clamp_logits(logits: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """Clamp to ``[-limit, limit]``.
 
@@ -50,6 +71,7 @@ def clamp_logits(logits: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         The clamped tensor and the fraction of values beyond the limit, a 0-d tensor.
     """
     with torch.no_grad():
-        beyond = (logits.detach().abs() > limit).float()
-        fraction = beyond.mean() if beyond.numel() else beyond.sum()
-    return logits.clamp(-limit, limit), fraction
+        beyond = logits.detach().abs() > limit
+        fraction = beyond.float().mean() if beyond.numel() else beyond.float().sum()
+    clamped: Tensor = _Clamp.apply(logits, beyond, limit)  # type: ignore[no-untyped-call]
+    return clamped, fraction

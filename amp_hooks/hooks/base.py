@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from ..core.checks import check_known_arguments, match_names
 from ..core.recorder import IterationRecord
 from ..runtime import Runtime, bare_model
+from ..safe_load import allow_mmengine_checkpoints
 
 CHECKPOINT_KEY = "amp_hooks"
 
@@ -34,6 +35,8 @@ class AmpHook(Hook):
     def __new__(cls, *args: Any, **kwargs: Any) -> AmpHook:
         """Refuse unknown arguments with a message that helps."""
         check_known_arguments(cls, kwargs)
+        # Hooks are made before a checkpoint is read, so a resume needs nothing else.
+        allow_mmengine_checkpoints()
         return super().__new__(cls)
 
     # --- for subclasses -----------------------------------------------------------

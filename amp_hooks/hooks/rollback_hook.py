@@ -16,7 +16,6 @@ from ..errors import TrainingDivergedError
 from ..registry import HOOKS
 from ..rollback_files import RollbackFiles
 from ..runtime import SCALE_FLOOR, Runtime, any_rank, warn
-from ..safe_load import allow_mmengine_checkpoints
 from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
 from ..step_tap import iter_wrappers
 from .base import AmpHook
@@ -89,8 +88,6 @@ class RollbackHook(AmpHook):
         self._file_due = False
         self._saving = False
         self._ignore: frozenset[str] = frozenset()
-        # A resume reads the checkpoint before any of our events.
-        allow_mmengine_checkpoints()
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""

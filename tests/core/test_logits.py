@@ -42,6 +42,26 @@ def test_clamp_inside_the_limit_is_bit_identical_forward_and_backward():
     assert fraction.item() == 0.0
 
 
+def test_clamp_keeps_the_layout_of_the_gradient():
+    """A convolution's bias gradient is summed in the order of its memory."""
+    conv = torch.nn.Conv2d(3, 9, 1)
+    x = torch.randn(2, 3, 5, 7)
+    seen = []
+
+    def loss(y):
+        y.register_hook(lambda g: seen.append(g.stride()))
+        return y.permute(0, 2, 3, 1).reshape(2, -1, 3).square().sum()
+
+    loss(conv(x)).backward()
+    plain = conv.bias.grad.clone()
+    conv.bias.grad = None
+    y = conv(x)
+    y.register_hook(lambda g: seen.append(g.stride()))
+    loss(clamp_logits(y, 100.0)[0]).backward()
+    assert seen[0] == seen[1] == seen[2]
+    assert torch.equal(conv.bias.grad, plain)
+
+
 def test_clamp_outside_the_limit():
     x = torch.tensor([INF, -INF, 150.0, 5.0, NAN], requires_grad=True)
     clamped, fraction = clamp_logits(x, 100.0)
