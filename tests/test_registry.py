@@ -6,9 +6,16 @@ import subprocess
 import sys
 
 import pytest
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 
 import amp_hooks
 from amp_hooks.registry import HOOKS, OPTIM_WRAPPERS
+
+
+def build(type, **arguments):
+    """As a Runner does, whatever default scope an earlier test has left."""
+    return MMENGINE_HOOKS.build(dict(type=f"amp_hooks.{type}", **arguments))
+
 
 NAMES = [n for n in amp_hooks.__all__ if n.endswith("Hook")]
 
@@ -74,7 +81,7 @@ def test_documented_defaults_are_the_real_ones(cls, name, default):
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_argument_names_the_hook_and_what_there_is(name):
     with pytest.raises(TypeError, match=f"{name} has no argument 'intervalx'"):
-        HOOKS.build(dict(type=name, intervalx=3))
+        build(type=name, intervalx=3)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +103,4 @@ def test_unknown_argument_names_the_hook_and_what_there_is(name):
 )
 def test_wrong_arguments_name_argument_and_remedy(config, error, words):
     with pytest.raises(error, match=words):
-        HOOKS.build(dict(config))
+        build(**config)
