@@ -1,23 +1,9 @@
 import math
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from amp_hooks.core.recorder import FlightRecorder
-
-
-class CountReads(TorchFunctionMode):
-    """Counts what makes the host wait for a tensor's value."""
-
-    READS = frozenset({"item", "tolist", "numpy", "cpu", "__bool__", "__float__"})
-
-    def __init__(self):
-        super().__init__()
-        self.reads = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.reads += getattr(func, "__name__", "") in self.READS
-        return func(*args, **(kwargs or {}))
+from tests.count_reads import CountReads
 
 
 def test_one_read_however_much_was_noted():

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from mmengine.hooks import Hook
-from torch.overrides import TorchFunctionMode
 
 from amp_hooks.runtime import Runtime
 from tests import helpers
+from tests.count_reads import CountReads
 
 MONITORS = helpers.SUITE[:3]
 FRCNN_CLS = {"rpn_head.rpn_cls", "roi_head.bbox_head.fc_cls"}
@@ -162,18 +162,6 @@ def test_collapse_is_told_once_and_an_ordinary_skip_is_not(build, tmp_path):
 
     assert warnings_of(2.0**60, patience=4) == 1
     assert warnings_of(2.0**60, patience=16) == 0
-
-
-class CountReads(TorchFunctionMode):
-    READS = frozenset({"item", "tolist", "numpy", "cpu", "__bool__", "__float__"})
-
-    def __init__(self):
-        super().__init__()
-        self.reads = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.reads += getattr(func, "__name__", "") in self.READS
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
