@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .core.classifiers import ClassifierFinder
 from .core.finite import named_tensors
-from .core.logits import logit_stats
-from .core.recorder import FlightRecorder
+from .core.logits import LogitStats, largest_number, logit_stats
+from .core.recorder import FlightRecorder, IterationRecord
 
 _TRIES = 20  # training iterations in which the layers may show up
 
@@ -24,15 +25,17 @@ class LogitWatch:
     classification loss; that iteration is measured too.
 
     Args:
-        recorder: Gets ``logit_absmax`` and ``logit_nonfinite`` by layer.
+        recorder: Gets ``logit_absmax``, ``logit_nan`` and ``logit_inf`` by layer.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
         self.layers: dict[str, nn.Module] = {}
+        self._limits: dict[str, float] = {}  # largest number of the layer's precision
         self._model: nn.Module | None = None
         self._finder: ClassifierFinder | None = None
-        self._first: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._first: dict[str, list[LogitStats]] = {}
+        self._measured: set[str] = set()  # in the forward pass of this iteration
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
         self._tries = 0
@@ -62,31 +65,58 @@ class LogitWatch:
         if self._finder is None and self._tries == 0:
             self._finder = ClassifierFinder(model, self._measure_candidate)
 
-    def end_iteration(self) -> bool:
+    def end_iteration(self) -> str | None:
         """Look at what the finder saw.
 
         Returns:
-            False once the search was given up without a result.
+            Why nothing was found, once: when the search is given up.
         """
+        self._measured.clear()
         if self._finder is None:
-            return True
+            return None
         self._tries += 1
-        found = self._finder.found
-        if found or self._tries >= _TRIES:
-            self._finder.close()
-            self._finder = None
-            modules = dict(self._model.named_modules()) if self._model else {}
-            for name in found:
-                for stats in self._first.get(name, []):
-                    self._note(name, *stats)
-                self._add(name, modules[name])
-                for callback in self._callbacks:
-                    callback(name, modules[name])
+        found, hidden = self._finder.found, self._finder.hidden
+        if not (found or hidden) and self._tries < _TRIES:
+            self._first.clear()
+            return None
+        self._finder.close()
+        self._finder = None
+        modules = dict(self._model.named_modules()) if self._model else {}
+        for name in found:
+            for stats in self._first.get(name, []):
+                self._note(name, stats)
+            self._add(name, modules[name])
+            for callback in self._callbacks:
+                callback(name, modules[name])
         self._first.clear()
-        return self._finder is not None or bool(found)
+        if found and not hidden:
+            return None
+        return hidden or f"no call of a classification loss in {_TRIES} iterations"
+
+    def complete(self, record: IterationRecord) -> None:
+        """Add to a record what the host knows: each layer's largest number."""
+        for name in record.values.get("logit_absmax", {}):
+            record.put("logit_limit", self._limits[name], name)
+
+    def faulty(self, record: IterationRecord) -> list[str]:
+        """Layers whose logits hold NaN, or infinities that are not there by design.
+
+        A convolution or linear layer gives an infinity only by overflow. Any other
+        module may mask positions with it (text tokens in Grounding DINO, say); there
+        the loss tells whether it does harm.
+        """
+        return [
+            name
+            for name, count in record.values.get("logit_nan", {}).items()
+            if count
+            or record.get("logit_inf", name)
+            and isinstance(self.layers[name], (nn.Linear, _ConvNd))
+        ]
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
-        self._first.setdefault(name, []).append(logit_stats(output))
+        if not self._recomputed(name):
+            self._limits[name] = largest_number(output)
+            self._first.setdefault(name, []).append(logit_stats(output))
 
     def _add(self, name: str, module: nn.Module) -> None:
         if name in self.layers:
@@ -94,17 +124,32 @@ class LogitWatch:
         self.layers[name] = module
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if torch.is_grad_enabled():  # training, not evaluation
-                for _, tensor in named_tensors(output):
-                    if tensor.is_floating_point():
-                        self._note(name, *logit_stats(tensor))
+            # Gradients are off in evaluation.
+            if not torch.is_grad_enabled() or self._recomputed(name):
+                return
+            for _, tensor in named_tensors(output):
+                if tensor.is_floating_point():
+                    self._limits[name] = largest_number(tensor)
+                    self._note(name, logit_stats(tensor))
 
         # First in line, so that it sees the logits before anything clamps them.
         self._handles.append(module.register_forward_hook(hook, prepend=True))
 
-    def _note(self, name: str, absmax: Tensor, nonfinite: Tensor) -> None:
-        self.recorder.note("logit_absmax", absmax, name)
-        self.recorder.note("logit_nonfinite", nonfinite, name)
+    def _recomputed(self, name: str) -> bool:
+        """Whether activation checkpointing runs again what was measured already.
+
+        Its re-entrant kind runs the forward pass without gradients and is seen here in
+        the backward pass only; the other kind is seen in both.
+        """
+        if torch._C._current_graph_task_id() == -1:
+            self._measured.add(name)
+            return False
+        return name in self._measured
+
+    def _note(self, name: str, stats: LogitStats) -> None:
+        self.recorder.note("logit_absmax", stats.absmax, name)
+        self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
+        self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
 
     def close(self) -> None:
         """Remove every hook."""
@@ -115,5 +160,3 @@ class LogitWatch:
             handle.remove()
         self._handles.clear()
         self._callbacks.clear()
-        self.layers.clear()
-        self._model = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .core.ledger import Ledger
 from .core.recorder import FlightRecorder, IterationRecord
 from .core.verdict import Verdict, judge
+from .faults import ForwardFaults
 from .logit_watch import LogitWatch
 from .step_tap import StepTap
 
@@ -55,6 +56,8 @@ class Runtime:
         tap: Sees the gradients at each optimizer step.
         logits: Sees the classifier layers' output.
         clamping: HeadClampHook bounds the logits at present.
+        observers: Called with each record before it is judged; what they return goes
+            into the ledger line of an iteration that is not healthy.
         listeners: Called as ``listener(event, iteration)`` after each ledger line.
     """
 
@@ -63,10 +66,11 @@ class Runtime:
         self.tap = StepTap(self.recorder)
         self.logits = LogitWatch(self.recorder)
         self.clamping = False
+        self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
         self.listeners: list[Callable[[str, int], None]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
-        self._forward_bad = False  # since the last optimizer step
+        self._faults = ForwardFaults()  # since the last optimizer step
 
     @classmethod
     def of(cls, runner: Runner) -> Runtime:
@@ -83,44 +87,57 @@ class Runtime:
         """
         if self._record is not None and self._record.iter == runner.iter:
             return self._record
-        searching = self.logits.end_iteration()
+        given_up = self.logits.end_iteration()
         for name, value in (outputs or {}).items():
             if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
                 self.recorder.note("loss", value.reshape(()), name)
         record = self.recorder.close(runner.iter)
-        record.verdict = self._judge(record)
+        self.logits.complete(record)
         self._record = record
-        if not searching:
+        if given_up:
             warn(
-                "no classification layer was found: no call of a loss named like "
-                "loss_cls was seen. Name the layers yourself, for example "
-                "ClsScoreMonitorHook(targets=['*.fc_cls'])."
+                f"the classification layers are not known: {given_up}. Name them "
+                "yourself, for example ClsScoreMonitorHook(targets=['*.fc_cls'])."
             )
+        fields: dict[str, Any] = {}
+        for observe in self.observers:
+            fields |= observe(record)
+        faults = self._judge(record)
         if record.verdict is not Verdict.HEALTHY:
-            fields = _nonfinite_fields(record)
+            fields = faults.fields | fields
+            if scales := record.all("scale"):
+                fields["scale"] = min(scales)
+            if dist.get_world_size() > 1:
+                fields["ranks"] = record.ranks
             self.emit("overflow", record.iter, record.verdict, **fields)
+        if record.all("found_inf"):
+            self.forget_window()
         return record
 
-    def _judge(self, record: IterationRecord) -> Verdict:
-        logits_bad = any(record.all("logit_nonfinite")) and not self.clamping
-        self._forward_bad |= record.any_nonfinite("loss") or logits_bad
-        stepped = bool(record.all("found_inf"))
+    def _judge(self, record: IterationRecord) -> ForwardFaults:
+        """Set verdict and ranks of the record; returns what the verdict rests on."""
+        layers = [] if self.clamping else self.logits.faulty(record)
+        self._faults.add(record, layers)
+        faults = self._faults
         grads_finite = not any(record.all("found_inf"))
-        forward_bad = self._forward_bad
-        if dist.get_world_size() > 1:
-            # Gradients are averaged, so at a step every rank knows the same; between
-            # steps, or of a loss that left the gradients finite, only one rank knows
-            # and nothing may be decided on it. The vote costs a healthy run nothing.
-            forward_bad = not grads_finite and any_rank(forward_bad)
-        if stepped:
-            self._forward_bad = False
+        if dist.get_world_size() == 1:
+            record.ranks = [0] if faults else []
+        elif grads_finite:
+            # Between steps, or of a loss that left the gradients finite, only this
+            # rank knows, and nothing may be decided on it.
+            faults = ForwardFaults()
+        else:
+            # Gradients are averaged, so every rank is here. A healthy run never is.
+            record.ranks, faults = faults.of_all_ranks()
         scales = record.all("scale")
-        return judge(
-            forward_finite=not forward_bad,
+        record.verdict = judge(
+            loss_finite=not faults.losses,
+            logits_finite=not faults.layers,
             grads_finite=grads_finite,
             has_scaler=bool(scales),
             scale_at_floor=bool(scales) and not min(scales) > SCALE_FLOOR,
         )
+        return faults
 
     def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
         """Write a ledger line (rank 0) and tell the listeners.
@@ -137,25 +154,12 @@ class Runtime:
 
     def forget_window(self) -> None:
         """Drop what is known of gradients that are not applied any more."""
-        self._forward_bad = False
+        self._faults = ForwardFaults()
 
     def close(self) -> None:
         """Give the model and the optimizers back as they were."""
         self.tap.detach()
         self.logits.close()
         # They refer to the runner, which could never be freed with them in place.
+        self.observers.clear()
         self.listeners.clear()
-
-
-def _nonfinite_fields(record: IterationRecord) -> dict[str, Any]:
-    """What was not finite, for the ledger."""
-    fields: dict[str, Any] = {}
-    losses = {k: v for k, v in record.values.get("loss", {}).items() if v - v != 0.0}
-    layers = [k for k, v in record.values.get("logit_nonfinite", {}).items() if v]
-    if losses:
-        fields["losses"] = losses
-    if layers:
-        fields["layers"] = layers
-    if scales := record.all("scale"):
-        fields["scale"] = min(scales)
-    return fields

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
 from .core.gradnorm import parameter_grad_norms
 from .core.recorder import FlightRecorder
@@ -42,7 +43,11 @@ class StepTap:
     hook event ever sees a gradient. Nothing here changes a gradient or waits for one.
 
     Args:
-        recorder: Gets ``scale``, ``scale_next`` and ``found_inf`` of each step.
+        recorder: Gets ``scale``, ``scale_next``, ``growth_tracker`` and ``found_inf``
+            of each step.
+
+    Attributes:
+        listeners: Called before each step with the norms of its gradients.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
@@ -88,21 +93,27 @@ class StepTap:
                 for value in found_inf.get("found_inf_per_device", {}).values():
                     self.recorder.note("found_inf", value.reshape(()), name)
                 self.recorder.note("scale_next", scaler._scale.reshape(()), name)
+                tracker = scaler._growth_tracker.reshape(())
+                self.recorder.note("growth_tracker", tracker, name)
 
         wrapper.step = step
 
     def _before(self, name: str, wrapper: OptimWrapper, scaler: Any) -> dict:
-        scale = scaler._scale if scaler is not None else None
-        if scale is not None:
+        state, scale = {}, None
+        if scaler is not None:
+            # GradScaler replaces this dict in update(); the old one keeps its verdict.
+            state = scaler._per_optimizer_states[id(wrapper.optimizer)]
             # update() writes to it in place, so what the step used is copied now.
-            self.recorder.note("scale", scale.detach().reshape(()).clone(), name)
-        if scale is None or self.listeners:
+            scale = scaler._scale.detach().reshape(()).clone()
+            self.recorder.note("scale", scale, name)
+        if scaler is None or self.listeners:
             norms = parameter_grad_norms(trained_parameters(wrapper))
             if norms is not None:
-                if scale is None:
+                if scaler is None:
                     bad = ~torch.isfinite(norms).all()
                     self.recorder.note("found_inf", bad.float(), name)
+                # A training step of the user's own may have unscaled them already.
+                unscaled = state.get("stage") is OptState.UNSCALED
                 for listener in self.listeners:
-                    listener(name, wrapper, norms, scale)
-        # GradScaler replaces this dict in update(); the old one keeps its verdict.
-        return scaler._per_optimizer_states[id(wrapper.optimizer)] if scaler else {}
+                    listener(name, wrapper, norms, None if unscaled else scale)
+        return state

@@ -10,6 +10,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from amp_hooks.core.finite import named_tensors
+from amp_hooks.runtime import Runtime
+from amp_hooks.snapshot import learned_state
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = {
     "faster_rcnn": "configs/digits/faster-rcnn_r18_fpn_fp16.py",
@@ -24,6 +28,7 @@ SUITE = [
     dict(type="amp_hooks.RollbackHook", interval=4),
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
+MONITORS = SUITE[:3]
 
 
 def make_config(
@@ -101,11 +106,19 @@ def losses(runner):
     return runner.message_hub.get_scalar("train/loss").data[0].tolist()
 
 
+def records(runner):
+    """What was measured in each iteration."""
+    return list(Runtime.of(runner).recorder.records)
+
+
+def log(runner):
+    """The text log of a runner whose ``log_level`` was lowered."""
+    (path,) = Path(runner.work_dir).glob("*/*.log")
+    return path.read_text()
+
+
 def state(runner):
     """Every number that training has learned, as one flat dict of copies."""
-    from amp_hooks.core.finite import named_tensors
-    from amp_hooks.snapshot import learned_state
-
     return {n: t.detach().clone() for n, t in named_tensors(learned_state(runner))}
 
 
@@ -138,13 +151,14 @@ class BreakHook(Hook):
 
     ``what``: 'images' makes the batch infinite, so that the forward pass and the
     BatchNorm statistics are poisoned; 'weight' multiplies the named parameter by
-    ``factor`` once; 'nan_weight' and 'nan_buffer' put one NaN into it.
+    ``factor`` once; 'nan_weight' and 'nan_buffer' put one NaN into it; 'gradient'
+    multiplies the named parameter's gradient by ``factor``.
     """
 
     priority = 20  # before the hooks of the suite
 
     def __init__(self, what, at, name="", factor=1.0, rank=None):
-        self.rank = rank
+        self.rank, self.handle = rank, None
         self.what, self.at, self.name, self.factor = what, list(at), name, factor
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
@@ -156,9 +170,18 @@ class BreakHook(Hook):
                 x.float() * float("inf") for x in data_batch["inputs"]
             ]
             return
+        if self.what == "gradient":
+            parameter = model.get_parameter(self.name)
+            self.handle = parameter.register_hook(lambda grad: grad * self.factor)
+            return
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
             if self.what == "weight":
                 tensors[self.name].mul_(self.factor)
             else:
                 tensors[self.name].view(-1)[0] = float("nan")
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None

@@ -67,6 +67,14 @@ def check_choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) ->
     return str(value)
 
 
+def check_dict(owner: str, name: str, value: Any, example: str) -> None:
+    """Refuse what is neither a dict nor ``None``."""
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(
+            f"{owner}: {name} must be a dict such as {example}, got {value!r}."
+        )
+
+
 def check_patterns(owner: str, name: str, value: Any) -> list[str]:
     """Return ``value`` as a list of fnmatch patterns; ``None`` stays an empty list."""
     if value is None:

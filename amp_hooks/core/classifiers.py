@@ -48,6 +48,7 @@ class ClassifierFinder:
         self, model: nn.Module, on_output: Callable[[str, Tensor], None] | None = None
     ) -> None:
         self.found: list[str] = []
+        self.hidden: str | None = None
         self._nodes: dict[Any, str] = {}
         self._handles = []
         for name, module in model.named_modules():

@@ -8,45 +8,46 @@ import torch
 from torch import Tensor
 
 
+def gradient_values(params: Sequence[Tensor]) -> dict[int, Tensor]:
+    """The gradients that there are, by index; of a sparse one its values."""
+    found = {}
+    for i, p in enumerate(params):
+        if p.grad is not None:
+            grad = p.grad.detach()
+            # Coalesced, since entries of one row are summed by the optimizer.
+            found[i] = grad.coalesce().values() if grad.is_sparse else grad
+    return found
+
+
 @torch.no_grad()
 def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
-    """L2 norm of each gradient, as one 1-d tensor in the order of ``params``.
+    """L2 norm of each gradient, as one 1-d float32 tensor in the order of ``params``.
 
-    Gradients that are missing count as 0; sparse ones by their values. Returns
+    Gradients that are missing count as 0; sparse ones by their values. Half-precision
+    ones are summed in float32. A norm beyond 3.4e38 counts as infinite. Returns
     ``None`` if no parameter has a gradient.
     """
-    grads = {i: p.grad.detach() for i, p in enumerate(params) if p.grad is not None}
+    grads = gradient_values(params)
     if not grads:
         return None
-    dense = [g.coalesce().values() if g.is_sparse else g for g in grads.values()]
-    norms = torch._foreach_norm(dense)
-    device = dense[0].device
+    norms = torch._foreach_norm(list(grads.values()), 2, dtype=torch.float32)
+    device = norms[0].device
+    # Zeros fill the gaps: an index made from a list would be a copy to the device.
+    placed = dict(zip(grads, (norm.to(device) for norm in norms)))
     zero = torch.zeros((), device=device)
-    placed = dict(zip(grads, norms))
-    return torch.stack(
-        [
-            placed[i].to(device).float() if i in placed else zero
-            for i in range(len(params))
-        ]
-    )
+    return torch.stack([placed.get(i, zero) for i in range(len(params))])
 
 
-def group_norms(
-    norms: Tensor, groups: dict[str, list[int]], scale: Tensor | None
-) -> dict[str, Tensor]:
-    """Unscaled norm of each group, and of everything under the name ``''``.
+def group_norms(norms: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Norm of each group, and of everything under the name ``''``.
 
     Args:
         norms: 1-d tensor from :func:`parameter_grad_norms`.
-        groups: Indices into ``norms`` by group name.
-        scale: The loss scale that the gradients carry, a tensor of one element, or
-            ``None``.
+        groups: Indices into ``norms`` by group name, 1-d tensors on its device.
 
     Returns:
         0-d tensors on the device of ``norms``; NaN or infinite if a gradient is.
     """
-    if scale is not None:
-        norms = norms / scale.to(norms.device)
     result = {"": torch.linalg.vector_norm(norms)}
     for name, indices in groups.items():
         result[name] = torch.linalg.vector_norm(norms[indices])

@@ -22,6 +22,8 @@ FP16_OPS = frozenset(
     "multi_head_attention_forward".split()
 )
 
+_depth = 0  # of half_rehearsal() contexts
+
 
 def round_to_half(x: Tensor) -> Tensor:
     """Round a float32 tensor to FP16 and back; beyond 65504 it becomes infinite.
@@ -73,6 +75,11 @@ class HalfRounding(TorchFunctionMode):
         return self._weights[id(x)][1]
 
 
+def rehearsing_half() -> bool:
+    """Whether what is computed now is rounded to half precision."""
+    return _depth > 0 and torch.is_autocast_enabled("cpu")
+
+
 @contextmanager
 def half_rehearsal() -> Iterator[None]:
     """Autocast to FP16 on the CPU, rehearsed in FP32 arithmetic.
@@ -81,12 +88,15 @@ def half_rehearsal() -> Iterator[None]:
     to what the tensors already are. So autocast itself changes nothing, and
     ``torch.autocast('cpu', enabled=False)`` switches the rounding off.
     """
+    global _depth
     was = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    _depth += 1
     torch.set_autocast_enabled("cpu", True)
     torch.set_autocast_dtype("cpu", torch.float32)
     try:
         with HalfRounding():
             yield
     finally:
+        _depth -= 1
         torch.set_autocast_enabled("cpu", was[0])
         torch.set_autocast_dtype("cpu", was[1])

@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .half_rehearsal import rehearsing_half
+
 FP16_MAX = 65504.0  # the largest finite half-precision number
 
 
+class LogitStats(NamedTuple):
+    """What is known of one call's logits; 0-d float32 tensors on their device.
+
+    Attributes:
+        absmax: Largest magnitude over the finite values.
+        nan: How many values are NaN.
+        inf: How many are infinite.
+    """
+
+    absmax: Tensor
+    nan: Tensor
+    inf: Tensor
+
+
 @torch.no_grad()
-def logit_stats(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest magnitude over the finite values, and whether any value is not finite.
+def logit_stats(logits: Tensor) -> LogitStats:
+    """Measure logits of any shape, floating dtype and number of elements.
 
-    Args:
-        logits: Any shape, any floating dtype, any number of elements.
-
-    Returns:
-        ``(absmax, nonfinite)``, 0-d float32 tensors on the same device; ``nonfinite``
-        is 1.0 or 0.0. Nothing is copied to the host.
+    Nothing is copied to the host.
     """
     x = logits.detach()
     if not x.numel():
         zero = x.new_zeros((), dtype=torch.float32)
-        return zero, zero
+        return LogitStats(zero, zero, zero)
     finite = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = torch.aminmax(finite)
-    # x - x is 0 where x is finite and NaN elsewhere; the sum of zeros cannot overflow.
-    nonfinite = torch.isnan((x - x).sum())
-    return torch.maximum(-low, high).float(), nonfinite.float()
+    return LogitStats(
+        torch.maximum(-low, high).float(),
+        torch.isnan(x).sum().float(),
+        torch.isinf(x).sum().float(),
+    )
+
+
+def largest_number(logits: Tensor) -> float:
+    """The largest finite number of the precision that the logits were computed in."""
+    return FP16_MAX if rehearsing_half() else torch.finfo(logits.dtype).max
 
 
 def headroom_bits(absmax: float, limit: float = FP16_MAX) -> float:
     """Doublings left before ``absmax`` exceeds ``limit``: log2(limit / absmax).
 
-    Negative once beyond it; at most 24, as for anything below FP16's resolution at 0.
+    Negative once beyond it. Magnitudes below 1/256 count as that, so that the
+    headroom of logits that are all 0 is a number.
     """
-    return min(24.0, math.log2(limit / absmax)) if absmax > 0 else 24.0
+    return math.log2(limit / max(absmax, 2.0**-8))
 
 
 class _Clamp(torch.autograd.Function):

@@ -29,16 +29,20 @@ class IterationRecord:
         values: ``values[quantity][name]``. Quantities: ``loss`` (''), ``scale`` (loss
             scale used by the step), ``scale_next`` (after it), ``found_inf`` (1.0 if
             the step saw non-finite gradients), all by optimizer name; ``gradnorm``
-            (unscaled, by group, '' is the total); ``logit_absmax`` (over finite
-            values) and ``logit_nonfinite`` (1.0 if any), by layer; ``clamped``
-            (fraction of logits beyond the limit), by layer; and what hooks add.
-            A value may be NaN or infinite.
+            (unscaled, by group, '' is the total); ``growth_tracker`` (clean steps
+            since the dynamic scale last changed), by optimizer; ``logit_absmax``
+            (over finite values), ``logit_nan`` and ``logit_inf`` (how many values)
+            and ``logit_limit`` (largest number of the layer's precision), by layer;
+            ``clamped`` (fraction of logits beyond the limit), by layer; and what
+            hooks add. A value may be NaN or infinite.
         verdict: The judgement on it.
+        ranks: Ranks whose loss or logits were not finite, as far as this one knows.
     """
 
     iter: int
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     verdict: Verdict = Verdict.HEALTHY
+    ranks: list[int] = field(default_factory=list)
 
     def get(self, quantity: str, name: str = "") -> float | None:
         """One value, or ``None`` if it was not measured."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .logits import headroom_bits
 from .recorder import IterationRecord
+
+Reduce = Callable[[Iterable[float]], float]
 
 # log2 of the smallest float32 above 0: what a scale of exactly 0.0 is drawn as.
 SCALE_LOG2_MIN = -149.0
@@ -28,22 +30,52 @@ class Scalar:
     meaning: str
 
 
+# Quantities of several optimizers of which only the worst is published.
+_WORST_ONLY: dict[str, Reduce] = {
+    "growth_tracker": min,
+    "skipped_streak": max,
+    "skipped_share": max,
+    "adaptive_clip": min,
+}
+
+
 def _latest(old: float, new: float) -> float:
     return new
 
 
 SCALARS = {
     "amp/scale_log2": Scalar(min, "log2", "loss scale used by the step"),
+    "amp/scale_log2/<optimizer>": Scalar(
+        min, "log2", "the same, of one optimizer of an OptimWrapperDict"
+    ),
+    "amp/growth_tracker": Scalar(
+        min, "steps", "clean steps since the loss scale changed; at 2000 it doubles"
+    ),
     "amp/skipped_total": Scalar(_latest, "steps", "optimizer steps skipped so far"),
+    "amp/skipped_total/<optimizer>": Scalar(
+        _latest, "steps", "the same, of one optimizer of an OptimWrapperDict"
+    ),
+    "amp/skipped_streak": Scalar(max, "steps", "steps skipped in a row"),
+    "amp/skipped_share": Scalar(max, "0 to 1", "skipped share of the last 1000 steps"),
     "amp/nonfinite": Scalar(max, "0 or 1", "an iteration had NaN or inf somewhere"),
     "amp/gradnorm": Scalar(max, "L2 norm", "unscaled gradient norm before clipping"),
     "amp/gradnorm/<group>": Scalar(max, "L2 norm", "the same, of one parameter group"),
+    "amp/adaptive_clip": Scalar(
+        min, "factor", "what the adaptive clip multiplied the gradients by"
+    ),
     "amp/cls_score_absmax": Scalar(max, "logits", "largest finite |cls_score|"),
     "amp/cls_score_absmax/<module path>": Scalar(
         max, "logits", "the same, of one classifier layer"
     ),
+    "amp/cls_score_nan": Scalar(max, "values", "logits that are NaN, in all layers"),
+    "amp/cls_score_inf": Scalar(
+        max, "values", "logits that are infinite, in all layers"
+    ),
     "amp/headroom_bits": Scalar(
         min, "bits", "log2(65504 / largest |cls_score|); below 0 FP16 overflows"
+    ),
+    "amp/headroom_bits/<module path>": Scalar(
+        min, "bits", "doublings left to the largest number of the layer's own precision"
     ),
     "amp/clamp_active": Scalar(max, "0 or 1", "HeadClampHook is clamping"),
     "amp/clamped_fraction": Scalar(max, "0 to 1", "share of logits beyond the clamp"),
@@ -60,26 +92,42 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
         if value is not None and math.isfinite(value):
             out[name] = float(value)
 
-    if scales := record.all("scale"):
-        put("amp/scale_log2", max(SCALE_LOG2_MIN, _log2(min(scales))))
+    def put_all(name: str, values: dict[str, float], worst: Reduce) -> None:
+        """The worst of all under ``name``, and each under its own name beside it."""
+        if values:
+            put(f"amp/{name}", worst(values.values()))
+        for own, value in values.items():
+            if own:
+                put(f"amp/{name}/{own}", value)
+
+    scales = record.values.get("scale", {})
+    put_all("scale_log2", {k: _log2(v) for k, v in scales.items()}, min)
+    put_all("skipped_total", record.values.get("skipped_total", {}), sum)
+    for name, worst in _WORST_ONLY.items():
+        if values := record.all(name):
+            put(f"amp/{name}", worst(values))
     put("amp/nonfinite", float(record.verdict.value != "HEALTHY"))
     for group, norm in record.values.get("gradnorm", {}).items():
         put(f"amp/gradnorm/{group}" if group else "amp/gradnorm", norm)
     layers = record.values.get("logit_absmax", {})
-    for layer, value in layers.items():
-        put(f"amp/cls_score_absmax/{layer}", value)
+    put_all("cls_score_absmax", layers, max)
     if layers:
-        put("amp/cls_score_absmax", max(layers.values()))
+        put("amp/cls_score_nan", sum(record.all("logit_nan")))
+        put("amp/cls_score_inf", sum(record.all("logit_inf")))
         put("amp/headroom_bits", headroom_bits(max(layers.values())))
+    for layer, absmax in layers.items():
+        limit = record.get("logit_limit", layer)
+        if limit is not None:
+            put(f"amp/headroom_bits/{layer}", headroom_bits(absmax, limit))
     if clamped := record.all("clamped"):
         put("amp/clamped_fraction", max(clamped))
-    for name in ("skipped_total", "clamp_active", "rollbacks_total", "lr_factor"):
+    for name in ("clamp_active", "rollbacks_total", "lr_factor"):
         put(f"amp/{name}", record.get(name))
     return out
 
 
 def _log2(x: float) -> float:
-    return math.log2(x) if x > 0 else -math.inf
+    return max(SCALE_LOG2_MIN, math.log2(x)) if x > 0 else SCALE_LOG2_MIN
 
 
 def merge_worst(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:

@@ -35,7 +35,8 @@ class Verdict(str, Enum):
 
 def judge(
     *,
-    forward_finite: bool = True,
+    loss_finite: bool = True,
+    logits_finite: bool = True,
     grads_finite: bool = True,
     has_scaler: bool = False,
     scale_at_floor: bool = False,
@@ -45,7 +46,8 @@ def judge(
     """Judge one iteration; the gravest finding wins.
 
     Args:
-        forward_finite: The loss is finite, and so are the logits that reached it.
+        loss_finite: Every loss of the iteration is finite.
+        logits_finite: So are the logits, but for infinities that are there by design.
         grads_finite: All gradients were finite where the optimizer stepped.
         has_scaler: A GradScaler scales the loss.
         scale_at_floor: The loss scale cannot usefully be lowered any more.
@@ -56,7 +58,7 @@ def judge(
         return Verdict.RAISED
     if not state_finite:
         return Verdict.STATE_NONFINITE
-    if not forward_finite:
+    if not (loss_finite and logits_finite):
         return Verdict.FORWARD_NONFINITE
     if grads_finite:
         return Verdict.HEALTHY

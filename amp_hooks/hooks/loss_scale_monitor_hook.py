@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..core.checks import check_int
 from ..core.recorder import IterationRecord
+from ..core.skips import SkipCounter, SkipKind
 from ..registry import HOOKS
 from ..runtime import SCALE_FLOOR, Runtime, warn
 from ..step_tap import active_scaler, iter_wrappers
@@ -19,12 +21,15 @@ from .base import AmpHook
 class LossScaleMonitorHook(AmpHook):
     """Counts skipped optimizer steps and tells when the loss scale collapses.
 
-    A skipped step now and then is how a dynamic loss scale finds its level, and is
-    not reported. A streak of them, or a scale at 1.0 or below, means that no loss scale
-    helps any more; that gets one warning.
+    A dynamic loss scale finds its level by overflowing: in the first 100 steps that is
+    called calibration, later on an ordinary overflow, and neither is reported. Many
+    skips in a row, or one with the scale at 1.0 or below, are a collapse: no loss
+    scale helps any more. That gets one warning, until a step is taken again.
 
     At the start it logs what is really active: optimizer wrapper, dtype, loss scale and
-    gradient clipping. It works without a loss scale too, and then watches nothing.
+    gradient clipping, a line for each optimizer of an OptimWrapperDict; and it warns of
+    ``fp16=dict(...)`` left over from MMDetection 2.x, which 3.x ignores
+    (mmdetection#10865, #11433). Without a loss scale it watches nothing.
 
     Args:
         patience (int): So many skipped steps in a row are called a collapse. A healthy
@@ -38,58 +43,95 @@ class LossScaleMonitorHook(AmpHook):
 
     def __init__(self, patience: int = 16) -> None:
         self.patience = check_int("LossScaleMonitorHook", "patience", patience, 1)
-        self.skipped_total = 0
-        self.streak = 0
-        self._warned = False
+        self.counters: dict[str, SkipCounter] = {}  # by optimizer
+        self._warned: set[str] = set()
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Say which wrapper, dtype, loss scale and clipping are active."""
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
-            scaler = active_scaler(wrapper)
-            dtype = getattr(wrapper, "cast_dtype", None)
-            if dtype is None:
-                dtype = "float32" if scaler is None else "autocast's default"
-            scale = "none"
-            if scaler is not None:
-                static = getattr(wrapper, "_scale_update_param", None)
-                kind = "dynamic" if static is None else "static"
-                scale = f"{scaler.get_scale():g} ({kind})"
+            print_log(f"[amp_hooks] {describe(name, wrapper)}", logger="current")
+        if "fp16" in runner.cfg:
+            warn(
+                f"the config has fp16={runner.cfg['fp16']!r}, which MMDetection 3.x "
+                "ignores (mmdetection#10865, #11433); what is active stands in the "
+                "line above. For mixed precision set optim_wrapper=dict("
+                "type='AmpOptimWrapper', loss_scale='dynamic', ...), and delete fp16."
+            )
+        runtime.observers.append(self._count)
+
+    def after_train(self, runner: Runner) -> None:
+        """Sum up."""
+        super().after_train(runner)
+        for name, counter in self.counters.items():
+            kinds = ", ".join(f"{n} {kind}" for kind, n in counter.by_kind.items())
             print_log(
-                f"[amp_hooks] optimizer{' ' + name if name else ''}: "
-                f"{type(wrapper).__name__}, dtype {dtype}, loss scale {scale}, "
-                f"clip_grad {wrapper.clip_grad_kwargs or 'none'}",
+                f"[amp_hooks] optimizer{' ' + name if name else ''}: {counter.total} "
+                f"of {counter.steps} steps skipped ({kinds})",
                 logger="current",
             )
 
-    def after_record(
-        self, runner: Runner, runtime: Runtime, record: IterationRecord
-    ) -> None:
-        """Count skips and warn of a collapse."""
-        scales, found_inf = record.all("scale"), record.all("found_inf")
-        if scales and found_inf:
-            skipped = any(found_inf)
-            self.skipped_total += skipped
-            self.streak = self.streak + 1 if skipped else 0
-            at_floor = skipped and not min(scales) > SCALE_FLOOR
-            if (self.streak >= self.patience or at_floor) and not self._warned:
-                self._warned = True
-                warn(
-                    f"the loss scale has collapsed: {self.streak} optimizer steps in a "
-                    f"row were skipped and the scale is {min(scales):g}, so the model "
-                    "has stopped learning. A lower scale does not help against "
-                    "infinite or NaN activations: lower the learning rate, lengthen "
-                    "the warm-up, or add amp_hooks.HeadClampHook and "
-                    "amp_hooks.RollbackHook."
-                )
-            if self._warned and self.streak == 0:
-                self._warned = False
-        record.put("skipped_total", self.skipped_total)
-
     def state(self) -> dict[str, Any]:
-        """Counters."""
-        return dict(skipped_total=self.skipped_total, streak=self.streak)
+        """The counters."""
+        return {name: counter.state() for name, counter in self.counters.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Counters."""
-        self.skipped_total = int(state["skipped_total"])
-        self.streak = int(state["streak"])
+        """Go on counting."""
+        for name, counters in state.items():
+            self._counter(name).load_state(counters)
+
+    def _counter(self, name: str) -> SkipCounter:
+        return self.counters.setdefault(name, SkipCounter(self.patience))
+
+    def _count(self, record: IterationRecord) -> dict[str, Any]:
+        kinds = {}
+        for name, scale in record.values.get("scale", {}).items():
+            found_inf = record.get("found_inf", name)
+            if found_inf is None:
+                continue
+            counter = self._counter(name)
+            kind = counter.add(bool(found_inf), at_floor=not scale > SCALE_FLOOR)
+            if kind is not None:
+                kinds[name] = kind.value
+            if kind is SkipKind.COLLAPSE and name not in self._warned:
+                self._warned.add(name)
+                warn(_collapse(name, counter, scale))
+            elif kind is None:
+                self._warned.discard(name)
+        for name, counter in self.counters.items():
+            record.put("skipped_total", counter.total, name)
+            record.put("skipped_streak", counter.streak, name)
+            record.put("skipped_share", counter.share, name)
+        if not kinds:
+            return {}
+        return dict(skip=kinds[""] if set(kinds) == {""} else kinds)
+
+
+def describe(name: str, wrapper: OptimWrapper) -> str:
+    """One line on what is active in an optimizer wrapper."""
+    scaler = active_scaler(wrapper)
+    dtype = getattr(wrapper, "cast_dtype", None)
+    if dtype is None:
+        dtype = "float32" if scaler is None else "autocast's default"
+    scale = "none"
+    if scaler is not None:
+        static = getattr(wrapper, "_scale_update_param", None)
+        kind = "dynamic" if static is None else "static"
+        scale = f"{scaler.get_scale():g} ({kind})"
+    return (
+        f"optimizer{' ' + name if name else ''}: {type(wrapper).__name__}, "
+        f"{type(wrapper.optimizer).__name__}, dtype {dtype}, loss scale {scale}, "
+        f"clip_grad {wrapper.clip_grad_kwargs or 'none'}, accumulative_counts "
+        f"{wrapper._accumulative_counts}"
+    )
+
+
+def _collapse(name: str, counter: SkipCounter, scale: float) -> str:
+    whose = f" of optimizer {name}" if name else ""
+    streak = counter.streak
+    return (
+        f"the loss scale{whose} has collapsed: {streak} optimizer "
+        f"step{'s in a row were' if streak > 1 else ' was'} skipped and the scale is "
+        f"{scale:g}, so the model has stopped learning. A lower scale does not help "
+        "against infinite or NaN activations: lower the learning rate, lengthen the "
+        "warm-up, or add amp_hooks.HeadClampHook and amp_hooks.RollbackHook."
+    )

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 
 from amp_hooks.core.gradnorm import group_norms, parameter_grad_norms
@@ -20,7 +21,8 @@ def test_equals_clip_grad_norm_and_changes_nothing():
     before = [None if p.grad is None else p.grad.clone() for p in params]
     norms = parameter_grad_norms(params)
     assert norms.tolist() == [3.0, 0.0, 5.0]
-    total = group_norms(norms, {"a": [0, 1], "b": [2]}, None)
+    groups = {"a": torch.tensor([0, 1]), "b": torch.tensor([2])}
+    total = group_norms(norms, groups)
     expected = torch.nn.utils.clip_grad_norm_(params, 1e9)
     assert torch.allclose(total[""], expected)
     assert (total["a"].item(), total["b"].item()) == (3.0, 5.0)
@@ -28,17 +30,17 @@ def test_equals_clip_grad_norm_and_changes_nothing():
         assert p.grad is None if old is None else torch.equal(p.grad, old)
 
 
-def test_unscaled():
-    norms = parameter_grad_norms(params_with_grads(torch.full((3,), 65536.0)))
-    unscaled = group_norms(norms, {}, torch.tensor(65536.0))[""]
-    assert math.isclose(unscaled.item(), math.sqrt(3), rel_tol=1e-6)
+def test_half_precision_gradients_are_summed_in_float32():
+    p = torch.nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    p.grad = torch.full((4,), 60000.0, dtype=torch.float16)
+    assert parameter_grad_norms([p]).tolist() == [pytest.approx(120000.0, rel=1e-3)]
 
 
 def test_bad_gradients_show_and_sparse_ones_count():
     norms = parameter_grad_norms(
         params_with_grads(torch.tensor([0.0, float("nan"), 0.0]), torch.ones(3))
     )
-    assert not torch.isfinite(group_norms(norms, {}, None)[""])
+    assert not torch.isfinite(group_norms(norms, {})[""])
     embedding = torch.nn.Embedding(5, 2, sparse=True)
     embedding(torch.tensor([1, 1])).sum().backward()
     # Two uses of one row: its gradient is (2, 2).

@@ -23,6 +23,7 @@ def test_names_of_the_contract_and_finite_values_only():
         clamped={"rpn_head.rpn_cls": 0.25},
     )
     record.verdict = Verdict.FORWARD_NONFINITE
+    record.put("logit_limit", 65504.0, "rpn_head.rpn_cls")
     for name in ("skipped_total", "clamp_active", "rollbacks_total", "lr_factor"):
         record.put(name, 1.0)
     scalars = scalars_of(record)
@@ -33,7 +34,10 @@ def test_names_of_the_contract_and_finite_values_only():
         "amp/cls_score_absmax": 131008.0,
         "amp/cls_score_absmax/rpn_head.rpn_cls": 131008.0,
         "amp/cls_score_absmax/roi_head.bbox_head.fc_cls": 1.0,
+        "amp/cls_score_nan": 0.0,
+        "amp/cls_score_inf": 0.0,
         "amp/headroom_bits": -1.0,
+        "amp/headroom_bits/rpn_head.rpn_cls": -1.0,
         "amp/clamped_fraction": 0.25,
         "amp/skipped_total": 1.0,
         "amp/clamp_active": 1.0,
@@ -42,6 +46,24 @@ def test_names_of_the_contract_and_finite_values_only():
     }
     stems = {name.split("/<")[0] for name in SCALARS}
     assert {"/".join(name.split("/")[:2]) for name in scalars} <= stems
+
+
+def test_several_optimizers_each_under_its_name():
+    record = record_of(
+        scale={"body": 1024.0, "head": 2.0},
+        skipped_total={"body": 1, "head": 4},
+        skipped_streak={"body": 0, "head": 3},
+    )
+    assert scalars_of(record) == {
+        "amp/nonfinite": 0.0,
+        "amp/scale_log2": 1.0,
+        "amp/scale_log2/body": 10.0,
+        "amp/scale_log2/head": 1.0,
+        "amp/skipped_total": 5.0,
+        "amp/skipped_total/body": 1.0,
+        "amp/skipped_total/head": 4.0,
+        "amp/skipped_streak": 3.0,
+    }
 
 
 def test_only_what_was_measured():

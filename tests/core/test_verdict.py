@@ -6,39 +6,37 @@ from amp_hooks.core.verdict import Verdict, judge
 
 V = Verdict
 
+# Columns: loss, logits, gradients, state finite (1), scaler present, scale at its
+# floor, step raised. `*` is either. Each combination is in exactly one row.
+TABLE = {
+    "******1": V.RAISED,
+    "***0**0": V.STATE_NONFINITE,
+    "0**1**0": V.FORWARD_NONFINITE,
+    "10*1**0": V.FORWARD_NONFINITE,
+    "1111**0": V.HEALTHY,
+    "1101100": V.SCALE_OVERFLOW,
+    "1101110": V.GRAD_NONFINITE,
+    "11010*0": V.GRAD_NONFINITE,
+}
+
 
 @pytest.mark.parametrize(
-    ("forward", "grads", "scaler", "floor", "expected"),
-    [
-        (True, True, False, False, V.HEALTHY),
-        (True, True, True, False, V.HEALTHY),
-        (True, True, True, True, V.HEALTHY),
-        (True, False, True, False, V.SCALE_OVERFLOW),
-        (True, False, True, True, V.GRAD_NONFINITE),
-        (True, False, False, False, V.GRAD_NONFINITE),
-        (False, True, False, False, V.FORWARD_NONFINITE),
-        (False, True, True, False, V.FORWARD_NONFINITE),
-        (False, False, True, False, V.FORWARD_NONFINITE),
-        (False, False, True, True, V.FORWARD_NONFINITE),
-        (False, False, False, False, V.FORWARD_NONFINITE),
-    ],
+    "case", ["".join(c) for c in itertools.product("01", repeat=7)]
 )
-def test_table(forward, grads, scaler, floor, expected):
+def test_every_combination(case):
+    rows = [r for r in TABLE if all(a in ("*", b) for a, b in zip(r, case))]
+    assert len(rows) == 1
+    loss, logits, grads, state, scaler, floor, raised = (c == "1" for c in case)
     verdict = judge(
-        forward_finite=forward,
+        loss_finite=loss,
+        logits_finite=logits,
         grads_finite=grads,
+        state_finite=state,
         has_scaler=scaler,
         scale_at_floor=floor,
+        raised=raised,
     )
-    assert verdict is expected
-
-
-def test_gravest_finding_wins_over_everything_else():
-    for f, g, s, fl in itertools.product([True, False], repeat=4):
-        rest = dict(forward_finite=f, grads_finite=g, has_scaler=s, scale_at_floor=fl)
-        assert judge(**rest, state_finite=False) is V.STATE_NONFINITE
-        assert judge(**rest, raised=True) is V.RAISED
-        assert judge(**rest, raised=True, state_finite=False) is V.RAISED
+    assert verdict is TABLE[rows[0]]
 
 
 def test_only_an_ordinary_overflow_and_health_do_not_count():

@@ -5,30 +5,73 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from amp_hooks.runtime import Runtime
 from tests import helpers
 
 # MMEngine picks the rank's GPU without asking whether torch has any.
 torch.cuda.set_device = lambda *args: None
 
+COLLECTIVES = (
+    "all_reduce all_gather all_gather_object all_gather_into_tensor broadcast "
+    "broadcast_object_list gather gather_object reduce reduce_scatter scatter barrier"
+).split()
+
+
+class CountCollectives(Hook):
+    """Collectives called from Python, by iteration; DDP's own are not among them."""
+
+    priority = 0
+
+    def __init__(self):
+        self.calls, self.per_iter = 0, []
+        for name in COLLECTIVES:
+            self._count(name)
+
+    def _count(self, name):
+        original = getattr(torch.distributed, name)
+
+        def counted(*args, **kwargs):
+            self.calls += 1
+            return original(*args, **kwargs)
+
+        setattr(torch.distributed, name, counted)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.per_iter.append(self.calls)
+
+    def after_train(self, runner):
+        self.per_iter.append(self.calls)
+
 
 def main():
     cfg = Config.fromfile(sys.argv[1])
     runner = Runner.from_cfg(cfg)
+    count = CountCollectives()
+    runner.register_hook(count)
     runner.train()
-    hook = helpers.hook_of(runner, "RollbackHook")
-    torch.save(
-        dict(
-            state=helpers.state(runner),
-            rollbacks=hook.rollbacks,
-            lr=runner.optim_wrapper.get_lr()["lr"],
-            scale=runner.optim_wrapper.loss_scaler.get_scale(),
-            iter=runner.iter,
-        ),
-        f"{sys.argv[2]}.{runner.rank}",
+    hooks = {type(h).__name__: h for h in runner.hooks}
+    result = dict(
+        state=helpers.state(runner),
+        losses=helpers.losses(runner),
+        lr=runner.optim_wrapper.get_lr()["lr"],
+        iter=runner.iter,
+        collectives=[b - a for a, b in zip(count.per_iter, count.per_iter[1:])],
     )
+    if "RollbackHook" in hooks:
+        result["rollbacks"] = hooks["RollbackHook"].rollbacks
+    if "LossScaleMonitorHook" in hooks:
+        recorder = Runtime.of(runner).recorder
+        result["records"] = [
+            (r.iter, r.verdict.value, r.ranks) for r in recorder.records
+        ]
+        result["transfers"] = recorder.transfers
+    if hasattr(runner.optim_wrapper, "loss_scaler"):
+        result["scale"] = runner.optim_wrapper.loss_scaler.get_scale()
+    torch.save(result, f"{sys.argv[2]}.{runner.rank}")
 
 
 if __name__ == "__main__":

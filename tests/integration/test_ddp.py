@@ -1,4 +1,4 @@
-"""Two ranks on gloo: a fault on one rank takes both back, to the same place."""
+"""Two ranks on gloo."""
 
 import os
 import subprocess
@@ -10,17 +10,9 @@ import torch
 from tests import helpers
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
-    hooks = [
-        dict(type="BreakHook", what="images", at=[5], rank=1),
-        *helpers.SUITE[:4],
-        dict(type="amp_hooks.RollbackHook", interval=4),
-        helpers.SUITE[-1],
-    ]
-    cfg = helpers.make_config(
-        "retinanet", digits, tmp_path / "w", iters=9, hooks=hooks, accumulate=accumulate
-    )
+def train_on_two_ranks(digits, work_dir, **options):
+    """Train in two processes; returns what each rank has to tell."""
+    cfg = helpers.make_config("retinanet", digits, work_dir, **options)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.launcher = "pytorch"
     cfg.env_cfg.dist_cfg = dict(backend="gloo")
@@ -30,14 +22,12 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
         broadcast_buffers=False,
     )
     cfg.custom_imports = dict(imports=["tests.helpers"])
-    cfg.dump(tmp_path / "config.py")
+    config, out = work_dir.with_suffix(".py"), work_dir.with_suffix(".out")
+    cfg.dump(config)
+    program = helpers.ROOT / "tests/integration/ddp_program.py"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        + [
-            "--master_port=29631",
-            str(helpers.ROOT / "tests/integration/ddp_program.py"),
-        ]
-        + [str(tmp_path / "config.py"), str(tmp_path / "out")],
+        + ["--master_port=29631", str(program), str(config), str(out)],
         env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
@@ -45,7 +35,24 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    a, b = (torch.load(tmp_path / f"out.{rank}") for rank in (0, 1))
+    return [torch.load(f"{out}.{rank}") for rank in (0, 1)]
+
+
+def fault_on_rank_1(at):
+    return dict(type="BreakHook", what="images", at=[at], rank=1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
+    hooks = [
+        fault_on_rank_1(5),
+        *helpers.SUITE[:4],
+        dict(type="amp_hooks.RollbackHook", interval=4),
+        helpers.SUITE[-1],
+    ]
+    a, b = train_on_two_ranks(
+        digits, tmp_path / "w", iters=9, hooks=hooks, accumulate=accumulate
+    )
     assert a["rollbacks"] == b["rollbacks"] == 1
     assert (a["lr"], a["scale"], a["iter"]) == (b["lr"], b["scale"], b["iter"])
     assert a["iter"] == 9
@@ -59,3 +66,52 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
     (event,) = [e for e in helpers.read_ledger(path) if e["event"] == "rollback"]
     assert (event["iter"], event["target_iter"]) == (5, 4)
     assert event["verdict"] == "STATE_NONFINITE"
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_both_ranks_know_a_fault_of_one_in_the_same_iteration(
+    digits, tmp_path, precision
+):
+    monitors = [fault_on_rank_1(3), *helpers.SUITE[:3]]
+    a, b = train_on_two_ranks(
+        digits,
+        tmp_path / "w",
+        iters=4,
+        hooks=monitors,
+        precision=precision,
+        options={"optim_wrapper.loss_scale": 128.0} if precision == "float16" else {},
+    )
+    healthy = [(i, "HEALTHY", []) for i in range(3)]
+    assert a["records"] == [*healthy, (3, "FORWARD_NONFINITE", [1])]
+    assert b["records"] == a["records"]
+    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
+    (event,) = helpers.read_ledger(path)
+    assert (event["event"], event["iter"], event["ranks"]) == ("overflow", 3, [1])
+    # Told by rank 0, which saw nothing of it itself.
+    assert "loss_cls" in event["losses"]
+    assert event["layers"] == ["bbox_head.retina_cls"]
+    assert event["nonfinite_grads_total"] > 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_watching_two_ranks_changes_nothing_and_adds_no_collective(
+    digits, tmp_path, accumulate
+):
+    plain, watched = (
+        train_on_two_ranks(
+            digits, tmp_path / name, iters=6, hooks=hooks, accumulate=accumulate
+        )
+        for name, hooks in (("plain", []), ("watched", helpers.SUITE[:3]))
+    )
+    for a, b in zip(plain, watched):
+        assert a["losses"] == b["losses"]
+        assert a["state"].keys() == b["state"].keys()
+        assert [
+            k for k, v in a["state"].items() if not torch.equal(v, b["state"][k])
+        ] == []
+        assert b["transfers"] == 6
+        healthy = [v == "HEALTHY" for _, v, _ in b["records"]]
+        assert sum(healthy) >= 3
+        for i in range(6):
+            extra = b["collectives"][i] - a["collectives"][i]
+            assert extra == 0 if healthy[i] else extra > 0

@@ -1,0 +1,54 @@
+"""What was not finite in the forward pass, on this rank and on the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import mmengine.dist as dist
+
+from .core.recorder import IterationRecord
+
+
+@dataclass
+class ForwardFaults:
+    """Faults of the forward passes that feed one optimizer step.
+
+    Attributes:
+        losses: Losses that were not finite, with their value.
+        layers: Classifier layers whose logits were not.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    layers: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.losses or self.layers)
+
+    def add(self, record: IterationRecord, layers: list[str]) -> None:
+        """Take in another iteration.
+
+        Args:
+            record: Its losses are looked at.
+            layers: Layers whose logits were not finite in it.
+        """
+        for name, loss in record.values.get("loss", {}).items():
+            if not math.isfinite(loss):
+                self.losses[name] = loss
+        self.layers += [layer for layer in layers if layer not in self.layers]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What there is to tell, for the ledger."""
+        told = dict(losses=self.losses, layers=self.layers)
+        return {name: value for name, value in told.items() if value}
+
+    def of_all_ranks(self) -> tuple[list[int], ForwardFaults]:
+        """Ranks with faults, and the faults of the first of them.
+
+        A collective: call it on every rank.
+        """
+        everyone = dist.all_gather_object(self)
+        ranks = [rank for rank, faults in enumerate(everyone) if faults]
+        return ranks, everyone[ranks[0]] if ranks else ForwardFaults()
