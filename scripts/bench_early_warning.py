@@ -41,7 +41,7 @@ class StopWhenDead(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """Look at the loss."""
-        if not math.isfinite(outputs["loss"]):
+        if not math.isfinite(outputs["loss"].item()):
             runner.train_loop.stop_training = True
 
 

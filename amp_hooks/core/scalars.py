@@ -63,7 +63,9 @@ SCALARS = {
     "amp/adaptive_clip": Scalar(
         min, "factor", "what the adaptive clip multiplied the gradients by"
     ),
-    "amp/cls_score_absmax": Scalar(max, "logits", "largest finite |cls_score|"),
+    "amp/cls_score_absmax": Scalar(
+        max, "logits", "largest finite magnitude of cls_score"
+    ),
     "amp/cls_score_absmax/<module path>": Scalar(
         max, "logits", "the same, of one classifier layer"
     ),
@@ -72,7 +74,7 @@ SCALARS = {
         max, "values", "logits that are infinite, in all layers"
     ),
     "amp/headroom_bits": Scalar(
-        min, "bits", "log2(65504 / largest |cls_score|); below 0 FP16 overflows"
+        min, "bits", "log2(65504 / cls_score_absmax): doublings left to FP16's limit"
     ),
     "amp/headroom_bits/<module path>": Scalar(
         min, "bits", "doublings left to the largest number of the layer's own precision"

@@ -21,7 +21,7 @@ from .base import AmpHook
 LAYOUT = {
     "amp_hooks stability": {
         "Loss (train)": ["Multiline", [r"^loss$"]],
-        "Loss scale (log2)": ["Multiline", [r"^amp/scale_log2$"]],
+        "Loss scale (log2)": ["Multiline", [r"^amp/scale_log2"]],
         "Largest |cls_score| (FP16 limit is 65504)": [
             "Multiline",
             [r"^amp/cls_score_absmax"],

@@ -158,3 +158,27 @@ def test_under_activation_checkpointing(build, modules, targets):
             [r.get("logit_absmax", RETINA_CLS) for r in helpers.records(runner)]
         )
     assert peaks[0] == pytest.approx(peaks[1], rel=1e-4)
+
+
+# torch's own, while it compiles.
+@pytest.mark.filterwarnings("default::UserWarning:torch.*")
+@pytest.mark.filterwarnings("default:The .grad attribute of a Tensor:UserWarning")
+def test_under_torch_compile(build):
+    """MMEngine compiles train_step, with the hooks and the step in it."""
+    peaks, norms = [], []
+    for compiled in (False, dict(backend="eager")):
+        torch._dynamo.reset()
+        runner = build(
+            "retinanet",
+            iters=2,
+            hooks=helpers.MONITORS[1:],
+            ema=False,
+            precision="float32",
+            options={"compile": compiled},
+        )
+        runner.train()
+        records = helpers.records(runner)
+        peaks.append([r.get("logit_absmax", RETINA_CLS) for r in records])
+        norms.append([r.get("gradnorm") for r in records])
+    assert peaks[0] == pytest.approx(peaks[1], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from amp_hooks import CpuAmpOptimWrapper
+from amp_hooks.core.scalars import scalars_of
 from amp_hooks.runtime import Runtime
 from tests import helpers
 
@@ -86,6 +87,35 @@ def test_rollback_takes_both_back(build, precision):
     record = Runtime.of(runner).recorder.records[0]
     assert set(record.values["found_inf"]) == {"body", "head"}
     assert {"body.backbone", "head.bbox_head"} <= set(record.values["gradnorm"])
+    if precision == "float16":
+        counters = helpers.hook_of(runner, "LossScaleMonitorHook").counters
+        assert {name: c.steps for name, c in counters.items()} == dict(body=8, head=8)
+        assert {"amp/scale_log2/body", "amp/skipped_total/head"} <= set(
+            scalars_of(record)
+        )
+
+
+def test_each_optimizer_is_described_and_collapses_under_its_name(build):
+    fault = dict(
+        type="BreakHook",
+        what="nan_weight",
+        name="bbox_head.retina_reg.weight",
+        at=[1],
+    )
+    runner = build(
+        "retinanet",
+        iters=4,
+        hooks=[fault, dict(type="amp_hooks.LossScaleMonitorHook", patience=2)],
+        options=dict(options(), log_level="INFO"),
+    )
+    runner.train()
+    log = helpers.log(runner)
+    for name in ("body", "head"):
+        assert f"optimizer {name}: CpuAmpOptimWrapper, SGD, dtype torch.float16" in log
+        assert log.count(f"the loss scale of optimizer {name} has collapsed") == 1
+    assert helpers.ledger(runner, "overflow")[-1]["skip"] == dict(
+        body="collapse", head="collapse"
+    )
 
 
 def test_watching_changes_nothing(build):

@@ -14,6 +14,7 @@ from tests import helpers
         ("faster_rcnn", dict(epochs=1), "float16", 1),
         ("retinanet", dict(iters=7), "float16", 3),
         ("retinanet", dict(iters=6), "bfloat16", 1),
+        ("retinanet", dict(epochs=1), "bfloat16", 2),
     ],
 )
 def test_losses_and_state_with_every_hook_equal_those_without(

@@ -93,22 +93,35 @@ def test_both_ranks_know_a_fault_of_one_in_the_same_iteration(
     assert event["nonfinite_grads_total"] > 0
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("precision", "accumulate", "loop"),
+    [
+        ("float16", 1, dict(iters=6)),
+        ("float32", 2, dict(iters=6)),
+        ("bfloat16", 1, dict(epochs=1)),
+    ],
+)
 def test_watching_two_ranks_changes_nothing_and_adds_no_collective(
-    digits, tmp_path, accumulate
+    digits, tmp_path, precision, accumulate, loop
 ):
     plain, watched = (
         train_on_two_ranks(
-            digits, tmp_path / name, iters=6, hooks=hooks, accumulate=accumulate
+            digits,
+            tmp_path / name,
+            hooks=hooks,
+            precision=precision,
+            accumulate=accumulate,
+            **loop,
         )
         for name, hooks in (("plain", []), ("watched", helpers.SUITE[:3]))
     )
     for a, b in zip(plain, watched):
         assert a["losses"] == b["losses"]
         assert a["state"].keys() == b["state"].keys()
-        assert [
+        changed = [
             k for k, v in a["state"].items() if not torch.equal(v, b["state"][k])
-        ] == []
+        ]
+        assert changed == []
         assert b["transfers"] == 6
         healthy = [v == "HEALTHY" for _, v, _ in b["records"]]
         assert sum(healthy) >= 3
