@@ -1,0 +1,60 @@
+"""scripts/bench_overhead.py runs and counts; what it times is not tested."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import helpers
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """Rows by title and label, of a narrow Faster R-CNN."""
+    done = subprocess.run(
+        [sys.executable, helpers.ROOT / "scripts/bench_overhead.py", "--tiny"]
+        + "--detectors faster_rcnn --size 64 --blocks 1 --block-iters 1".split()
+        + "--rows monitors suite norm_items underflow --threads 1".split(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Same loss in every row: yes" in done.stdout
+    found, titles = {}, None
+    for line in done.stdout.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            titles = None
+        elif titles is None:
+            titles = cells
+            found[titles[0]] = {}
+        elif set(cells[0]) != {"-"}:
+            found[titles[0]][cells[0]] = dict(zip(titles[1:], cells[1:]))
+    return found
+
+
+def test_every_row_has_a_ratio(tables):
+    rows = tables["time of an iteration"]
+    assert len(rows) == 4
+    for cells in rows.values():
+        assert float(cells["ratio"]) > 0
+        assert float(cells["paired ratio"].split()[0]) > 0
+
+
+def test_counts(tables):
+    counts = tables["added per iteration"]
+    for row in ("all monitors", "whole suite, no snapshots"):
+        assert counts[row]["recorder"] == counts[row]["copies"] == "1"
+        assert counts[row]["host syncs"] == "1"
+        assert counts[row]["collectives"] == "0"
+    for rival in (".item() per parameter norm", "DebugUnderflowOverflow"):
+        (cells,) = [c for name, c in counts.items() if name.startswith(rival)]
+        assert float(cells["host syncs"]) > 30
+
+
+def test_age_adds_nothing_to_the_counts(tables):
+    rows = tables["all monitors at iteration"]
+    young, old = rows["100"], rows["1,000,000"]
+    for count in ("host syncs", "copies", "recorder", "collectives", "kernels"):
+        assert young[count] == old[count]
