@@ -96,8 +96,8 @@ class Runtime:
         self._record = record
         if given_up:
             warn(
-                f"the classification layers are not known: {given_up}. Name them "
-                "yourself, for example ClsScoreMonitorHook(targets=['*.fc_cls'])."
+                f"a classification layer could not be found: {given_up}. Or name the "
+                "layers yourself, for example ClsScoreMonitorHook(targets='*.fc_cls')."
             )
         fields: dict[str, Any] = {}
         for observe in self.observers:

@@ -160,6 +160,32 @@ def test_under_activation_checkpointing(build, modules, targets):
     assert peaks[0] == pytest.approx(peaks[1], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*use_reentrant parameter:UserWarning")
+@pytest.mark.parametrize("targets", [None, ["*.fc_cls"]])
+def test_a_head_hidden_by_checkpointing_is_told_and_can_be_named(build, targets):
+    runner = build(
+        "faster_rcnn",
+        iters=2,
+        hooks=[dict(type="amp_hooks.ClsScoreMonitorHook", targets=targets)],
+        precision="float32",
+        options={
+            "activation_checkpointing": ["roi_head.bbox_head"],
+            "log_level": "WARNING",
+        },
+    )
+    runner.train()
+    layers = {
+        name for r in helpers.records(runner) for name in r.values["logit_absmax"]
+    }
+    told = "use_reentrant=True hides the layers" in helpers.log(runner)
+    if targets is None:
+        assert layers == {"rpn_head.rpn_cls"}
+        assert told
+    else:
+        assert layers == {"roi_head.bbox_head.fc_cls"}
+        assert not told
+
+
 # torch's own, while it compiles.
 @pytest.mark.filterwarnings("default::UserWarning:torch.*")
 @pytest.mark.filterwarnings("default:The .grad attribute of a Tensor:UserWarning")
