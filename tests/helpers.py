@@ -113,7 +113,7 @@ def records(runner):
 
 def log(runner):
     """The text log of a runner whose ``log_level`` was lowered."""
-    (path,) = Path(runner.work_dir).glob("*/*.log")
+    (path,) = Path(runner.log_dir).glob("*.log")
     return path.read_text()
 
 

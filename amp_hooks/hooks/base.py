@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from ..core.checks import check_known_arguments, match_names
 from ..core.recorder import IterationRecord
-from ..runtime import Runtime, bare_model
+from ..runtime import Runtime, bare_model, warn
 from ..safe_load import allow_mmengine_checkpoints
 
 CHECKPOINT_KEY = "amp_hooks"
@@ -86,5 +86,13 @@ class AmpHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take the state back, if the run is resumed and not merely initialised."""
         state = checkpoint.get(CHECKPOINT_KEY, {}).get(type(self).__name__)
-        if runner._resume and state is not None:
+        if not runner._resume or state is None:
+            return
+        try:
             self.load_state(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            # Of another version of this hook; the run itself can go on.
+            warn(
+                f"{type(self).__name__} could not take back its state from the "
+                f"checkpoint ({e!r}) and starts afresh."
+            )

@@ -96,7 +96,7 @@ def test_both_ranks_know_a_fault_of_one_in_the_same_iteration(
 @pytest.mark.parametrize(
     ("precision", "accumulate", "loop"),
     [
-        ("float16", 1, dict(iters=6)),
+        ("float16", 1, dict(iters=10**6 + 3, options=dict(jump_after=3))),
         ("float32", 2, dict(iters=6)),
         ("bfloat16", 1, dict(epochs=1)),
     ],

@@ -191,6 +191,24 @@ def test_loads_without_the_hooks_and_plain_checkpoints_load_with_them(build, tmp
     assert helpers.hook_of(guarded, "RollbackHook").rollbacks == 0
 
 
+def test_state_of_another_version_does_not_stop_a_resume(build, tmp_path):
+    run = dict(work_dir=tmp_path / "w", hooks=helpers.SUITE)
+    build("retinanet", iters=4, **run).train()
+    path = find_latest_checkpoint(str(tmp_path / "w"))
+    saved = torch_load(path)
+    assert {"LossScaleMonitorHook", "ClsScoreMonitorHook"} <= set(saved["amp_hooks"])
+    saved["amp_hooks"] = {name: dict(old=3) for name in saved["amp_hooks"]}
+    torch.save(saved, path)
+    resumed = build(
+        "retinanet", iters=6, options=dict(resume=True, log_level="WARNING"), **run
+    )
+    resumed.train()
+    assert resumed.iter == 6
+    log = helpers.log(resumed)
+    assert "LossScaleMonitorHook could not take back its state" in log
+    assert "RollbackHook could not take back its state" in log
+
+
 class Foreign:
     """Pickles as a call of a function that no checkpoint needs."""
 
