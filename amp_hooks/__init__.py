@@ -12,11 +12,14 @@ from .core.verdict import Verdict
 from .errors import TrainingDivergedError
 from .hooks import (
     ClsScoreMonitorHook,
+    FaultInjectionHook,
     GradNormMonitorHook,
     HeadClampHook,
     LossScaleMonitorHook,
+    PrecisionFallbackHook,
     RollbackHook,
     StabilityPanelHook,
+    StepGuardHook,
 )
 from .optim_wrapper import CpuAmpOptimWrapper
 from .version import __version__
@@ -24,13 +27,16 @@ from .version import __version__
 __all__ = [
     "ClsScoreMonitorHook",
     "CpuAmpOptimWrapper",
+    "FaultInjectionHook",
     "FlightRecorder",
     "GradNormMonitorHook",
     "HeadClampHook",
     "IterationRecord",
     "LossScaleMonitorHook",
+    "PrecisionFallbackHook",
     "RollbackHook",
     "StabilityPanelHook",
+    "StepGuardHook",
     "TrainingDivergedError",
     "Verdict",
     "__version__",

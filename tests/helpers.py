@@ -25,10 +25,13 @@ SUITE = [
     dict(type="amp_hooks.ClsScoreMonitorHook"),
     dict(type="amp_hooks.GradNormMonitorHook"),
     dict(type="amp_hooks.HeadClampHook"),
+    dict(type="amp_hooks.StepGuardHook"),
     dict(type="amp_hooks.RollbackHook", interval=4),
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
 MONITORS = SUITE[:3]
+# Arguments without a default.
+REQUIRED = {"FaultInjectionHook": dict(faults=[dict(what="loss", at=0)])}
 
 
 def make_config(

@@ -31,7 +31,7 @@ def test_the_table_of_scalars_is_complete():
 @pytest.mark.parametrize("name", [n for n in amp_hooks.__all__ if n.endswith("Hook")])
 def test_the_table_of_hooks_gives_the_real_defaults(name):
     row = re.search(rf"^\| `{name}` \|.*\| (.*) \|$", README, re.MULTILINE)
-    hook = HOOKS.get(name)()
+    hook = HOOKS.get(name)(**helpers.REQUIRED.get(name, {}))
     for argument, shown in re.findall(r"`(\w+)=([^`]+)`", row[1]):
         value = getattr(hook, argument)
         assert repr(value) == shown or (value in ([], {}) and shown == "None")

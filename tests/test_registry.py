@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 
 import amp_hooks
 from amp_hooks.registry import HOOKS, OPTIM_WRAPPERS
+from tests.helpers import REQUIRED
 
 
 def build(type, **arguments):
@@ -28,7 +29,8 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS, init_default_scope
 if {scope!r}:
     init_default_scope({scope!r})
 for name in {NAMES}:
-    assert type(HOOKS.build(dict(type='amp_hooks.' + name))).__name__ == name
+    config = dict(type='amp_hooks.' + name, **{REQUIRED}.get(name, {{}}))
+    assert type(HOOKS.build(config)).__name__ == name
 assert OPTIM_WRAPPERS.get('amp_hooks.CpuAmpOptimWrapper') is not None
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -63,6 +65,8 @@ def documented():
     classes = [HOOKS.get(n) for n in NAMES] + [OPTIM_WRAPPERS.get("CpuAmpOptimWrapper")]
     for cls in classes:
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
+            if name in REQUIRED.get(cls.__name__, {}):
+                continue
             if name != "self" and parameter.kind is not parameter.VAR_KEYWORD:
                 yield pytest.param(
                     cls, name, parameter.default, id=f"{cls.__name__}-{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -65,6 +66,34 @@ def check_choice(owner: str, name: str, value: Any, choices: tuple[str, ...]) ->
     if value not in choices:
         raise ValueError(f"{owner}: {name} must be one of {choices}, got {value!r}.")
     return str(value)
+
+
+def check_bool(owner: str, name: str, value: Any) -> bool:
+    """Return ``value`` if it is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}.")
+    return value
+
+
+def check_regexes(owner: str, name: str, value: Any) -> list[str]:
+    """Return ``value`` as a list of regular expressions; ``None`` is an empty list."""
+    patterns = [value] if isinstance(value, str) else value or []
+    if not isinstance(patterns, (list, tuple)) or not all(
+        isinstance(p, str) and p for p in patterns
+    ):
+        raise TypeError(
+            f"{owner}: {name} must be a regular expression or a list of them, such as "
+            f"['contains NaN'], got {value!r}."
+        )
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise ValueError(
+                f"{owner}: {name} holds {pattern!r}, which is not a regular "
+                f"expression: {e}."
+            ) from None
+    return list(patterns)
 
 
 def check_dict(owner: str, name: str, value: Any, example: str) -> None:

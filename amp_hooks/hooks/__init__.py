@@ -1,17 +1,23 @@
 """The hooks: thin adapters from MMEngine's events to :mod:`amp_hooks.core`."""
 
 from .cls_score_monitor_hook import ClsScoreMonitorHook
+from .fault_injection_hook import FaultInjectionHook
 from .grad_norm_monitor_hook import GradNormMonitorHook
 from .head_clamp_hook import HeadClampHook
 from .loss_scale_monitor_hook import LossScaleMonitorHook
+from .precision_fallback_hook import PrecisionFallbackHook
 from .rollback_hook import RollbackHook
 from .stability_panel_hook import StabilityPanelHook
+from .step_guard_hook import StepGuardHook
 
 __all__ = [
     "ClsScoreMonitorHook",
+    "FaultInjectionHook",
     "GradNormMonitorHook",
     "HeadClampHook",
     "LossScaleMonitorHook",
+    "PrecisionFallbackHook",
     "RollbackHook",
     "StabilityPanelHook",
+    "StepGuardHook",
 ]

@@ -1,0 +1,118 @@
+"""One injected fault in one iteration, and what the kinds of faults share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .core.checks import match_names
+from .core.damage import choose, damage
+from .core.fault_spec import Fault
+from .core.fault_table import KINDS
+from .runtime import bare_model
+
+
+class Occurrence:
+    """One fault in one iteration.
+
+    Args:
+        runner: The run that is damaged.
+        fault: What is done to it.
+        seed: Chooses the elements.
+        told: Called with the occurrence as soon as it has happened.
+
+    Attributes:
+        iter: The iteration.
+        hits: Names of what was hit.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        fault: Fault,
+        seed: str,
+        told: Callable[[Occurrence], None],
+    ) -> None:
+        self.runner, self.fault, self.iter = runner, fault, runner.iter
+        self.hits: list[str] = []
+        self._seed, self._told, self._is_told = seed, told, False
+
+    def hit(self, name: str) -> None:
+        """Remember what was hit."""
+        if name not in self.hits:
+            self.hits.append(name)
+
+    def tell(self) -> None:
+        """Report it, once, if it happened."""
+        if self.hits and not self._is_told:
+            self._is_told = True
+            self._told(self)
+
+    def places(self, n: int, name: str) -> list[int] | None:
+        """Which of ``n`` elements of what has this name are hit."""
+        return choose(n, self.fault.count, f"{self._seed}/{name}")
+
+    def damaged(self, t: Tensor, name: str) -> Tensor:
+        """The tensor with the fault in it, out of place."""
+        if not t.is_floating_point() or not t.numel():
+            return t
+        self.hit(name)
+        return damage(t, self.fault.parsed, self.places(t.numel(), name))
+
+    def damage(self, t: Tensor, name: str) -> None:
+        """Put the fault into the tensor itself."""
+        with torch.no_grad():
+            t.copy_(self.damaged(t, name))
+
+    def matching(self, named: Iterator[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """Those that ``where`` names."""
+        return [
+            (name, thing)
+            for name, thing in named
+            if any(fnmatchcase(name, pattern) for pattern in self.fault.where)
+        ]
+
+
+def ema_models(runner: Runner) -> list[nn.Module]:
+    """The averaged models, their parameters named as the model's own."""
+    return [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
+
+
+def expected_names(owner: str, fault: Fault, runner: Runner) -> list[str]:
+    """What the fault is going to hit, as far as that is known before training.
+
+    Raises:
+        ValueError: A pattern matches nothing, or there is no EMA to hit.
+    """
+    if fault.what == "ema" and not any(isinstance(h, EMAHook) for h in runner.hooks):
+        raise ValueError(
+            f"{owner}: what='ema' needs an averaged model, but no EMAHook is in the "
+            "config. Add dict(type='EMAHook') to custom_hooks, or take the fault out."
+        )
+    kind = KINDS[fault.what].named
+    if kind in ("", "loss") or not fault.where:
+        return list(fault.where)
+    model = bare_model(runner)
+    if kind == "module":
+        names = [name for name, _ in model.named_modules() if name]
+    else:
+        tensors = getattr(model, f"named_{kind}s")()
+        names = [name for name, t in tensors if t.is_floating_point()]
+    return match_names(owner, "where", list(fault.where), names, kind)
+
+
+def replace(thing: Any, name: str, value: Any, stack: ExitStack) -> None:
+    """Give one object an attribute of its own, until the stack is closed."""
+    own = vars(thing)
+    if name in own:
+        stack.callback(setattr, thing, name, own[name])
+    else:
+        stack.callback(delattr, thing, name)
+    setattr(thing, name, value)
