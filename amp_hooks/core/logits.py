@@ -6,7 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .half_rehearsal import rehearsing_half
 
@@ -48,6 +49,15 @@ def logit_stats(logits: Tensor) -> LogitStats:
     return LogitStats(torch.maximum(-low, high).float().abs(), nan, nonfinite - nan)
 
 
+def infinity_is_overflow(module: nn.Module) -> bool:
+    """Whether an infinity in the output of a module can only come from overflow.
+
+    So it is in a convolution or linear layer. Any other module may mask positions with
+    it (text tokens in Grounding DINO, say).
+    """
+    return isinstance(module, (nn.Linear, _ConvNd))
+
+
 def largest_number(logits: Tensor) -> float:
     """The largest finite number of the precision that the logits were computed in."""
     return FP16_MAX if rehearsing_half() else torch.finfo(logits.dtype).max
@@ -71,28 +81,61 @@ class _Clamp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, beyond: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(beyond)
-        return logits.clamp(-limit, limit)
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        above: Tensor,
+        below: Tensor,
+        masked: Tensor | None,
+        limit: float,
+        soft: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(above, below)
+        ctx.soft = soft
+        clamped = logits.clamp(-limit, limit)
+        return clamped if masked is None else clamped.masked_fill_(masked, -math.inf)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (beyond,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        above, below = ctx.saved_tensors
+        if ctx.soft:  # only what would drive a value further out
+            above, below = above & (grad < 0), below & (grad > 0)
         # masked_fill without the underscore would change the layout as well.
-        return grad.clone().masked_fill_(beyond, 0.0), None, None
+        inner = grad.clone().masked_fill_(above | below, 0.0)
+        return inner, None, None, None, None, None
 
 
-def clamp_logits(logits: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+def clamp_logits(
+    logits: Tensor, limit: float, soft: bool = False, keep_neg_inf: bool = False
+) -> tuple[Tensor, Tensor]:
     """Clamp to ``[-limit, limit]``.
 
-    Inside the limit values and gradients are unchanged; outside the gradient is zero;
-    NaN stays NaN.
+    Inside the limit values and gradients are unchanged; NaN stays NaN. Beyond the limit
+    the gradient is zero, so that a value out there stays out there until something else
+    moves it. With ``soft`` it passes where gradient descent along it leads back towards
+    the limit, and is zero where it leads further out: a straight-through estimator
+    (Bengio et al. 2013, arXiv:1308.3432) with its harmful half left out.
+    ``tfp.math.clip_by_value_preserve_gradient`` of TensorFlow Probability lets both
+    halves pass.
+
+    Args:
+        logits: Of any shape and floating dtype.
+        limit: Largest magnitude let through.
+        soft: Let the gradient beyond the limit pass where it heals.
+        keep_neg_inf: Values of -inf are there by design, to mask positions: they stay,
+            with their gradient, and do not count as beyond the limit.
 
     Returns:
         The clamped tensor and the fraction of values beyond the limit, a 0-d tensor.
     """
     with torch.no_grad():
-        beyond = logits.detach().abs() > limit
-        fraction = beyond.float().mean() if beyond.numel() else beyond.float().sum()
-    clamped: Tensor = _Clamp.apply(logits, beyond, limit)  # type: ignore[no-untyped-call]
+        above, below = logits > limit, logits < -limit
+        masked = logits == -math.inf if keep_neg_inf else None
+        if masked is not None:
+            below &= ~masked
+        beyond = (above | below).float()
+        fraction = beyond.mean() if beyond.numel() else beyond.sum()
+    clamped: Tensor = _Clamp.apply(  # type: ignore[no-untyped-call]
+        logits, above, below, masked, limit, soft
+    )
     return clamped, fraction

@@ -81,11 +81,11 @@ class AmpHook(Hook):
         """Put the state of this hook into the checkpoint."""
         if state := self.state():
             kept = checkpoint.setdefault(CHECKPOINT_KEY, {})
-            kept[type(self).__name__] = state
+            kept[self._key(runner)] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take the state back, if the run is resumed and not merely initialised."""
-        state = checkpoint.get(CHECKPOINT_KEY, {}).get(type(self).__name__)
+        state = checkpoint.get(CHECKPOINT_KEY, {}).get(self._key(runner))
         if not runner._resume or state is None:
             return
         try:
@@ -96,3 +96,9 @@ class AmpHook(Hook):
                 f"{type(self).__name__} could not take back its state from the "
                 f"checkpoint ({e!r}) and starts afresh."
             )
+
+    def _key(self, runner: Runner) -> str:
+        """Class name; numbered where the config has several hooks of the class."""
+        same = [hook for hook in runner.hooks if type(hook) is type(self)]
+        place = next((i for i, hook in enumerate(same) if hook is self), 0)
+        return type(self).__name__ + (f".{place}" if place else "")

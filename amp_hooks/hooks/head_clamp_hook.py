@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.checks import (
+    check_bool,
     check_choice,
     check_int,
     check_number,
     check_patterns,
 )
-from ..core.logits import clamp_logits
+from ..core.clamp_trigger import beyond_trigger, check_trigger
 from ..core.recorder import IterationRecord
-from ..core.trees import map_tensors
 from ..core.verdict import Verdict
+from ..head_guard import HeadGuard
 from ..registry import HOOKS
-from ..runtime import Runtime, bare_model
+from ..runtime import Runtime, bare_model, warn
 from .base import AmpHook, check_targets
 
-# Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
-_LOSS_METHODS = ("loss_by_feat", "loss_and_target")
+_FORWARD_BAD = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
 
 
 @HOOKS.register_module()
@@ -36,26 +35,46 @@ class HeadClampHook(AmpHook):
     inputs, their output is clamped to ``[-limit, limit]``, and the head's
     ``loss_by_feat`` or ``loss_and_target`` runs with autocast off on float inputs. It
     does by config what mmdet 2.x users did by subclassing a head (``force_fp32`` and a
-    clamp of cls_score). Inside the limit the clamp changes no value and no gradient;
-    outside, the gradient is zero. Evaluation is never touched.
+    clamp of cls_score). Inside the limit the clamp changes no value and no gradient.
+    Evaluation is never touched.
 
     The layers are found as in :class:`ClsScoreMonitorHook`, so ``when='always'``
     without ``targets`` begins with the second iteration. With several processes each
-    decides on its own logits.
+    decides on its own logits; rank 0 reports.
+
+    **When it is on.** With ``when='triggered'`` it is switched on by what an iteration
+    showed, for the next one: logits at the ``trigger``, non-finite losses or logits (or
+    an exception because of NaN), or an ``early_warning``, which only
+    :class:`ClsScoreMonitorHook` in the same config gives. It is switched off after
+    ``release_after`` iterations in a row that were finite, with every |logit| inside
+    the limit. Between limit and trigger it stays what it is.
+
+    **Other modules.** ``targets`` may name any module that returns floating-point
+    tensors, to protect a residual sum before a norm, say. A module runs in FP32 as a
+    whole and returns float32, also under FP16 autocast. Of matches inside one another
+    the outermost that is called is cast and clamped, but every match is measured:
+    naming fewer is faster. A -inf stays what it is, as it may mask positions, except in
+    a linear layer or convolution, where it is an overflow. For limits of its own, put a
+    second HeadClampHook into the config.
 
     Args:
         limit (float): Largest |logit| let through. A sigmoid is 0 or 1 to FP32
             precision beyond about 17, a softmax beyond about 104. Defaults to 100.0.
+        mode (str): The gradient beyond the limit. 'hard': zero. 'soft': zero only where
+            it would drive the logit further out, so that the layer can find its way
+            back. The values are the same. Defaults to 'hard'.
         when (str): 'triggered' switches it on by need, 'always' keeps it on. Defaults
             to 'triggered'.
-        trigger (float): With 'triggered': a |logit| above this, or an iteration with
-            verdict FORWARD_NONFINITE, switches it on. 1000 is 6 doublings below the
-            largest FP16 number. Defaults to 1000.0.
+        trigger (float or dict): With 'triggered': a |logit| above this switches it on;
+            1000 is 6 doublings below the largest FP16 number. Or
+            ``dict(headroom_bits=6.0)``: so many doublings below the largest number of
+            the precision that the layer computes in. Defaults to 1000.0.
+        early_warning (bool): With 'triggered': an early warning switches it on.
+            Defaults to True.
         release_after (int): With 'triggered': so many iterations in a row that are
             finite, with all logits inside the limit, switch it off. Defaults to 200.
         targets (str or Sequence[str], optional): fnmatch patterns over module names, in
-            place of the search. Any module that returns floating-point tensors can be
-            named. Defaults to None.
+            place of the search. Defaults to None.
 
     Raises:
         ValueError: At the start of training, if a pattern matches no module.
@@ -64,6 +83,11 @@ class HeadClampHook(AmpHook):
         >>> custom_hooks = [dict(type='amp_hooks.HeadClampHook')]
         >>> custom_hooks = [
         ...     dict(type='amp_hooks.HeadClampHook', when='always', limit=50.0)]
+        >>> # Against FP16 overflow in the feed-forward networks of a DETR; '*.ffns.*'
+        >>> # where they are built from mmcv's BaseTransformerLayer.
+        >>> custom_hooks = [
+        ...     dict(type='amp_hooks.HeadClampHook', when='always', limit=60000.0,
+        ...          targets='*.ffn')]
     """
 
     priority = 35  # after the monitors, before RollbackHook
@@ -71,26 +95,28 @@ class HeadClampHook(AmpHook):
     def __init__(
         self,
         limit: float = 100.0,
+        mode: str = "hard",
         when: str = "triggered",
-        trigger: float = 1000.0,
+        trigger: float | dict[str, float] = 1000.0,
+        early_warning: bool = True,
         release_after: int = 200,
         targets: str | Sequence[str] | None = None,
     ) -> None:
         owner = "HeadClampHook"
         self.limit = check_number(owner, "limit", limit, above=0)
+        self.mode = check_choice(owner, "mode", mode, ("hard", "soft"))
         self.when = check_choice(owner, "when", when, ("always", "triggered"))
-        self.trigger = check_number(owner, "trigger", trigger, above=0)
+        least = self.limit if self.when == "triggered" else None
+        self.trigger = check_trigger(owner, trigger, least)
+        self.early_warning = check_bool(owner, "early_warning", early_warning)
         self.release_after = check_int(owner, "release_after", release_after, 1)
         self.targets = check_patterns(owner, "targets", targets)
-        if self.trigger < self.limit:
-            raise ValueError(
-                f"{owner}: trigger={trigger} must not be below limit={limit}: inside "
-                "the limit there is nothing to clamp. Raise trigger or lower limit."
-            )
         self.active = self.when == "always"
+        self.since: int | None = None  # iteration in which it was switched on
         self.clean = 0
+        self._warned = False
         self._layers: list[str] = []
-        self._undo: list[Callable[[], None]] = []
+        self._guard: HeadGuard | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Refuse a pattern that matches nothing."""
@@ -99,133 +125,110 @@ class HeadClampHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Guard the named layers, or those that the first iteration shows."""
         model = bare_model(runner)
-        heads: set[str] = set()
+        guard = HeadGuard(runtime.recorder, self.limit, self.mode == "soft")
+        self._guard = guard
 
-        def guard(name: str, module: nn.Module) -> None:
+        def on_layer(name: str, module: nn.Module) -> None:
             self._layers.append(name)
-            self._guard_layer(runtime, name, module)
-            for head_name, head in _owners(model, name):
-                if head_name not in heads:
-                    heads.add(head_name)
-                    self._guard_losses(head)
+            guard.add(model, name)
 
+        def on_event(event: str, iteration: int) -> None:
+            self._warned |= event == "early_warning"
+
+        runtime.listeners.append(on_event)
         # After a resume the layers are known, and guarded from the first iteration.
         names = dict(model.named_modules())
         known, self._layers = [n for n in self._layers if n in names], []
-        runtime.clamping = self.active
-        runtime.logits.watch(model, self.targets or known, guard)
+        runtime.logits.watch(model, self.targets or known, on_layer)
+        if self.active and self.since is None:
+            self.since = runner.iter
+        self._apply(runner, runtime)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Switch on by need, off after a clean stretch."""
-        absmax = max(record.all("logit_absmax"), default=0.0)
-        forward_bad = record.verdict is Verdict.FORWARD_NONFINITE
         if self.when == "triggered":
-            calm = not forward_bad and absmax <= self.limit
-            self.clean = self.clean + 1 if calm else 0
-            if not self.active and (forward_bad or absmax > self.trigger):
-                self.active = True
-                reason = "non-finite forward" if forward_bad else "large logits"
-                runtime.emit(
-                    "clamp_on",
-                    record.iter,
-                    record.verdict,
-                    reason=reason,
-                    absmax=absmax,
-                    limit=self.limit,
-                )
-            elif self.active and self.clean >= self.release_after:
-                self.active = False
-                runtime.emit(
-                    "clamp_off",
-                    record.iter,
-                    record.verdict,
-                    clean_iterations=self.clean,
-                )
-        runtime.clamping = self.active
-        record.put("clamp_active", float(self.active))
+            self._decide(runtime, record)
+        self._apply(runner, runtime)
+        # Of several clamps in one config, the one that is on.
+        active = max(float(self.active), record.get("clamp_active") or 0.0)
+        record.put("clamp_active", active)
 
     def after_train(self, runner: Runner) -> None:
         """Give the model back as it was."""
         super().after_train(runner)
-        while self._undo:
-            self._undo.pop()()
+        if self._guard is not None:
+            self._guard.remove()
 
     def state(self) -> dict[str, Any]:
-        """Whether it is on, for how many clean iterations, and on which layers."""
-        return dict(active=self.active, clean=self.clean, layers=list(self._layers))
+        """Whether it is on, since when, for how many clean iterations, and where."""
+        return dict(
+            active=self.active,
+            since=self.since,
+            clean=self.clean,
+            layers=list(self._layers),
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on as before, unless the config now says ``when='always'``."""
+        since, clean, layers = state["since"], int(state["clean"]), state["layers"]
         self.active = bool(state["active"]) or self.when == "always"
-        self.clean = int(state["clean"])
-        self._layers = list(state["layers"])
+        self.since = since if since is None else int(since)
+        self.clean = clean
+        self._layers = list(layers)
 
-    def _guard_layer(self, runtime: Runtime, name: str, module: nn.Module) -> None:
-        entered: list[torch.autocast] = []
+    def _decide(self, runtime: Runtime, record: IterationRecord) -> None:
+        warned, self._warned = self._warned and self.early_warning, False
+        of_all = record.values.get("logit_absmax", {})
+        logits = {n: of_all[n] for n in self._layers if n in of_all}
+        absmax = max(logits.values(), default=0.0)
+        largest = record.values.get("logit_limit", {})
+        reasons = {
+            "non-finite forward": record.verdict in _FORWARD_BAD,
+            "large logits": beyond_trigger(self.trigger, logits, largest),
+            "early warning": warned,
+        }
+        reason = next((text for text, holds in reasons.items() if holds), None)
+        # While a clamp is on, infinities in its layers do not count in the verdict.
+        faulty = set(runtime.logits.faulty(record)) & set(self._layers)
+        bad = reason or faulty or record.verdict.is_bad
+        calm = not bad and absmax <= self.limit
+        self.clean = self.clean + 1 if calm else 0
+        if not self.active and reason:
+            self.active, self.since = True, record.iter
+            runtime.emit(
+                "clamp_on",
+                record.iter,
+                record.verdict,
+                reason=reason,
+                absmax=absmax,
+                limit=self.limit,
+            )
+            warn(
+                f"iteration {record.iter}: {reason} (largest |logit| {absmax:.4g}). "
+                "From the next iteration on the classifier layers and losses run in "
+                f"FP32, logits clamped to {self.limit:g}, until {self.release_after} "
+                "iterations in a row are calm. If it stays on, lower the learning rate."
+            )
+        elif self.active and self.clean >= self.release_after:
+            since, self.active, self.since = self.since, False, None
+            runtime.emit(
+                "clamp_off",
+                record.iter,
+                record.verdict,
+                since=since,
+                clean_iterations=self.clean,
+                limit=self.limit,
+            )
+            print_log(
+                f"[amp_hooks] iteration {record.iter}: {self.clean} calm iterations; "
+                f"the clamp that was on since iteration {since} is off.",
+                logger="current",
+            )
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if not self.active or not torch.is_grad_enabled():
-                return None
-            entered.append(_autocast_off(module))
-            entered[-1].__enter__()
-            return _as_float(args), _as_float(kwargs)
-
-        def after(module: nn.Module, args: Any, output: Any) -> Any:
-            if not entered:
-                return None
-            entered.pop().__exit__(None, None, None)
-
-            def clamp(x: Tensor) -> Tensor:
-                if not x.is_floating_point():
-                    return x
-                clamped, fraction = clamp_logits(x, self.limit)
-                runtime.recorder.note("clamped", fraction, name)
-                return clamped
-
-            return map_tensors(clamp, output)
-
-        handles = [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            # Also if the layer raises, or autocast would stay off for good.
-            module.register_forward_hook(after, always_call=True),
-        ]
-        self._undo += [handle.remove for handle in handles]
-
-    def _guard_losses(self, head: nn.Module) -> None:
-        for method in _LOSS_METHODS:
-            original = getattr(head, method, None)
-            if original is None:
-                continue
-
-            def in_fp32(
-                *args: Any, _original: Callable[..., Any] = original, **kwargs: Any
-            ) -> Any:
-                if not self.active:
-                    return _original(*args, **kwargs)
-                with _autocast_off(head):
-                    return _original(*_as_float(args), **_as_float(kwargs))
-
-            setattr(head, method, in_fp32)
-            self._undo.append(functools.partial(delattr, head, method))
-
-
-def _owners(model: nn.Module, layer: str) -> list[tuple[str, nn.Module]]:
-    """The heads around a layer, innermost first."""
-    parts = layer.split(".")
-    paths = [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
-    owners = [(path, model.get_submodule(path)) for path in paths]
-    return [(p, m) for p, m in owners if any(hasattr(m, x) for x in _LOSS_METHODS)]
-
-
-def _autocast_off(module: nn.Module) -> torch.autocast:
-    device = next((p.device.type for p in module.parameters()), "cpu")
-    return torch.autocast(device, enabled=False)
-
-
-def _as_float(tree: Any) -> Any:
-    def cast(x: Tensor) -> Tensor:
-        return x.float() if x.is_floating_point() else x
-
-    return map_tensors(cast, tree)
+    def _apply(self, runner: Runner, runtime: Runtime) -> None:
+        if self._guard is not None:
+            self._guard.on = self.active
+        clamps = [h for h in runner.hooks if isinstance(h, HeadClampHook)]
+        runtime.clamped = {n for clamp in clamps if clamp.active for n in clamp._layers}
