@@ -39,6 +39,7 @@ class LogitWatch:
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
         self._tries = 0
+        self._flags: list[Tensor] = []
 
     def watch(
         self,
@@ -72,6 +73,7 @@ class LogitWatch:
             Why nothing was found, once: when the search is given up.
         """
         self._measured.clear()
+        self._flags.clear()
         if self._finder is None:
             return None
         self._tries += 1
@@ -108,10 +110,19 @@ class LogitWatch:
         return [
             name
             for name, count in record.values.get("logit_nan", {}).items()
-            if count
-            or record.get("logit_inf", name)
-            and isinstance(self.layers[name], (nn.Linear, _ConvNd))
+            if count or record.get("logit_inf", name) and self._infinity_is_fault(name)
         ]
+
+    def take_flags(self) -> list[Tensor]:
+        """The same of the forward pass since the last call, still on the device.
+
+        0-d tensors; one of them is above 0 if a layer's logits are faulty.
+        """
+        flags, self._flags = self._flags, []
+        return flags
+
+    def _infinity_is_fault(self, name: str) -> bool:
+        return isinstance(self.layers[name], (nn.Linear, _ConvNd))
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
         if not self._recomputed(name):
@@ -150,6 +161,10 @@ class LogitWatch:
         self.recorder.note("logit_absmax", stats.absmax, name)
         self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
         self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
+        if name in self.layers:  # else the iteration that finds it is over
+            self._flags.append(stats.nan)
+            if self._infinity_is_fault(name):
+                self._flags.append(stats.inf)
 
     def close(self) -> None:
         """Remove every hook."""

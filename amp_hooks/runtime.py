@@ -6,6 +6,7 @@ import logging
 import os.path as osp
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mmengine.dist as dist
@@ -18,14 +19,12 @@ from torch import Tensor, nn
 from .core.ledger import Ledger
 from .core.recorder import FlightRecorder, IterationRecord
 from .core.verdict import Verdict, judge
+from .error_tap import ErrorTap
 from .faults import ForwardFaults
 from .logit_watch import LogitWatch
 from .step_tap import StepTap
 
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
-
-# Below 1.0 a loss scale makes gradients smaller than they are, which cures nothing.
-SCALE_FLOOR = 1.0
 
 
 def bare_model(runner: Runner) -> nn.Module:
@@ -48,6 +47,19 @@ def warn(message: str) -> None:
     print_log(f"[amp_hooks] {message}", logger="current", level=logging.WARNING)
 
 
+@dataclass(frozen=True)
+class Raised:
+    """An exception because of NaN that a training step ended with.
+
+    Attributes:
+        text: Type and message.
+        ranks: Where it was raised.
+    """
+
+    text: str
+    ranks: list[int]
+
+
 class Runtime:
     """One per runner: the flight recorder, the taps that feed it, and the ledger.
 
@@ -55,7 +67,12 @@ class Runtime:
         recorder: Device scalars of the present iteration, records of past ones.
         tap: Sees the gradients at each optimizer step.
         logits: Sees the classifier layers' output.
-        clamping: HeadClampHook bounds the logits at present.
+        errors: Sees the exceptions that leave ``train_step``.
+        scale_floor: A loss scale at or below it cannot usefully be lowered any more.
+            Below 1.0 it makes gradients smaller than they are, which cures nothing.
+        raised: The exception that ended the present iteration and was dealt with.
+        clamped: Layers whose logits HeadClampHook bounds at present: infinities in
+            them do no harm.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called as ``listener(event, iteration)`` after each ledger line.
@@ -65,7 +82,10 @@ class Runtime:
         self.recorder = FlightRecorder()
         self.tap = StepTap(self.recorder)
         self.logits = LogitWatch(self.recorder)
-        self.clamping = False
+        self.errors = ErrorTap(self.tap)
+        self.scale_floor = 1.0
+        self.raised: Raised | None = None
+        self.clamped: set[str] = set()
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
         self.listeners: list[Callable[[str, int], None]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
@@ -103,6 +123,10 @@ class Runtime:
         for observe in self.observers:
             fields |= observe(record)
         faults = self._judge(record)
+        if self.raised is not None:
+            fields["error"] = self.raised.text
+            self.raised = None
+            self.forget_window()
         if record.verdict is not Verdict.HEALTHY:
             fields = faults.fields | fields
             if scales := record.all("scale"):
@@ -116,11 +140,14 @@ class Runtime:
 
     def _judge(self, record: IterationRecord) -> ForwardFaults:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
-        layers = [] if self.clamping else self.logits.faulty(record)
+        faulty = self.logits.faulty(record)
+        layers = [layer for layer in faulty if layer not in self.clamped]
         self._faults.add(record, layers)
         faults = self._faults
         grads_finite = not any(record.all("found_inf"))
-        if dist.get_world_size() == 1:
+        if self.raised is not None:
+            record.ranks = self.raised.ranks
+        elif dist.get_world_size() == 1:
             record.ranks = [0] if faults else []
         elif grads_finite:
             # Between steps, or of a loss that left the gradients finite, only this
@@ -129,13 +156,16 @@ class Runtime:
         else:
             # Gradients are averaged, so every rank is here. A healthy run never is.
             record.ranks, faults = faults.of_all_ranks()
-        scales = record.all("scale")
+        scales = record.values.get("scale", {})
+        found_inf = record.values.get("found_inf", {})
+        bad = [scales.get(name) for name, found in found_inf.items() if found]
         record.verdict = judge(
             loss_finite=not faults.losses,
             logits_finite=not faults.layers,
             grads_finite=grads_finite,
-            has_scaler=bool(scales),
-            scale_at_floor=bool(scales) and not min(scales) > SCALE_FLOOR,
+            has_scaler=None not in bad,
+            scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad),
+            raised=self.raised is not None,
         )
         return faults
 
@@ -160,6 +190,7 @@ class Runtime:
         """Give the model and the optimizers back as they were."""
         self.tap.detach()
         self.logits.close()
+        self.errors.detach()
         # They refer to the runner, which could never be freed with them in place.
         self.observers.clear()
         self.listeners.clear()

@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import OptState
 
 from .core.gradnorm import parameter_grad_norms
 from .core.recorder import FlightRecorder
+from .step_gate import StepGate
 
 # Called with (optimizer name, wrapper, per-parameter norms, loss scale or None).
 GradientListener = Callable[[str, OptimWrapper, Tensor, "Tensor | None"], None]
@@ -30,6 +31,14 @@ def trained_parameters(wrapper: OptimWrapper) -> list[Tensor]:
     return [p for group in wrapper.optimizer.param_groups for p in group["params"]]
 
 
+def accumulating(optim_wrapper: Any) -> bool:
+    """Whether gradients are waiting for an optimizer step."""
+    return any(
+        wrapper.inner_count % wrapper._accumulative_counts != 0
+        for _, wrapper in iter_wrappers(optim_wrapper)
+    )
+
+
 def active_scaler(wrapper: OptimWrapper) -> Any:
     """The wrapper's GradScaler, or ``None`` if there is none or it is disabled."""
     scaler = getattr(wrapper, "loss_scaler", None)
@@ -37,10 +46,11 @@ def active_scaler(wrapper: OptimWrapper) -> Any:
 
 
 class StepTap:
-    """Wraps ``step`` of each optimizer once and notes scale and overflow.
+    """Wraps ``backward`` and ``step`` of each optimizer and notes scale and overflow.
 
     ``OptimWrapper.update_params`` runs backward, step and zero_grad in one go, so no
-    hook event ever sees a gradient. Nothing here changes a gradient or waits for one.
+    hook event ever sees a gradient. Without a gate nothing here changes a gradient or
+    waits for one.
 
     Args:
         recorder: Gets ``scale``, ``scale_next``, ``growth_tracker`` and ``found_inf``
@@ -48,11 +58,13 @@ class StepTap:
 
     Attributes:
         listeners: Called before each step with the norms of its gradients.
+        gate: Refuses steps, if there is one.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
         self.listeners: list[GradientListener] = []
+        self.gate: StepGate | None = None
         self._wrapped: list[OptimWrapper] = []
 
     def attach(self, optim_wrapper: Any) -> None:
@@ -75,31 +87,59 @@ class StepTap:
             self._wrap(name, wrapper)
             self._wrapped.append(wrapper)
 
+    def drop_window(self, optim_wrapper: Any) -> None:
+        """Clear the gradients; a window that has begun takes no step, given a gate."""
+        for name, wrapper in iter_wrappers(optim_wrapper):
+            wrapper.zero_grad()
+            if self.gate and wrapper.inner_count % wrapper._accumulative_counts:
+                self.gate.dropped.add(name)
+
     def detach(self) -> None:
-        """Give every optimizer its own ``step`` back."""
+        """Give every optimizer its own methods back."""
         for wrapper in self._wrapped:
-            del wrapper.step
+            del wrapper.backward, wrapper.step
         self._wrapped.clear()
         self.listeners.clear()
+        self.gate = None
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
-        original = wrapper.step
+        original_backward, original_step = wrapper.backward, wrapper.step
+
+        def backward(loss: Tensor, **kwargs: Any) -> None:
+            if self.gate is not None:
+                passed = self.gate.before_backward(
+                    name, trained_parameters(wrapper), loss
+                )
+                if passed is None:
+                    wrapper._inner_count += 1  # as the original does
+                    return
+                loss = passed
+            original_backward(loss, **kwargs)
 
         def step(**kwargs: Any) -> None:
+            params = trained_parameters(wrapper)
+            if self.gate is not None and not self.gate.opens(name, wrapper, params):
+                return
             scaler = active_scaler(wrapper)
-            found_inf = self._before(name, wrapper, scaler)
-            original(**kwargs)
+            state, bad = self._before(name, wrapper, scaler)
+            # GradScaler decides by itself; without one this is the guard's one wait.
+            if self.gate is not None and bad is not None and bad.item():
+                return
+            original_step(**kwargs)
             if scaler is not None:
-                for value in found_inf.get("found_inf_per_device", {}).values():
+                for value in state.get("found_inf_per_device", {}).values():
                     self.recorder.note("found_inf", value.reshape(()), name)
                 self.recorder.note("scale_next", scaler._scale.reshape(()), name)
                 tracker = scaler._growth_tracker.reshape(())
                 self.recorder.note("growth_tracker", tracker, name)
 
-        wrapper.step = step
+        wrapper.backward, wrapper.step = backward, step
 
-    def _before(self, name: str, wrapper: OptimWrapper, scaler: Any) -> dict:
-        state, scale = {}, None
+    def _before(
+        self, name: str, wrapper: OptimWrapper, scaler: Any
+    ) -> tuple[dict, Tensor | None]:
+        """GradScaler's state of this step; without one, whether gradients are bad."""
+        state, scale, bad = {}, None, None
         if scaler is not None:
             # GradScaler replaces this dict in update(); the old one keeps its verdict.
             state = scaler._per_optimizer_states[id(wrapper.optimizer)]
@@ -116,4 +156,4 @@ class StepTap:
                 unscaled = state.get("stage") is OptState.UNSCALED
                 for listener in self.listeners:
                     listener(name, wrapper, norms, None if unscaled else scale)
-        return state
+        return state, bad

@@ -39,6 +39,16 @@ _WORST_ONLY: dict[str, Reduce] = {
 }
 
 
+# One value each, which hooks add to the record.
+_COUNTS_AND_FLAGS = (
+    "vetoes_total",
+    "clamp_active",
+    "fallback_active",
+    "rollbacks_total",
+    "lr_factor",
+)
+
+
 def _latest(old: float, new: float) -> float:
     return new
 
@@ -57,6 +67,9 @@ SCALARS = {
     ),
     "amp/skipped_streak": Scalar(max, "steps", "steps skipped in a row"),
     "amp/skipped_share": Scalar(max, "0 to 1", "skipped share of the last 1000 steps"),
+    "amp/vetoes_total": Scalar(
+        _latest, "iterations", "iterations undone by StepGuardHook so far"
+    ),
     "amp/nonfinite": Scalar(max, "0 or 1", "an iteration had NaN or inf somewhere"),
     "amp/gradnorm": Scalar(max, "L2 norm", "unscaled gradient norm before clipping"),
     "amp/gradnorm/<group>": Scalar(max, "L2 norm", "the same, of one parameter group"),
@@ -81,6 +94,9 @@ SCALARS = {
     ),
     "amp/clamp_active": Scalar(max, "0 or 1", "HeadClampHook is clamping"),
     "amp/clamped_fraction": Scalar(max, "0 to 1", "share of logits beyond the clamp"),
+    "amp/fallback_active": Scalar(
+        max, "0 or 1", "PrecisionFallbackHook has left the configured precision"
+    ),
     "amp/rollbacks_total": Scalar(_latest, "rollbacks", "rollbacks so far"),
     "amp/lr_factor": Scalar(_latest, "factor", "what rollbacks multiplied the LR by"),
 }
@@ -123,7 +139,7 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
             put(f"amp/headroom_bits/{layer}", headroom_bits(absmax, limit))
     if clamped := record.all("clamped"):
         put("amp/clamped_fraction", max(clamped))
-    for name in ("clamp_active", "rollbacks_total", "lr_factor"):
+    for name in _COUNTS_AND_FLAGS:
         put(f"amp/{name}", record.get(name))
     return out
 

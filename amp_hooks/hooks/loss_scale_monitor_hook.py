@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mmengine.logging import print_log
@@ -12,7 +13,7 @@ from ..core.checks import check_int
 from ..core.recorder import IterationRecord
 from ..core.skips import SkipCounter, SkipKind
 from ..registry import HOOKS
-from ..runtime import SCALE_FLOOR, Runtime, warn
+from ..runtime import Runtime, warn
 from ..step_tap import active_scaler, iter_wrappers
 from .base import AmpHook
 
@@ -57,7 +58,7 @@ class LossScaleMonitorHook(AmpHook):
                 "line above. For mixed precision set optim_wrapper=dict("
                 "type='AmpOptimWrapper', loss_scale='dynamic', ...), and delete fp16."
             )
-        runtime.observers.append(self._count)
+        runtime.observers.append(partial(self._count, runtime))
 
     def after_train(self, runner: Runner) -> None:
         """Sum up."""
@@ -82,14 +83,15 @@ class LossScaleMonitorHook(AmpHook):
     def _counter(self, name: str) -> SkipCounter:
         return self.counters.setdefault(name, SkipCounter(self.patience))
 
-    def _count(self, record: IterationRecord) -> dict[str, Any]:
+    def _count(self, runtime: Runtime, record: IterationRecord) -> dict[str, Any]:
         kinds = {}
         for name, scale in record.values.get("scale", {}).items():
             found_inf = record.get("found_inf", name)
             if found_inf is None:
                 continue
             counter = self._counter(name)
-            kind = counter.add(bool(found_inf), at_floor=not scale > SCALE_FLOOR)
+            at_floor = not scale > runtime.scale_floor
+            kind = counter.add(bool(found_inf), at_floor)
             if kind is not None:
                 kinds[name] = kind.value
             if kind is SkipKind.COLLAPSE and name not in self._warned:

@@ -15,9 +15,9 @@ from ..core.verdict import Verdict
 from ..errors import TrainingDivergedError
 from ..registry import HOOKS
 from ..rollback_files import RollbackFiles
-from ..runtime import SCALE_FLOOR, Runtime, any_rank, warn
+from ..runtime import Runtime, any_rank, warn
 from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
-from ..step_tap import iter_wrappers
+from ..step_tap import accumulating
 from .base import AmpHook
 
 
@@ -112,7 +112,7 @@ class RollbackHook(AmpHook):
         """Take a snapshot between two iterations, where the whole run is consistent."""
         self._files.mend_pointer()
         self._snapshot_due |= runner.iter % self.interval == 0
-        if self._streak or _accumulating(runner):
+        if self._streak or accumulating(runner.optim_wrapper):
             return  # as soon as it is over
         runtime = Runtime.of(runner)
         if self._snapshot_due:
@@ -187,7 +187,7 @@ class RollbackHook(AmpHook):
         if len(self._snapshots) > 1:
             self._snapshots.pop()
         target.restore(runner)
-        scale = lower_loss_scale(runner, self.scale_factor, SCALE_FLOOR)
+        scale = lower_loss_scale(runner, self.scale_factor, runtime.scale_floor)
         lower_lr(runner, self.lr_factor)
         self.rollbacks += 1
         self.total_lr_factor *= self.lr_factor
@@ -232,11 +232,3 @@ class RollbackHook(AmpHook):
             f"{checkpoint or 'in the work_dir of rank 0'}. Resume from it with a "
             "lower learning rate, a longer warm-up, gradient clipping or BF16."
         )
-
-
-def _accumulating(runner: Runner) -> bool:
-    """Whether gradients are waiting for an optimizer step."""
-    return any(
-        wrapper.inner_count % wrapper._accumulative_counts != 0
-        for _, wrapper in iter_wrappers(runner.optim_wrapper)
-    )

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 import torch
+from mmdet.models import RetinaNet
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -14,6 +16,17 @@ from tests import helpers
 
 # MMEngine picks the rank's GPU without asking whether torch has any.
 torch.cuda.set_device = lambda *args: None
+
+
+@MODELS.register_module()
+class ReducingRetinaNet(RetinaNet):
+    """Averages its number of positives, as FCOS, ATSS and DETR do."""
+
+    def loss(self, *args, **kwargs):
+        losses = super().loss(*args, **kwargs)
+        torch.distributed.all_reduce(torch.ones(1))
+        return losses
+
 
 COLLECTIVES = (
     "all_reduce all_gather all_gather_object all_gather_into_tensor broadcast "

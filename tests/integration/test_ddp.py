@@ -10,8 +10,8 @@ import torch
 from tests import helpers
 
 
-def train_on_two_ranks(digits, work_dir, **options):
-    """Train in two processes; returns what each rank has to tell."""
+def run_on_two_ranks(digits, work_dir, **options):
+    """Train in two processes; the finished process, and where results are."""
     cfg = helpers.make_config("retinanet", digits, work_dir, **options)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.launcher = "pytorch"
@@ -34,6 +34,12 @@ def train_on_two_ranks(digits, work_dir, **options):
         timeout=300,
         check=False,
     )
+    return done, out
+
+
+def train_on_two_ranks(digits, work_dir, **options):
+    """What each rank has to tell after training."""
+    done, out = run_on_two_ranks(digits, work_dir, **options)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(f"{out}.{rank}") for rank in (0, 1)]
 
@@ -128,3 +134,94 @@ def test_watching_two_ranks_changes_nothing_and_adds_no_collective(
         for i in range(6):
             extra = b["collectives"][i] - a["collectives"][i]
             assert extra == 0 if healthy[i] else extra > 0
+
+
+def inject(**fault):
+    return dict(type="amp_hooks.FaultInjectionHook", faults=[dict(fault, rank=1)])
+
+
+def guard(**kwargs):
+    return dict(type="amp_hooks.StepGuardHook", **kwargs)
+
+
+def unequal_parameters(a, b):
+    names = [k for k in a["state"] if "running_" not in k and "ema" not in k]
+    assert names
+    return [k for k in names if not torch.equal(a["state"][k], b["state"][k])]
+
+
+@pytest.mark.parametrize(
+    ("precision", "accumulate"), [("float16", 1), ("float32", 2), ("bfloat16", 1)]
+)
+def test_both_ranks_refuse_the_step_and_stay_equal(
+    digits, tmp_path, precision, accumulate
+):
+    """A loss that is NaN on one rank, with gradients that would be finite."""
+    hooks = [
+        inject(what="loss", value="nan", at=2),
+        inject(what="images", value="inf", at=4),
+        inject(what="gradient", where="bbox_head.*.weight", value="inf", at=6),
+        guard(),
+        *helpers.MONITORS,
+    ]
+    options = {}
+    if precision != "float32":
+        options["optim_wrapper.loss_scale"] = dict(init_scale=128.0, _delete_=True)
+    a, b = train_on_two_ranks(
+        digits,
+        tmp_path / "w",
+        iters=57,
+        hooks=hooks,
+        precision=precision,
+        accumulate=accumulate,
+        options=options,
+    )
+    assert unequal_parameters(a, b) == []
+    assert all(torch.isfinite(t).all() for r in (a, b) for t in r["state"].values())
+    assert a["records"] == b["records"]
+    bad = {i: verdict for i, verdict, _ in a["records"] if verdict != "HEALTHY"}
+    last = accumulate - 1  # of the window, where the step is
+    assert list(bad) == [2 + last, 4 + last, 6 + last]
+    assert [bad[2 + last], bad[4 + last]] == ["FORWARD_NONFINITE"] * 2
+    if precision != "float32":
+        assert a["scale"] == b["scale"] == 64.0  # of the gradient's overflow only
+    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
+    vetoes = [e for e in helpers.read_ledger(path) if e["event"] == "veto"]
+    assert [e["iter"] for e in vetoes] == list(bad)
+
+
+def test_an_exception_on_one_rank_is_a_clear_error(digits, tmp_path):
+    hooks = [inject(what="raise", at=2), guard()]
+    done, _ = run_on_two_ranks(digits, tmp_path / "w", iters=4, hooks=hooks)
+    assert done.returncode != 0
+    assert "rank 1 raised ValueError: matrix contains invalid" in done.stderr
+    assert "set StepGuardHook(vote=True)" in done.stderr
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_with_a_vote_training_goes_on(digits, tmp_path, accumulate):
+    hooks = [inject(what="raise", at=[2, 5]), guard(vote=True), *helpers.MONITORS]
+    a, b = train_on_two_ranks(
+        digits, tmp_path / "w", iters=9, hooks=hooks, accumulate=accumulate
+    )
+    assert unequal_parameters(a, b) == []
+    raised = [(i, ranks) for i, v, ranks in a["records"] if v == "RAISED"]
+    assert raised == [(2, [1]), (5, [1])]
+    assert a["records"] == b["records"]
+    assert a["collectives"] == b["collectives"] == [1] * 9
+
+
+def test_a_vote_that_cannot_reach_the_others_times_out(digits, tmp_path):
+    """The loss has a collective of its own after the point that raised."""
+    done, _ = run_on_two_ranks(
+        digits,
+        tmp_path / "w",
+        iters=4,
+        hooks=[
+            inject(what="raise", where="bbox_head", at=2),
+            guard(vote=True, vote_timeout=5),
+        ],
+        options={"model.type": "ReducingRetinaNet"},
+    )
+    assert done.returncode != 0
+    assert "the other ranks did not come to the vote within 5 s" in done.stderr

@@ -1,0 +1,231 @@
+"""A bad step leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import mmengine.dist as dist
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..core.checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_regexes,
+)
+from ..core.nan_errors import NAN_ERRORS
+from ..core.recorder import IterationRecord
+from ..core.verdict import Verdict
+from ..nan_steps import NanSteps
+from ..registry import HOOKS
+from ..runtime import Runtime, bare_model, warn
+from ..scale_policy import ScalePolicy
+from ..step_gate import StepGate
+from ..step_tap import accumulating, iter_wrappers
+from ..vote import Vote
+from ..window import Window, averaging_hooks
+from .base import AmpHook
+
+
+@HOOKS.register_module()
+class StepGuardHook(AmpHook):
+    """Refuses an optimizer step whose gradients are not finite, and undoes the rest.
+
+    After such an iteration parameters, buffers (BatchNorm statistics first of all),
+    optimizer state and EMA are bit for bit what they were before it; under gradient
+    accumulation, before the first iteration of the window, which is dropped as a whole.
+    It works in any precision. With a GradScaler nothing waits for the device that did
+    not before; without one, the optimizer step waits once.
+
+    A loss that is not finite, or that comes from watched logits that are not, makes
+    all gradients NaN, so that with several processes every rank refuses the step.
+    EMAHook and MeanTeacherHook are left out after a refused step. Not undone: what a
+    model or hook keeps in Python attributes.
+
+    *Loss scale.* It is never lowered below ``scale_floor``, nor by a non-finite forward
+    pass, which no scale can cure. Of an overflow, ``hysteresis`` decides; a static
+    scale is lowered like a dynamic one (by GradScaler's ``backoff_factor``), and stays.
+
+    *No gradient.* When no parameter of an optimizer has one, GradScaler stops with "No
+    inf checks were recorded for this optimizer" (fast-reid#700, #704, #735). Here the
+    step is skipped, with a warning that says why there is none.
+
+    *NaN that arrives as an exception*, as from a Hungarian assigner (mmdetection#8155):
+    the iteration is left out, its verdict is RAISED, and training goes on. With several
+    processes the other ranks wait for this one's gradients, so it is an error there,
+    unless ``vote=True``. All other exceptions pass through.
+
+    Args:
+        scale_floor (float): The loss scale is not lowered below it; overflow there has
+            verdict GRAD_NONFINITE. Defaults to 1.0.
+        hysteresis (int): Overflows that it takes to lower the loss scale, as in
+            Megatron-LM; 1 lowers it at each, as GradScaler does. Defaults to 1.
+        on_missing_grads (str): 'skip' the step, or 'raise' a RuntimeError. Defaults to
+            'skip'.
+        nan_errors (Sequence[str], optional): Regular expressions by which an exception
+            is known to come from NaN, in addition to those of scipy's
+            linear_sum_assignment and mmdet's heads. Defaults to None.
+        max_nan_errors (int): Iterations in a row that may end that way; one more raises
+            TrainingDivergedError. 0 lets every exception pass. Defaults to 10.
+        vote (bool): With several processes, let all ranks agree before each backward
+            pass whether one of them raised: a small gloo collective in every iteration.
+            It helps only if the loss has no collectives of its own after the point that
+            raised; otherwise the vote times out with an error. Defaults to False.
+        vote_timeout (int): Seconds to wait for the other ranks. Defaults to 600.
+
+    Raises:
+        TrainingDivergedError: More than ``max_nan_errors`` such exceptions in a row.
+        RuntimeError: No gradient, with ``on_missing_grads='raise'``; or an exception
+            because of NaN on one of several ranks without ``vote``.
+
+    Examples:
+        >>> custom_hooks = [dict(type='amp_hooks.StepGuardHook')]
+        >>> custom_hooks = [
+        ...     dict(type='amp_hooks.StepGuardHook', scale_floor=128.0, hysteresis=2)]
+    """
+
+    priority = 32  # after the monitors, before all that acts on a bad iteration
+
+    def __init__(
+        self,
+        scale_floor: float = 1.0,
+        hysteresis: int = 1,
+        on_missing_grads: str = "skip",
+        nan_errors: Sequence[str] | None = None,
+        max_nan_errors: int = 10,
+        vote: bool = False,
+        vote_timeout: int = 600,
+    ) -> None:
+        owner = "StepGuardHook"
+        self.scale_floor = check_number(owner, "scale_floor", scale_floor, above=0)
+        self.hysteresis = check_int(owner, "hysteresis", hysteresis, 1)
+        self.on_missing_grads = check_choice(
+            owner, "on_missing_grads", on_missing_grads, ("skip", "raise")
+        )
+        own = check_regexes(owner, "nan_errors", nan_errors)
+        self.nan_errors = (*NAN_ERRORS, *own)
+        self.max_nan_errors = check_int(owner, "max_nan_errors", max_nan_errors, 0)
+        self.vote = check_bool(owner, "vote", vote)
+        self.vote_timeout = check_int(owner, "vote_timeout", vote_timeout, 1)
+        self.vetoes = 0
+        self._streak = 0
+        self._undone = -1  # iteration that left no trace, if any
+        self._policy = ScalePolicy(self.scale_floor, self.hysteresis)
+        self._told: set[str] = set()
+        self._averaging: list[Hook] = []
+
+    def attach(self, runner: Runner, runtime: Runtime) -> None:
+        """Stand before every optimizer step."""
+        runtime.scale_floor = self.scale_floor
+        names = {id(p): name for name, p in bare_model(runner).named_parameters()}
+
+        def flags() -> list[Tensor]:
+            return runtime.logits.take_flags(runtime.clamped)
+
+        self._gate = runtime.tap.gate = StepGate(names, flags, self._on_missing)
+        self._window = Window(runner)
+        self._window.save(runner)
+        for name, wrapper in iter_wrappers(runner.optim_wrapper):
+            self._policy.begin(name, wrapper)
+        several = dist.get_world_size() > 1
+        vote = Vote(self.vote_timeout) if self.vote and several else None
+        NanSteps(runner, runtime, self.nan_errors, self.max_nan_errors, vote).attach()
+        self._leave_out_averaging(runner)
+        runtime.listeners.append(partial(self._on_event, runner))
+        for hook in runner.hooks:
+            if "CheckInvalidLossHook" in {cls.__name__ for cls in type(hook).__mro__}:
+                warn(
+                    "CheckInvalidLossHook ends the run at a loss that is not finite, "
+                    "before StepGuardHook can refuse the step and go on: take it out "
+                    "of custom_hooks."
+                )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Copy, at the beginning of an accumulation window, what may be undone."""
+        if not accumulating(runner.optim_wrapper):
+            self._window.save(runner)
+
+    def after_record(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
+        """Undo what a bad iteration did, and see to the loss scale."""
+        scales = [
+            self._policy.after_step(name, wrapper, record)
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+        ]
+        refused = any(record.all("found_inf")) or record.verdict is Verdict.RAISED
+        if refused or record.verdict.is_bad or self._gate.skipped:
+            self._window.restore(runner)
+            self._undone = record.iter
+        self._gate.skipped.clear()
+        if refused:
+            self.vetoes += 1
+            known = [scale for scale in scales if scale is not None]
+            runtime.emit(
+                "veto", record.iter, record.verdict, scale=min(known, default=None)
+            )
+        self._streak = self._streak + 1 if record.verdict.is_bad else 0
+        if self._streak == 1:
+            warn(
+                f"iteration {record.iter} was undone ({record.verdict.value}): no "
+                "optimizer step, and buffers and EMA are as before it. Training goes "
+                "on with the next batch; stability.jsonl tells more."
+            )
+        record.put("vetoes_total", self.vetoes)
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the averaging hooks back as they were."""
+        super().after_train(runner)
+        while self._averaging:
+            del self._averaging.pop().after_train_iter
+
+    def state(self) -> dict[str, Any]:
+        """Counts, hysteresis, and static scales that were lowered."""
+        return dict(vetoes=self.vetoes, scale=self._policy.state())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.vetoes = int(state["vetoes"])
+        self._policy.load_state(state["scale"])
+
+    def _on_missing(self, message: str) -> None:
+        if self.on_missing_grads == "raise":
+            raise RuntimeError(f"StepGuardHook: {message}.")
+        if message not in self._told:
+            self._told.add(message)
+            warn(f"{message}. Such steps are skipped; this is said once.")
+
+    def _on_event(self, runner: Runner, event: str, iteration: int) -> None:
+        if event == "rollback":
+            # What was saved, and the window that had begun, are of another state.
+            self._window.save(runner)
+            self._policy.forget()
+            Runtime.of(runner).tap.drop_window(runner.optim_wrapper)
+
+    def _leave_out_averaging(self, runner: Runner) -> None:
+        order = {id(hook): i for i, hook in enumerate(runner.hooks)}
+        for hook in averaging_hooks(runner):
+            kind = type(hook).__name__
+            if order[id(hook)] < order[id(self)]:
+                raise ValueError(
+                    f"{kind} has priority {hook.priority!r} and would average weights "
+                    "before StepGuardHook has judged the iteration. Give it the "
+                    "default priority 'NORMAL', or any number above 40."
+                )
+            original = hook.after_train_iter
+
+            def after_train_iter(
+                runner: Runner, *args: Any, _original: Any = original, **kwargs: Any
+            ) -> None:
+                if self._undone != runner.iter:
+                    _original(runner, *args, **kwargs)
+
+            hook.after_train_iter = after_train_iter
+            self._averaging.append(hook)

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from amp_hooks.core.hysteresis import Hysteresis
+from amp_hooks.core.missing_grads import has_gradient, why_no_gradient
+from amp_hooks.core.nan_errors import is_nan_error
+from amp_hooks.core.saved_tensors import SavedTensors
+
+
+def raised(call):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        call()
+    return caught.value
+
+
+def bare_assert():
+    # As mmdet's ATSSHead has it, without a message.
+    assert not torch.isnan(torch.tensor(math.nan)).any()
+
+
+def other_assert():
+    assert len([]) == 1, "nothing found"
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: linear_sum_assignment([[math.nan, 1.0]]), True),
+        (lambda: linear_sum_assignment([[math.inf, math.inf]]), True),
+        (lambda: int(math.nan), True),
+        (lambda: int(math.inf), True),
+        (bare_assert, True),
+        (other_assert, False),
+        (lambda: [].pop(), False),
+        (lambda: torch.zeros(2) @ torch.zeros(3), False),
+    ],
+)
+def test_exceptions_that_are_nan_in_disguise(call, expected):
+    assert is_nan_error(raised(call)) is expected
+
+
+def test_patterns_of_ones_own():
+    error = ValueError("My head saw a NaN!")
+    assert not is_nan_error(error)
+    assert is_nan_error(error, ["saw a nan"])
+
+
+def test_hysteresis_bears_some_overflows_and_recovers():
+    """As Megatron-LM: the tolerance returns after `interval` clean steps in a row."""
+    hysteresis = Hysteresis(tolerance=3, interval=4)
+    assert [hysteresis.overflow() for _ in range(5)] == [False, False, True, True, True]
+    for _ in range(3):
+        hysteresis.step()
+    assert hysteresis.overflow()
+    for _ in range(4):
+        hysteresis.step()
+    assert [hysteresis.overflow() for _ in range(3)] == [False, False, True]
+
+
+def test_without_tolerance_every_overflow_counts():
+    hysteresis = Hysteresis(tolerance=1, interval=10)
+    assert [hysteresis.overflow() for _ in range(3)] == [True] * 3
+
+
+def test_why_there_is_no_gradient():
+    model = torch.nn.ModuleDict({n: torch.nn.Linear(1, 1) for n in "abc"})
+    params = list(model.parameters())
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert not has_gradient(params)
+    unused = why_no_gradient(params, names, detached=False)
+    assert "branches" in unused
+    assert "a.weight, a.bias, b.weight, 6 in all" in unused
+    assert "detached" in why_no_gradient(params, names, detached=True)
+    assert "none of its 6 parameters belongs" in why_no_gradient(params, {}, True)
+    for p in params:
+        p.requires_grad = False
+    assert "frozen" in why_no_gradient(params, names, detached=True)
+    params[3].grad = torch.zeros(1)
+    assert has_gradient(params)
+
+
+def test_saved_tensors_come_back_bit_for_bit():
+    tensors = [torch.tensor([1.0, -0.0, math.inf]), torch.arange(3), torch.rand(2, 2)]
+    originals = [t.clone() for t in tensors]
+    saved = SavedTensors()
+    saved.save(tensors)
+    copies = saved.copies
+    for t in tensors:
+        t.zero_().sub_(7)
+    saved.restore(tensors)
+    assert all(torch.equal(t, o) for t, o in zip(tensors, originals))
+    assert math.copysign(1, tensors[0][1]) == -1
+    tensors[0].mul_(2)
+    saved.save(tensors)
+    assert saved.copies is copies  # no new memory
+    saved.save(tensors[:1])
+    assert len(saved.copies) == 1
+
+
+def test_no_tensors_are_fine():
+    saved = SavedTensors()
+    saved.save([])
+    saved.restore([])
