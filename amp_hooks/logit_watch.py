@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .core.classifiers import ClassifierFinder
 from .core.finite import named_tensors
-from .core.logits import LogitStats, largest_number, logit_stats
+from .core.logits import (
+    LogitStats,
+    infinity_is_overflow,
+    largest_number,
+    logit_stats,
+)
 from .core.recorder import FlightRecorder, IterationRecord
 
 _TRIES = 20  # training iterations in which the layers may show up
@@ -39,7 +43,7 @@ class LogitWatch:
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
         self._tries = 0
-        self._flags: list[Tensor] = []
+        self._flags: list[tuple[str, Tensor]] = []
 
     def watch(
         self,
@@ -110,19 +114,22 @@ class LogitWatch:
         return [
             name
             for name, count in record.values.get("logit_nan", {}).items()
-            if count or record.get("logit_inf", name) and self._infinity_is_fault(name)
+            if count
+            or record.get("logit_inf", name)
+            and infinity_is_overflow(self.layers[name])
         ]
 
-    def take_flags(self) -> list[Tensor]:
+    def take_flags(self, ignore: Container[str]) -> list[Tensor]:
         """The same of the forward pass since the last call, still on the device.
 
-        0-d tensors; one of them is above 0 if a layer's logits are faulty.
-        """
-        flags, self._flags = self._flags, []
-        return flags
+        Args:
+            ignore: Layers that do not matter.
 
-    def _infinity_is_fault(self, name: str) -> bool:
-        return isinstance(self.layers[name], (nn.Linear, _ConvNd))
+        Returns:
+            0-d tensors, one of them above 0 if a layer's logits are faulty.
+        """
+        taken, self._flags = self._flags, []
+        return [flag for name, flag in taken if name not in ignore]
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
         if not self._recomputed(name):
@@ -162,9 +169,9 @@ class LogitWatch:
         self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
         self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
         if name in self.layers:  # else the iteration that finds it is over
-            self._flags.append(stats.nan)
-            if self._infinity_is_fault(name):
-                self._flags.append(stats.inf)
+            self._flags.append((name, stats.nan))
+            if infinity_is_overflow(self.layers[name]):
+                self._flags.append((name, stats.inf))
 
     def close(self) -> None:
         """Remove every hook."""

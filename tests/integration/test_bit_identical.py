@@ -21,13 +21,20 @@ def test_losses_and_state_with_every_hook_equal_those_without(
     build, detector, loop, precision, accumulate
 ):
     runs = []
+    # Low enough that nothing overflows: StepGuardHook undoes what an overflow did.
+    options = {"optim_wrapper.loss_scale": 128.0} if precision != "float32" else {}
     for hooks in ([], helpers.SUITE):
         runner = build(
-            detector, **loop, precision=precision, accumulate=accumulate, hooks=hooks
+            detector,
+            **loop,
+            precision=precision,
+            accumulate=accumulate,
+            hooks=hooks,
+            options=options,
         )
         runner.train()
         runs.append((helpers.losses(runner), helpers.state(runner)))
-        assert helpers.ledger(runner, "rollback") == []
+        assert {e["event"] for e in helpers.ledger(runner)} <= {"snapshot"}
     (plain_losses, plain), (watched_losses, watched) = runs
     assert watched_losses == plain_losses
     assert plain.keys() == watched.keys()
@@ -41,4 +48,5 @@ def test_nothing_stays_attached(build):
         assert not module._forward_hooks, name
         assert not module._forward_pre_hooks, name
         assert not {"loss_by_feat", "loss_and_target"} & set(vars(module)), name
-    assert "step" not in vars(runner.optim_wrapper)
+    assert not {"step", "backward"} & set(vars(runner.optim_wrapper))
+    assert "train_step" not in vars(runner.model)
