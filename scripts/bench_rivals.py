@@ -13,10 +13,12 @@ MONITORS = [
     dict(type="amp_hooks.ClsScoreMonitorHook"),
     dict(type="amp_hooks.GradNormMonitorHook"),
 ]
+GUARD = [dict(type="amp_hooks.StepGuardHook")]
 # RollbackHook takes its first snapshot before the first iteration; the later ones,
 # which cost what writing a checkpoint costs, are left out.
 SUITE = [
     *MONITORS,
+    *GUARD,
     dict(type="amp_hooks.HeadClampHook"),
     dict(type="amp_hooks.RollbackHook", interval=10**9),
     dict(type="amp_hooks.StabilityPanelHook", interval=10),
@@ -117,6 +119,7 @@ def rows() -> dict[str, tuple[str, list]]:
         "cls_score": ("ClsScoreMonitorHook", MONITORS[1:2]),
         "grad_norm": ("GradNormMonitorHook", MONITORS[2:]),
         "monitors": ("all monitors", MONITORS),
+        "guard": ("StepGuardHook", GUARD),
         "suite": ("whole suite, no snapshots", SUITE),
         "check_loss": (
             "CheckInvalidLossHook(interval=1)",

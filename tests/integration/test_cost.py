@@ -66,6 +66,26 @@ def test_one_copy_per_iteration_at_iteration_ten_and_a_million(build, precision)
     assert set(extra.values()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("precision", "waits"), [("float16", 0), ("bfloat16", 0), ("float32", 1)]
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_guard_waits_only_where_no_scaler_decides(
+    build, precision, waits, accumulate
+):
+    """On top of the one copy, and once per optimizer step."""
+    extra = reads_per_iteration(
+        build,
+        [*helpers.MONITORS, dict(type="amp_hooks.StepGuardHook")],
+        precision,
+        iters=8,
+        accumulate=accumulate,
+        options={"optim_wrapper.loss_scale": 128.0} if precision != "float32" else {},
+    )
+    steps = [(i + 1) % accumulate == 0 for i in range(8)]
+    assert list(extra.values()) == [1 + waits * step for step in steps]
+
+
 @pytest.mark.parametrize("loop", [dict(iters=6), dict(epochs=1)], ids=str)
 def test_one_copy_per_iteration_with_the_whole_suite(build, loop):
     """But where state is scanned: the first snapshot, and the final checkpoint."""

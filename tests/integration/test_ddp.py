@@ -27,7 +27,7 @@ def run_on_two_ranks(digits, work_dir, **options):
     program = helpers.ROOT / "tests/integration/ddp_program.py"
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        + ["--master_port=29631", str(program), str(config), str(out)],
+        + ["--standalone", str(program), str(config), str(out)],
         env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
@@ -180,6 +180,8 @@ def test_both_ranks_refuse_the_step_and_stay_equal(
     assert all(torch.isfinite(t).all() for r in (a, b) for t in r["state"].values())
     assert a["records"] == b["records"]
     bad = {i: verdict for i, verdict, _ in a["records"] if verdict != "HEALTHY"}
+    healthy = [i for i, verdict, _ in a["records"] if verdict == "HEALTHY"]
+    assert {a["collectives"][i] for i in healthy} == {0}
     last = accumulate - 1  # of the window, where the step is
     assert list(bad) == [2 + last, 4 + last, 6 + last]
     assert [bad[2 + last], bad[4 + last]] == ["FORWARD_NONFINITE"] * 2
