@@ -66,5 +66,6 @@ def bfloat16_runs_on(device: torch.device) -> bool:
     """Whether autocast can compute in bfloat16 there."""
     if device.type == "cpu":
         return True
-    check = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    module = getattr(torch, device.type, None)
+    check = getattr(module, "is_bf16_supported", None)
     return check is not None and bool(check())

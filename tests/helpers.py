@@ -104,6 +104,17 @@ def build_runner(detector, data, work_dir, **kwargs):
     return Runner.from_cfg(cfg)
 
 
+def fault(what, at, **more):
+    """A hook of ours that injects one fault."""
+    faults = [dict(what=what, at=at, **more)]
+    return dict(type="amp_hooks.FaultInjectionHook", faults=faults)
+
+
+def infinite_images(at, **more):
+    """The forward pass and the BatchNorm statistics are poisoned."""
+    return fault("images", at, value="inf", count="all", **more)
+
+
 def losses(runner):
     """The loss of every iteration so far."""
     return runner.message_hub.get_scalar("train/loss").data[0].tolist()

@@ -122,13 +122,8 @@ def test_rollback_folder_that_cannot_be_written(build, tmp_path):
 
 def test_compare_runs(build, tmp_path):
     """Reads what two real runs left, and checks the demo's claims against them."""
-    poison = dict(
-        type="BreakHook",
-        what="weight",
-        name="bbox_head.retina_cls.weight",
-        at=[2],
-        factor=1e9,
-    )
+    where = "bbox_head.retina_cls.weight"
+    poison = helpers.fault("parameter", 2, where=where, value="x1e9")
     scale = {"optim_wrapper.loss_scale": dict(init_scale=1e-3, _delete_=True)}
     stock = build("retinanet", iters=5, hooks=[poison], ema=False, options=scale)
     stock.train()

@@ -79,7 +79,7 @@ def test_headroom_is_that_of_the_precision(build, precision, limit):
 
 
 def test_nan_and_infinite_logits_are_counted(build):
-    fault = dict(type="BreakHook", what="nan_weight", name=f"{RETINA_CLS}.bias", at=[1])
+    fault = helpers.fault("parameter", 1, where=f"{RETINA_CLS}.bias")
     hooks = [fault, *helpers.MONITORS]
     runner = build("retinanet", iters=2, hooks=hooks, precision="float32")
     numbers = []

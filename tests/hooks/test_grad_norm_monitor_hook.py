@@ -156,13 +156,7 @@ def test_gradients_that_are_unscaled_already_are_not_unscaled_again(build):
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_fault_names_the_parameters(build, precision):
-    fault = dict(
-        type="BreakHook",
-        what="gradient",
-        name="bbox_head.retina_reg.weight",
-        factor=float("nan"),
-        at=[2],
-    )
+    fault = helpers.fault("gradient", 2, where="bbox_head.retina_reg.weight")
     runner = build(
         "retinanet",
         iters=3,
@@ -203,13 +197,7 @@ def test_the_largest_gradients_are_logged_at_the_interval(build):
 
 
 def test_adaptive_clip_bounds_a_spike_and_nothing_else(build):
-    spike = dict(
-        type="BreakHook",
-        what="gradient",
-        name=f"{RETINA_CLS}.weight",
-        factor=1e4,
-        at=[12],
-    )
+    spike = helpers.fault("gradient", 12, where=f"{RETINA_CLS}.weight", value="x1e4")
     clip = dict(warmup=5, z_threshold=6.0)
     hook = dict(type="amp_hooks.GradNormMonitorHook", adaptive_clip=clip)
     for precision in ("float32", "float16"):

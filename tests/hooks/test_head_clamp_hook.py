@@ -16,9 +16,7 @@ def clamp(**kwargs):
 
 
 def big_weight(at, factor):
-    return dict(
-        type="BreakHook", what="weight", name=f"{CLS}.weight", at=[at], factor=factor
-    )
+    return helpers.fault("parameter", at, where=f"{CLS}.weight", value=f"x{factor}")
 
 
 class SpyLoss:

@@ -65,9 +65,7 @@ def options():
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_rollback_takes_both_back(build, precision):
-    fault = dict(
-        type="BreakHook", what="nan_weight", name="bbox_head.retina_cls.weight", at=[5]
-    )
+    fault = helpers.fault("parameter", 5, where="bbox_head.retina_cls.weight")
     rollback = dict(type="amp_hooks.RollbackHook", interval=3)
     runner = build(
         "retinanet",
@@ -96,12 +94,7 @@ def test_rollback_takes_both_back(build, precision):
 
 
 def test_each_optimizer_is_described_and_collapses_under_its_name(build):
-    fault = dict(
-        type="BreakHook",
-        what="nan_weight",
-        name="bbox_head.retina_reg.weight",
-        at=[1],
-    )
+    fault = helpers.fault("parameter", 1, where="bbox_head.retina_reg.weight")
     runner = build(
         "retinanet",
         iters=4,

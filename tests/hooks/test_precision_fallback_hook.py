@@ -3,6 +3,7 @@ import torch
 from mmengine.hooks import Hook
 
 import amp_hooks
+from amp_hooks.precision import bfloat16_runs_on
 from tests import helpers
 
 
@@ -227,6 +228,11 @@ def test_refuses_what_could_never_act(build, hooks, options, words):
     runner = build("retinanet", iters=1, hooks=hooks, **options)
     with pytest.raises(ValueError, match=words):
         runner.train()
+
+
+def test_a_device_that_does_not_tell_of_bf16_has_none():
+    assert bfloat16_runs_on(torch.device("cpu"))
+    assert not bfloat16_runs_on(torch.device("meta"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from amp_hooks import TrainingDivergedError
 from amp_hooks.core.finite import nonfinite_names
@@ -23,8 +24,8 @@ def pointer_of(runner):
     return (Path(runner.work_dir) / "last_checkpoint").read_text()
 
 
-def broken(**kwargs):
-    return dict(type="BreakHook", **kwargs)
+def nan_weight(at, **more):
+    return helpers.fault("parameter", at, where=CLS, **more)
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=["iter", "epoch"])
@@ -51,7 +52,7 @@ def test_natural_overflow_is_survived(build, loop):
 @pytest.mark.parametrize("loop", LOOPS, ids=["iter", "epoch"])
 def test_poisoned_batchnorm_goes_back_at_once(build, loop, precision):
     """One infinite batch leaves BatchNorm infinite for ever (pytorch#90342)."""
-    fault = broken(what="images", at=[5])
+    fault = helpers.infinite_images(5)
     stock = build("retinanet", **loop, precision=precision, hooks=[fault])
     stock.train()
     assert f"model.{BN}" in nonfinite_names(helpers.state(stock), limit=10**6)
@@ -91,7 +92,7 @@ def test_restores_bit_for_bit_and_lowers_scale_and_lr(build, monkeypatch):
         "retinanet",
         iters=6,
         hooks=[
-            broken(what="nan_weight", name=CLS, at=[5]),
+            nan_weight(5),
             rollback(scale_factor=0.25, lr_factor=0.5),
         ],
         options={"optim_wrapper.loss_scale": dict(init_scale=256.0, _delete_=True)},
@@ -112,7 +113,7 @@ def test_a_static_loss_scale_is_lowered_too(build):
     runner = build(
         "retinanet",
         iters=7,
-        hooks=[broken(what="nan_weight", name=CLS, at=[4]), rollback()],
+        hooks=[nan_weight(4), rollback()],
         options={"optim_wrapper.loss_scale": 128.0},
     )
     runner.train()
@@ -121,9 +122,9 @@ def test_a_static_loss_scale_is_lowered_too(build):
 
 def test_patience_counts_bad_iterations_in_a_row(build):
     """Infinite losses that leave the state finite: nothing to mend, only to count."""
-    fault = dict(type="BreakHook", what="weight", name=CLS)
     hooks = [
-        dict(fault, at=[3], factor=1e6),  # logits beyond FP16 from here on
+        # Logits beyond FP16 from here on.
+        helpers.fault("parameter", 3, where=CLS, value="x1e6"),
         rollback(interval=100, patience=3),
     ]
     runner = build("retinanet", iters=9, hooks=hooks, ema=False)
@@ -149,16 +150,16 @@ def test_an_ordinary_overflow_is_not_bad(build):
 
 
 def test_a_snapshot_that_failed_gives_way_to_an_older_one(build):
-    hooks = [broken(what="nan_weight", name=CLS, at=[5, 6]), rollback(interval=2)]
+    hooks = [nan_weight(4, iters=2), rollback(interval=3)]
     runner = build("retinanet", iters=8, hooks=hooks)
     runner.train()
     targets = [e["target_iter"] for e in helpers.ledger(runner, "rollback")]
-    assert targets == [4, 2]
+    assert targets == [3, 0]
 
 
 def test_a_hopeless_run_ends_and_says_what_to_use(build):
     hooks = [
-        broken(what="nan_weight", name=CLS, at=range(2, 100)),
+        nan_weight(2, iters=98),
         rollback(max_rollbacks=2),
         dict(type="amp_hooks.StabilityPanelHook", interval=100),
     ]
@@ -176,14 +177,20 @@ def test_a_hopeless_run_ends_and_says_what_to_use(build):
 
 
 def test_a_model_that_is_not_finite_from_the_start(build):
-    hooks = [broken(what="nan_weight", name=CLS, at=[0]), rollback()]
+    runner = build("retinanet", iters=3, hooks=[rollback()])
+
+    class Poison(Hook):
+        def before_train(self, runner):
+            torch.nn.init.constant_(runner.model.get_parameter(CLS), math.nan)
+
+    runner.register_hook(Poison())
     with pytest.raises(TrainingDivergedError, match="before the first iteration"):
-        build("retinanet", iters=3, hooks=hooks).train()
+        runner.train()
 
 
 def test_last_checkpoint_never_keeps_naming_a_file_that_is_not_finite(build):
     """CheckpointHook saves a poisoned buffer that no loss has shown."""
-    poison = dict(type="BreakHook", what="nan_buffer", name=BN, at=[5])
+    poison = helpers.fault("buffer", 5, where=BN)
     runner = build(
         "retinanet",
         iters=6,
@@ -248,7 +255,7 @@ def test_a_disk_that_fails_later_costs_no_run(build, caplog):
 
 
 def test_accumulation_takes_snapshots_between_windows(build):
-    hooks = [broken(what="nan_weight", name=CLS, at=[7]), rollback(interval=4)]
+    hooks = [nan_weight(7), rollback(interval=4)]
     runner = build("retinanet", iters=9, accumulate=3, hooks=hooks)
     runner.train()
     # Iteration 4 lies inside a window, so that snapshot waits for 6.

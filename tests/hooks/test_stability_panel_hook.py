@@ -28,8 +28,8 @@ def series(accumulator, tag):
 
 @pytest.mark.parametrize("loop", [dict(iters=12), dict(epochs=1)])
 def test_scalars_in_the_event_file(build, loop):
-    fault = dict(type="BreakHook", what="images", at=[7])
-    hooks = [fault, *helpers.SUITE[:3], dict(helpers.SUITE[4]), PANEL]
+    fault = helpers.infinite_images(7)
+    hooks = [fault, *helpers.SUITE[:3], helpers.SUITE[5], PANEL]
     runner = build("faster_rcnn", **loop, hooks=hooks)
     runner.train()
     accumulator = events_of(runner)
@@ -63,10 +63,9 @@ def test_scalars_in_the_event_file(build, loop):
 def test_the_worst_value_between_two_publications_is_not_lost(build):
     """A spike of the logits in one iteration, published two iterations later."""
     name = "roi_head.bbox_head.fc_cls.weight"
-    spike = dict(type="BreakHook", what="weight", name=name)
     hooks = [
-        dict(spike, at=[3], factor=100.0),
-        dict(spike, at=[4], factor=0.01),
+        helpers.fault("parameter", 3, where=name, value="x100"),
+        helpers.fault("parameter", 4, where=name, value="x0.01"),
         helpers.SUITE[1],
         PANEL,
     ]
@@ -85,7 +84,7 @@ def test_one_layout_with_tags_that_exist(build):
     runner = build(
         "faster_rcnn",
         iters=3,
-        hooks=[*helpers.SUITE[:5], PANEL],
+        hooks=[*helpers.SUITE[:6], PANEL],
         options={"default_hooks.logger.interval": 1},
     )
     runner.train()

@@ -45,7 +45,7 @@ def train_on_two_ranks(digits, work_dir, **options):
 
 
 def fault_on_rank_1(at):
-    return dict(type="BreakHook", what="images", at=[at], rank=1)
+    return helpers.infinite_images(at, rank=1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -69,13 +69,8 @@ def test_a_healthy_run_is_not_warned(build, detector, precision):
 
 
 def test_zero_switches_it_off(build):
-    fault = dict(
-        type="BreakHook",
-        what="weight",
-        name="bbox_head.retina_cls.weight",
-        factor=1e4,
-        at=[20],
-    )
+    where = "bbox_head.retina_cls.weight"
+    fault = helpers.fault("parameter", 20, where=where, value="x1e4")
     events = []
     for ahead in (100, 0):
         hook = dict(MONITOR, warn_ahead=ahead)

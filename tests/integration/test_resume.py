@@ -24,7 +24,7 @@ CLS = "bbox_head.retina_cls.weight"
 
 def suite(at, **rollback):
     return [
-        dict(type="BreakHook", what="nan_weight", name=CLS, at=at),
+        *([helpers.fault("parameter", at, where=CLS)] if at else []),
         *helpers.SUITE[:4],
         dict(type="amp_hooks.RollbackHook", **{"interval": 4, **rollback}),
         dict(type="amp_hooks.StabilityPanelHook", interval=2),

@@ -6,7 +6,7 @@ from tests import helpers
 
 
 def test_a_non_finite_loss_is_a_forward_fault_and_written_down(build):
-    fault = dict(type="BreakHook", what="images", at=[2])
+    fault = helpers.infinite_images(2)
     runner = build("retinanet", iters=3, ema=False, hooks=[*helpers.MONITORS, fault])
     runner.train()
     verdicts = [r.verdict.value for r in helpers.records(runner)]
@@ -20,7 +20,7 @@ def test_a_non_finite_loss_is_a_forward_fault_and_written_down(build):
 
 def test_a_bad_micro_batch_marks_the_step_of_its_window(build):
     """Without that, the step would look like an ordinary overflow of the scale."""
-    fault = dict(type="BreakHook", what="images", at=[0])
+    fault = helpers.infinite_images(0)
     runner = build("retinanet", iters=3, accumulate=3, hooks=[*helpers.MONITORS, fault])
     runner.train()
     first, second, step = helpers.records(runner)
