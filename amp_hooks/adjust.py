@@ -28,7 +28,9 @@ def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | Non
     for _, wrapper in iter_wrappers(runner.optim_wrapper):
         if (scaler := active_scaler(wrapper)) is not None:
             state = scaler.state_dict()
-            scale = max(floor, state["scale"] * factor)
+            # A scale that was configured below the floor is not raised to it.
+            lowest = min(floor, max(state["scale"], 1.0))
+            scale = max(lowest, state["scale"] * factor)
             scaler.load_state_dict(dict(state, scale=scale, _growth_tracker=0))
             scales.append(scale)
     pin_static_scale(runner)

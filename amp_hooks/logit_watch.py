@@ -104,32 +104,35 @@ class LogitWatch:
         for name in record.values.get("logit_absmax", {}):
             record.put("logit_limit", self._limits[name], name)
 
-    def faulty(self, record: IterationRecord) -> list[str]:
+    def faulty(
+        self, record: IterationRecord, clamped: Container[str] = ()
+    ) -> list[str]:
         """Layers whose logits hold NaN, or infinities that are not there by design.
 
         A convolution or linear layer gives an infinity only by overflow. Any other
         module may mask positions with it (text tokens in Grounding DINO, say); there
-        the loss tells whether it does harm.
+        the loss tells whether it does harm. In ``clamped`` layers no infinity does.
         """
         return [
             name
             for name, count in record.values.get("logit_nan", {}).items()
             if count
-            or record.get("logit_inf", name)
+            or name not in clamped
+            and record.get("logit_inf", name)
             and infinity_is_overflow(self.layers[name])
         ]
 
-    def take_flags(self, ignore: Container[str]) -> list[Tensor]:
+    def take_flags(self, clamped: Container[str]) -> list[Tensor]:
         """The same of the forward pass since the last call, still on the device.
 
         Args:
-            ignore: Layers that do not matter.
+            clamped: Layers whose infinities do no harm.
 
         Returns:
             0-d tensors, one of them above 0 if a layer's logits are faulty.
         """
         taken, self._flags = self._flags, []
-        return [flag for name, flag in taken if name not in ignore]
+        return [flag for name, flag in taken if name not in clamped]
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
         if not self._recomputed(name):
@@ -169,7 +172,7 @@ class LogitWatch:
         self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
         self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
         if name in self.layers:  # else the iteration that finds it is over
-            self._flags.append((name, stats.nan))
+            self._flags.append(("", stats.nan))
             if infinity_is_overflow(self.layers[name]):
                 self._flags.append((name, stats.inf))
 

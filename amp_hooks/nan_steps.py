@@ -39,7 +39,7 @@ class NanSteps:
     ) -> None:
         self._runner, self._runtime = runner, runtime
         self._patterns, self._limit, self._vote = patterns, limit, vote
-        self._in_a_row, self._last = 0, -2
+        self._in_a_row = 0
         self._voted = False
 
     def attach(self) -> None:
@@ -51,6 +51,10 @@ class NanSteps:
         self._runtime.errors.handlers.append(self._handle)
         if self._vote is not None and self._runtime.tap.gate is not None:
             self._runtime.tap.gate.on_backward.append(self._ask_others)
+
+    def start_anew(self) -> None:
+        """A step was taken, or the state has gone back: count from the beginning."""
+        self._in_a_row = 0
 
     def _begin(self) -> None:
         self._voted = False
@@ -72,8 +76,7 @@ class NanSteps:
         else:
             ranks = self._ranks(error)
         iteration = self._runner.iter
-        self._in_a_row = self._in_a_row + 1 if self._last == iteration - 1 else 1
-        self._last = iteration
+        self._in_a_row += 1
         where = f" on rank {ranks}" if dist.get_world_size() > 1 else ""
         if self._in_a_row > self._limit:
             self._runtime.emit("abort", iteration, Verdict.RAISED, error=text)
@@ -81,7 +84,8 @@ class NanSteps:
                 f"{self._in_a_row} training steps in a row, up to iteration "
                 f"{iteration}, raised because of NaN{where}: {text}. More than "
                 f"StepGuardHook(max_nan_errors={self._limit}) bears. Lower the "
-                "learning rate, or add amp_hooks.RollbackHook, which goes back further."
+                "learning rate, and let amp_hooks.RollbackHook go back in time, with a "
+                "patience below that."
             ) from error
         self._runtime.raised = Raised(text, ranks)
         warn(

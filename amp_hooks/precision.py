@@ -16,10 +16,12 @@ class LowerPrecision:
 
     Args:
         wrapper: AmpOptimWrapper or one of its subclasses.
+        initial_scale: As configured; GradScaler forgets it when it loads a state.
     """
 
-    def __init__(self, wrapper: Any) -> None:
+    def __init__(self, wrapper: Any, initial_scale: float) -> None:
         self._wrapper = wrapper
+        self._initial_scale = initial_scale
         self._dtype = wrapper.cast_dtype
         self._scaler: Any = None  # put away
         self.dtype = self._dtype or torch.float16  # autocast's default
@@ -58,7 +60,7 @@ class LowerPrecision:
         wrapper.loss_scaler = scaler
         state = scaler.state_dict()
         if not state["scale"] > scale_floor and wrapper._scale_update_param is None:
-            state = dict(state, scale=scaler._init_scale, _growth_tracker=0)
+            state = dict(state, scale=self._initial_scale, _growth_tracker=0)
             scaler.load_state_dict(state)
 
 
@@ -68,4 +70,10 @@ def bfloat16_runs_on(device: torch.device) -> bool:
         return True
     module = getattr(torch, device.type, None)
     check = getattr(module, "is_bf16_supported", None)
-    return check is not None and bool(check())
+    if check is None:
+        return False
+    try:
+        # Emulated bfloat16, as on CUDA devices before Ampere, is slow and incomplete.
+        return bool(check(including_emulation=False))
+    except TypeError:  # not CUDA's
+        return bool(check())

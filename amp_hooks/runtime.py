@@ -33,6 +33,16 @@ def bare_model(runner: Runner) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
+def refuse_sharded(hook: object, runner: Runner) -> None:
+    """Refuse a model of which each rank has a part of the gradients only."""
+    kind = type(runner.model).__name__
+    if "FullySharded" in kind or kind == "DeepSpeedEngine":
+        raise NotImplementedError(
+            f"{type(hook).__name__} cannot work with a sharded model ({kind}); use "
+            "MMDistributedDataParallel, or take it out of custom_hooks."
+        )
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank. A collective: call it on every rank."""
     if dist.get_world_size() == 1:
@@ -134,15 +144,14 @@ class Runtime:
             if dist.get_world_size() > 1:
                 fields["ranks"] = record.ranks
             self.emit("overflow", record.iter, record.verdict, **fields)
-        if record.all("found_inf"):
+        if record.all("found_inf") or self.tap.skipped:
             self.forget_window()
+        self.tap.skipped = False
         return record
 
     def _judge(self, record: IterationRecord) -> ForwardFaults:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
-        faulty = self.logits.faulty(record)
-        layers = [layer for layer in faulty if layer not in self.clamped]
-        self._faults.add(record, layers)
+        self._faults.add(record, self.logits.faulty(record, self.clamped))
         faults = self._faults
         grads_finite = not any(record.all("found_inf"))
         if self.raised is not None:

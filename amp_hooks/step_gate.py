@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import mmengine.dist as dist
 import torch
-from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from .core.missing_grads import has_gradient, why_no_gradient
@@ -69,7 +68,7 @@ class StepGate:
             finite &= torch.stack([f.to(loss.device) for f in flags]).sum() == 0
         return loss * torch.where(finite, 1.0, math.nan).to(loss.dtype)
 
-    def opens(self, name: str, wrapper: OptimWrapper, params: list[Tensor]) -> bool:
+    def opens(self, name: str, params: list[Tensor]) -> bool:
         """Whether there is a step to take at all; nothing waits for the device."""
         if name in self.dropped:
             self.dropped.discard(name)

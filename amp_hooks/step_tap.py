@@ -59,12 +59,14 @@ class StepTap:
     Attributes:
         listeners: Called before each step with the norms of its gradients.
         gate: Refuses steps, if there is one.
+        skipped: A step was refused in this iteration without looking at gradients.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
         self.listeners: list[GradientListener] = []
         self.gate: StepGate | None = None
+        self.skipped = False
         self._wrapped: list[OptimWrapper] = []
 
     def attach(self, optim_wrapper: Any) -> None:
@@ -118,7 +120,8 @@ class StepTap:
 
         def step(**kwargs: Any) -> None:
             params = trained_parameters(wrapper)
-            if self.gate is not None and not self.gate.opens(name, wrapper, params):
+            if self.gate is not None and not self.gate.opens(name, params):
+                self.skipped = True
                 return
             scaler = active_scaler(wrapper)
             state, bad = self._before(name, wrapper, scaler)

@@ -4,10 +4,7 @@ import json
 import uuid
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from amp_hooks.core.finite import named_tensors
@@ -157,45 +154,3 @@ def hook_of(runner, name):
     """The runner's hook of that class."""
     (hook,) = [h for h in runner.hooks if type(h).__name__ == name]
     return hook
-
-
-@HOOKS.register_module()
-class BreakHook(Hook):
-    """Breaks something real at given iterations (of ``runner.iter``).
-
-    ``what``: 'images' makes the batch infinite, so that the forward pass and the
-    BatchNorm statistics are poisoned; 'weight' multiplies the named parameter by
-    ``factor`` once; 'nan_weight' and 'nan_buffer' put one NaN into it; 'gradient'
-    multiplies the named parameter's gradient by ``factor``.
-    """
-
-    priority = 20  # before the hooks of the suite
-
-    def __init__(self, what, at, name="", factor=1.0, rank=None):
-        self.rank, self.handle = rank, None
-        self.what, self.at, self.name, self.factor = what, list(at), name, factor
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter not in self.at or self.rank not in (None, runner.rank):
-            return
-        model = getattr(runner.model, "module", runner.model)
-        if self.what == "images":
-            data_batch["inputs"] = [
-                x.float() * float("inf") for x in data_batch["inputs"]
-            ]
-            return
-        if self.what == "gradient":
-            parameter = model.get_parameter(self.name)
-            self.handle = parameter.register_hook(lambda grad: grad * self.factor)
-            return
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        with torch.no_grad():
-            if self.what == "weight":
-                tensors[self.name].mul_(self.factor)
-            else:
-                tensors[self.name].view(-1)[0] = float("nan")
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None

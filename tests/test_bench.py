@@ -44,9 +44,10 @@ def test_every_row_has_a_ratio(tables):
 
 def test_counts(tables):
     counts = tables["added per iteration"]
-    for row in ("all monitors", "whole suite, no snapshots"):
-        assert counts[row]["recorder"] == counts[row]["copies"] == "1"
-        assert counts[row]["host syncs"] == "1"
+    # In FP32 StepGuardHook has to wait for its verdict on the gradients.
+    for row, waits in (("all monitors", "1"), ("whole suite, no snapshots", "2")):
+        assert counts[row]["recorder"] == "1"
+        assert counts[row]["copies"] == counts[row]["host syncs"] == waits
         assert counts[row]["collectives"] == "0"
     for rival in (".item() per parameter norm", "DebugUnderflowOverflow"):
         (cells,) = [c for name, c in counts.items() if name.startswith(rival)]

@@ -52,6 +52,16 @@ class IterationRecord:
         """Every value of a quantity, over its names."""
         return list(self.values.get(quantity, {}).values())
 
+    @property
+    def stepped(self) -> bool:
+        """Whether optimizers stepped in it, and none refused to.
+
+        False between the steps of gradient accumulation, of which a verdict HEALTHY
+        therefore proves nothing.
+        """
+        found_inf = self.all("found_inf")
+        return bool(found_inf) and not any(found_inf)
+
     def any_nonfinite(self, quantity: str) -> bool:
         """Whether a value of the quantity is NaN or infinite."""
         return any(not math.isfinite(v) for v in self.all(quantity))

@@ -16,7 +16,7 @@ from ..core.verdict import Verdict
 from ..precision import LowerPrecision, bfloat16_runs_on
 from ..registry import HOOKS
 from ..runtime import Raised, Runtime, bare_model, warn
-from ..step_tap import iter_wrappers
+from ..step_tap import accumulating, active_scaler, iter_wrappers
 from .base import AmpHook
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -30,11 +30,12 @@ class PrecisionFallbackHook(AmpHook):
     After ``after_rollbacks`` rollbacks of :class:`RollbackHook`, or after ``patience``
     iterations in a row with a verdict named in ``on_verdict``, training goes on in
     place in ``to``: same weights, optimizer state and position. BF16 has FP32's range
-    at half its memory; where it does not help, or the device or an operator lacks it,
-    FP32 follows. The loss scaler is put away meanwhile and checkpoints hold its state
-    as it was, so that they remain good for FP16. After ``iters`` iterations the
-    configured precision and the scaler come back; a scale that had collapsed then
-    starts at its initial value.
+    at half its memory; where it does not help (one more rollback), or the device or an
+    operator lacks it, FP32 follows. The loss scaler is put away meanwhile and
+    checkpoints hold its state as it was, so that they remain good for FP16. After
+    ``iters`` iterations the configured precision and the scaler come back; a scale that
+    had collapsed then starts at its initial value. All of it happens between two
+    windows of gradient accumulation.
 
     Args:
         after_rollbacks (int): Rollbacks, since the last change of precision, that cause
@@ -86,13 +87,22 @@ class PrecisionFallbackHook(AmpHook):
         self._counted = 0  # rollbacks that have been acted on
         self._streak = 0
         self._configured: list[LowerPrecision] = []
+        self._initial_scales: dict[str, float] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Remember the initial loss scales, before a checkpoint is read."""
+        self._initial_scales = {
+            name: scaler._init_scale
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+            if (scaler := active_scaler(wrapper)) is not None
+        }
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """See that there is something to leave, and go on with a fallback resumed."""
         self._check_causes(runner)
         self._configured = [
-            LowerPrecision(wrapper)
-            for _, wrapper in iter_wrappers(runner.optim_wrapper)
+            LowerPrecision(wrapper, self._initial_scales.get(name, 1.0))
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
             if hasattr(wrapper, "cast_dtype")
         ]
         if not self._configured:
@@ -112,9 +122,22 @@ class PrecisionFallbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Fall back if need be, come back when it is time."""
-        self._streak = self._streak + 1 if record.verdict in self.on_verdict else 0
+        if record.verdict in self.on_verdict:
+            self._streak += 1
+        elif record.stepped or record.verdict.is_bad:
+            self._streak = 0
+        # Not within a window: gradients of two scales do not add up.
+        if not accumulating(runner.optim_wrapper):
+            self._decide(runner, runtime, record)
+        record.put("fallback_active", float(self.precision is not None))
+
+    def _decide(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
         rollbacks = int(record.get("rollbacks_total") or 0)
-        if self.after_rollbacks and rollbacks - self._counted >= self.after_rollbacks:
+        # One more is enough to see that BF16 does not help either.
+        needed = 1 if self.precision else self.after_rollbacks
+        if self.after_rollbacks and rollbacks - self._counted >= needed:
             reason = f"{rollbacks - self._counted} rollbacks"
             self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
         elif self._streak >= self.patience:
@@ -122,7 +145,6 @@ class PrecisionFallbackHook(AmpHook):
             self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
         elif self.until is not None and runner.iter + 1 >= self.until:
             self._come_back(runner, runtime, rollbacks)
-        record.put("fallback_active", float(self.precision is not None))
 
     def before_val(self, runner: Runner) -> None:
         """Keep validation out of FP16."""

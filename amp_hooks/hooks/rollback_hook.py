@@ -15,7 +15,7 @@ from ..core.verdict import Verdict
 from ..errors import TrainingDivergedError
 from ..registry import HOOKS
 from ..rollback_files import RollbackFiles
-from ..runtime import Runtime, any_rank, warn
+from ..runtime import Runtime, any_rank, refuse_sharded, warn
 from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
 from ..step_tap import accumulating
 from .base import AmpHook
@@ -43,7 +43,8 @@ class RollbackHook(AmpHook):
         interval (int): Iterations between snapshots. Defaults to 500.
         patience (int): Bad iterations in a row that cause a rollback. Defaults to 3.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
-            (0, 1]; the scale is not taken below 1. Defaults to 0.5.
+            (0, 1]; the scale is not taken below 1, or StepGuardHook's floor. Defaults
+            to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
             when training diverges. Defaults to 0.1.
@@ -91,12 +92,7 @@ class RollbackHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
-        kind = type(runner.model).__name__
-        if "FullySharded" in kind or kind == "DeepSpeedEngine":
-            raise NotImplementedError(
-                f"RollbackHook cannot take snapshots of a sharded model ({kind}); use "
-                "MMDistributedDataParallel, or take it out of custom_hooks."
-            )
+        refuse_sharded(self, runner)
         self._files = RollbackFiles(runner.work_dir, self.keep)
         if dist.is_main_process():
             self._files.prepare(runner.iter)
@@ -138,7 +134,7 @@ class RollbackHook(AmpHook):
                 self._roll_back(runner, runtime, record.verdict, bad)
             elif self._streak >= self.patience:
                 self._roll_back(runner, runtime, record.verdict, bad)
-        elif record.verdict is Verdict.HEALTHY:
+        elif record.verdict is Verdict.HEALTHY and record.stepped:
             self._streak = 0
         record.put("rollbacks_total", self.rollbacks)
         record.put("lr_factor", self.total_lr_factor)

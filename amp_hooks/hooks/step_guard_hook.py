@@ -23,7 +23,7 @@ from ..core.recorder import IterationRecord
 from ..core.verdict import Verdict
 from ..nan_steps import NanSteps
 from ..registry import HOOKS
-from ..runtime import Runtime, bare_model, warn
+from ..runtime import Runtime, bare_model, refuse_sharded, warn
 from ..scale_policy import ScalePolicy
 from ..step_gate import StepGate
 from ..step_tap import accumulating, iter_wrappers
@@ -45,7 +45,8 @@ class StepGuardHook(AmpHook):
     A loss that is not finite, or that comes from watched logits that are not, makes
     all gradients NaN, so that with several processes every rank refuses the step.
     EMAHook and MeanTeacherHook are left out after a refused step. Not undone: what a
-    model or hook keeps in Python attributes.
+    model or hook keeps in Python attributes, and, under gradient accumulation, what
+    MeanTeacherHook averaged earlier in the window.
 
     *Loss scale.* It is never lowered below ``scale_floor``, nor by a non-finite forward
     pass, which no scale can cure. Of an overflow, ``hysteresis`` decides; a static
@@ -65,13 +66,14 @@ class StepGuardHook(AmpHook):
             verdict GRAD_NONFINITE. Defaults to 1.0.
         hysteresis (int): Overflows that it takes to lower the loss scale, as in
             Megatron-LM; 1 lowers it at each, as GradScaler does. Defaults to 1.
-        on_missing_grads (str): 'skip' the step, or 'raise' a RuntimeError. Defaults to
-            'skip'.
+        on_missing_grads (str): 'skip' the step, or 'raise' a RuntimeError. With several
+            processes a detached loss is an error in any case. Defaults to 'skip'.
         nan_errors (Sequence[str], optional): Regular expressions by which an exception
             is known to come from NaN, in addition to those of scipy's
             linear_sum_assignment and mmdet's heads. Defaults to None.
-        max_nan_errors (int): Iterations in a row that may end that way; one more raises
-            TrainingDivergedError. 0 lets every exception pass. Defaults to 10.
+        max_nan_errors (int): Iterations that may end that way without an optimizer step
+            or a rollback between them; one more raises TrainingDivergedError. 0 lets
+            every exception pass. Defaults to 10.
         vote (bool): With several processes, let all ranks agree before each backward
             pass whether one of them raised: a small gloo collective in every iteration.
             It helps only if the loss has no collectives of its own after the point that
@@ -121,6 +123,13 @@ class StepGuardHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Stand before every optimizer step."""
+        refuse_sharded(self, runner)
+        if self.vote and getattr(runner.model, "broadcast_buffers", False):
+            raise ValueError(
+                "StepGuardHook: vote=True does not work with broadcast_buffers=True: "
+                "after an exception on one rank the ranks would wait for different "
+                "things. Set broadcast_buffers=False in model_wrapper_cfg."
+            )
         runtime.scale_floor = self.scale_floor
         names = {id(p): name for name, p in bare_model(runner).named_parameters()}
 
@@ -134,7 +143,10 @@ class StepGuardHook(AmpHook):
             self._policy.begin(name, wrapper)
         several = dist.get_world_size() > 1
         vote = Vote(self.vote_timeout) if self.vote and several else None
-        NanSteps(runner, runtime, self.nan_errors, self.max_nan_errors, vote).attach()
+        self._nan_steps = NanSteps(
+            runner, runtime, self.nan_errors, self.max_nan_errors, vote
+        )
+        self._nan_steps.attach()
         self._leave_out_averaging(runner)
         runtime.listeners.append(partial(self._on_event, runner))
         for hook in runner.hooks:
@@ -161,7 +173,8 @@ class StepGuardHook(AmpHook):
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
         ]
         refused = any(record.all("found_inf")) or record.verdict is Verdict.RAISED
-        if refused or record.verdict.is_bad or self._gate.skipped:
+        undone = refused or record.verdict.is_bad or self._gate.skipped
+        if undone and not record.stepped:
             self._window.restore(runner)
             self._undone = record.iter
         self._gate.skipped.clear()
@@ -171,8 +184,12 @@ class StepGuardHook(AmpHook):
             runtime.emit(
                 "veto", record.iter, record.verdict, scale=min(known, default=None)
             )
-        self._streak = self._streak + 1 if record.verdict.is_bad else 0
-        if self._streak == 1:
+        if record.stepped:
+            self._streak = 0
+            self._nan_steps.start_anew()
+        elif record.verdict.is_bad:
+            self._streak += 1
+        if self._streak == 1 and record.verdict.is_bad and not record.stepped:
             warn(
                 f"iteration {record.iter} was undone ({record.verdict.value}): no "
                 "optimizer step, and buffers and EMA are as before it. Training goes "
@@ -207,6 +224,7 @@ class StepGuardHook(AmpHook):
             # What was saved, and the window that had begun, are of another state.
             self._window.save(runner)
             self._policy.forget()
+            self._nan_steps.start_anew()
             Runtime.of(runner).tap.drop_window(runner.optim_wrapper)
 
     def _leave_out_averaging(self, runner: Runner) -> None:

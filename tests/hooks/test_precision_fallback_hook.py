@@ -123,6 +123,32 @@ def test_what_runs_in_fp32_is_what_a_plain_fp32_run_computes(build):
 FALL_AT_0 = fallback(after_rollbacks=1, to="float32")
 
 
+def test_precision_changes_between_two_windows_only(build):
+    """Gradients of two loss scales do not add up."""
+    hooks = [bad_loss([2]), rollback(), fallback(after_rollbacks=1, iters=4)]
+    runner, seen = train(
+        build,
+        [*hooks, dict(type="amp_hooks.StepGuardHook")],
+        iters=12,
+        accumulate=2,
+        options=SCALE,
+    )
+    dtypes = list(seen.dtype.values())
+    # Rolled back in the middle of the window of iterations 2 and 3.
+    assert helpers.ledger(runner, "rollback")[0]["iter"] == 2
+    assert dtypes == ["float16"] * 4 + ["bfloat16"] * 4 + ["float16"] * 4
+
+
+def test_a_collapsed_scale_starts_at_the_configured_one_after_rollbacks(build):
+    hooks = [
+        bad_loss([1, 2]),
+        rollback(scale_factor=0.001),
+        fallback(iters=2),
+    ]
+    _, seen = train(build, hooks, iters=7, options=SCALE)
+    assert list(seen.scale.values()) == [64, 1, 1, None, 64, 64, 64]
+
+
 def test_on_request_of_a_verdict(build):
     """Overflow with the scale at its floor, which rollbacks would answer otherwise."""
     hooks = [OVERFLOW, fallback(on_verdict="GRAD_NONFINITE", patience=1)]

@@ -464,3 +464,54 @@ def test_an_infinite_logit_that_is_clamped_is_no_fault(build):
 def test_regular_expressions_are_checked():
     with pytest.raises(ValueError, match=r"nan_errors holds '\('"):
         check_regexes("StepGuardHook", "nan_errors", "(")
+
+
+# --- accumulation and policies --------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["gradient", "raise", "loss"])
+def test_patience_is_not_lost_between_the_steps(build, what):
+    """An iteration without a step looks healthy, but proves nothing."""
+    hooks = [
+        inject(dict(FAULTS[what], at=[3, 5, 7])),
+        guard(),
+        dict(type="amp_hooks.RollbackHook", interval=100, patience=3),
+    ]
+    runner = build(
+        "retinanet", iters=10, accumulate=2, precision="float32", hooks=hooks
+    )
+    runner.train()
+    (line,) = helpers.ledger(runner, "rollback")
+    assert line["iter"] == 7
+
+
+def test_exceptions_in_every_window_come_to_an_end(build):
+    faults = inject(dict(what="raise", at=list(range(0, 40, 2))))
+    hooks = [faults, guard(max_nan_errors=3)]
+    runner = build("retinanet", iters=40, accumulate=2, hooks=hooks)
+    with pytest.raises(amp_hooks.TrainingDivergedError, match="4 training steps"):
+        runner.train()
+    assert runner.iter == 6
+
+
+def test_faults_of_a_dropped_window_do_not_leak_into_the_next(build):
+    faults = inject(dict(what="raise", at=2), dict(what="loss", value="nan", at=3))
+    runner, probe = train(
+        build,
+        [faults, guard(), *helpers.MONITORS],
+        iters=8,
+        accumulate=2,
+        precision="float32",
+    )
+    verdicts = [r.verdict.value for r in helpers.records(runner)]
+    assert verdicts[2:4] == ["RAISED", "FORWARD_NONFINITE"]
+    assert set(verdicts[4:]) == {"HEALTHY"}
+    assert probe.changed(2, 3) == []
+    assert any("running_mean" in k for k in probe.changed(4, 5))
+
+
+def test_refuses_a_vote_that_could_hang(build):
+    runner = build("retinanet", iters=1, hooks=[guard(vote=True)])
+    runner.model.broadcast_buffers = True
+    with pytest.raises(ValueError, match="broadcast_buffers=False"):
+        runner.train()
