@@ -193,7 +193,8 @@ def test_between_limit_and_trigger_it_does_not_flap(build):
 
 
 def test_only_its_own_layers_count(build):
-    fault = dict(big_weight(1, 1e5), name="bbox_head.retina_cls.weight")
+    where = "bbox_head.retina_cls.weight"
+    fault = helpers.fault("parameter", 1, where=where, value="x1e5")
     hooks = [fault, helpers.MONITORS[1], clamp(targets="bbox_head.retina_reg")]
     runner = build("retinanet", iters=3, hooks=hooks, precision="float32")
     runner.train()

@@ -146,7 +146,7 @@ def test_a_collapsed_scale_starts_at_the_configured_one_after_rollbacks(build):
         fallback(iters=2),
     ]
     _, seen = train(build, hooks, iters=7, options=SCALE)
-    assert list(seen.scale.values()) == [64, 1, 1, None, 64, 64, 64]
+    assert list(seen.scale.values()) == [64, 1, None, None, 64, 64, 64]
 
 
 def test_on_request_of_a_verdict(build):
