@@ -109,8 +109,7 @@ class StepGuardHook(AmpHook):
         self.on_missing_grads = check_choice(
             owner, "on_missing_grads", on_missing_grads, ("skip", "raise")
         )
-        own = check_regexes(owner, "nan_errors", nan_errors)
-        self.nan_errors = (*NAN_ERRORS, *own)
+        self.nan_errors = check_regexes(owner, "nan_errors", nan_errors)
         self.max_nan_errors = check_int(owner, "max_nan_errors", max_nan_errors, 0)
         self.vote = check_bool(owner, "vote", vote)
         self.vote_timeout = check_int(owner, "vote_timeout", vote_timeout, 1)
@@ -144,7 +143,7 @@ class StepGuardHook(AmpHook):
         several = dist.get_world_size() > 1
         vote = Vote(self.vote_timeout) if self.vote and several else None
         self._nan_steps = NanSteps(
-            runner, runtime, self.nan_errors, self.max_nan_errors, vote
+            runner, runtime, (*NAN_ERRORS, *self.nan_errors), self.max_nan_errors, vote
         )
         self._nan_steps.attach()
         self._leave_out_averaging(runner)
