@@ -1,4 +1,4 @@
-"""Lower the loss scale and the learning rate of a running training."""
+"""Change the loss scale and the learning rate of a running training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,27 @@ from .core.lr import scale_lr
 from .step_tap import active_scaler, iter_wrappers
 
 
-def lower_lr(runner: Runner, factor: float) -> None:
-    """Multiply the learning rate, now and for the rest of every schedule."""
+def all_param_groups(runner: Runner) -> list[dict[str, Any]]:
+    """The param groups of every optimizer, with those that hold the base LR."""
+    wrappers = iter_wrappers(runner.optim_wrapper)
+    return [group for _, wrapper in wrappers for group in wrapper.param_groups]
+
+
+def change_lr(runner: Runner, factor: float) -> None:
+    """Multiply the learning rate, now and for the rest of every schedule.
+
+    Args:
+        runner: In training; what is changed goes into its checkpoints.
+        factor: Greater than 0; the inverse takes a change back.
+    """
     schedulers: Any = runner.param_schedulers or []
-    for name, wrapper in iter_wrappers(runner.optim_wrapper):
-        own = schedulers[name] if isinstance(schedulers, dict) else schedulers
-        scale_lr(wrapper.param_groups, own, factor)
+    if isinstance(schedulers, dict):
+        schedulers = [s for own in schedulers.values() for s in own]
+    # In one go, because optimizers may share a scheduler or a learning rate tensor.
+    scale_lr(all_param_groups(runner), schedulers, factor)
+
+
+lower_lr = change_lr  # the name it had while it could only lower
 
 
 def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | None:
