@@ -30,9 +30,6 @@ def change_lr(runner: Runner, factor: float) -> None:
     scale_lr(all_param_groups(runner), schedulers, factor)
 
 
-lower_lr = change_lr  # the name it had while it could only lower
-
-
 def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | None:
     """Multiply every loss scale, static ones too, but not below ``floor``.
 
@@ -46,7 +43,8 @@ def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | Non
             # A scale that was configured below the floor is not raised to it.
             lowest = min(floor, max(state["scale"], 1.0))
             scale = max(lowest, state["scale"] * factor)
-            scaler.load_state_dict(dict(state, scale=scale, _growth_tracker=0))
+            if scale != state["scale"]:
+                scaler.load_state_dict(dict(state, scale=scale, _growth_tracker=0))
             scales.append(scale)
     pin_static_scale(runner)
     return min(scales, default=None)

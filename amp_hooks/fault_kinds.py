@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .core.damage import damage_loss, spoil_boxes
 from .core.trees import map_tensors
 from .fault_occurrence import Occurrence, ema_models, replace
-from .runtime import bare_model
+from .runtime import Runtime, Save, bare_model
 from .step_tap import iter_wrappers
 
 
@@ -157,25 +157,34 @@ def disk(fault: Occurrence, stack: ExitStack) -> None:
     of it in the process however training ends.
     """
     original = fault.runner.save_checkpoint
+    runtime = Runtime.of(fault.runner)
+    saver = runtime.saver
 
-    def save_checkpoint(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> Any:
-        path = os.path.join(out_dir, filename)
-        save = torch.save
-
-        def torch_save(*args: Any, **kwargs: Any) -> Any:
-            fault.hit(filename)
-            fault.tell()
-            seconds = fault.fault.parsed
+    def broken(save: Save, path: str) -> Save:
+        def torch_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> Any:
             if seconds is None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             time.sleep(seconds)
-            return save(*args, **kwargs)
+            return save(obj, f, *args, **kwargs)
+
+        seconds = fault.fault.parsed
+        fault.hit(os.path.basename(path))
+        fault.tell()
+        return torch_save
+
+    def save_checkpoint(out_dir: str, filename: str, *args: Any, **kwargs: Any) -> Any:
+        save = torch.save
+
+        def torch_save(*args: Any, **kwargs: Any) -> Any:
+            return broken(save, os.path.join(out_dir, filename))(*args, **kwargs)
 
         with ExitStack() as inner:
             replace(torch, "save", torch_save, inner)
             return original(out_dir, filename, *args, **kwargs)
 
     replace(fault.runner, "save_checkpoint", save_checkpoint, stack)
+    # What is written in the background.
+    replace(runtime, "saver", lambda path: broken(saver(path), path), stack)
 
 
 IN_BATCH = {"images": _images, "boxes": _boxes}

@@ -16,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from .averaging import Averaging
 from .core.ledger import Ledger
 from .core.recorder import FlightRecorder, IterationRecord
 from .core.verdict import Verdict, judge
@@ -23,6 +24,9 @@ from .error_tap import ErrorTap
 from .faults import ForwardFaults
 from .logit_watch import LogitWatch
 from .step_tap import StepTap
+
+# Writes an object to a path, as torch.save does.
+Save = Callable[[Any, str], None]
 
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
@@ -78,6 +82,7 @@ class Runtime:
         tap: Sees the gradients at each optimizer step.
         logits: Sees the classifier layers' output.
         errors: Sees the exceptions that leave ``train_step``.
+        averaging: Leaves EMA and the like out after an iteration that was undone.
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
             Below 1.0 it makes gradients smaller than they are, which cures nothing.
         raised: The exception that ended the present iteration and was dealt with.
@@ -86,6 +91,9 @@ class Runtime:
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called as ``listener(event, iteration)`` after each ledger line.
+        last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
+            used up; whether it has changed something, so that one more is worth while.
+        saver: ``saver(path)`` gives the function that writes a checkpoint there.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -93,11 +101,14 @@ class Runtime:
         self.tap = StepTap(self.recorder)
         self.logits = LogitWatch(self.recorder)
         self.errors = ErrorTap(self.tap)
+        self.averaging = Averaging()
         self.scale_floor = 1.0
         self.raised: Raised | None = None
         self.clamped: set[str] = set()
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
         self.listeners: list[Callable[[str, int], None]] = []
+        self.last_resorts: list[Callable[[Verdict, int], bool]] = []
+        self.saver: Callable[[str], Save] = lambda path: torch.save
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
         self._faults = ForwardFaults()  # since the last optimizer step
@@ -200,6 +211,8 @@ class Runtime:
         self.tap.detach()
         self.logits.close()
         self.errors.detach()
+        self.averaging.detach()
         # They refer to the runner, which could never be freed with them in place.
         self.observers.clear()
         self.listeners.clear()
+        self.last_resorts.clear()

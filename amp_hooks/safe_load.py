@@ -16,6 +16,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
 from mmengine.utils import digit_version
 
+# Whether MMEngine checkpoints can be read with ``torch.load(weights_only=True)``.
+WEIGHTS_ONLY = digit_version(torch.__version__) >= digit_version("2.6.0")
+
 # Classes whose own plain methods a checkpoint may name. They are pickled by MMEngine as
 # ``getattr(HistoryBuffer, 'mean')`` and ``getattr(OneCycleLR, '_annealing_cos')``.
 _METHOD_OWNERS = (HistoryBuffer, OneCycleLR, OneCycleParamScheduler)
@@ -47,7 +50,7 @@ def allow_mmengine_checkpoints() -> None:
     Affects the whole process and may be called again. Before torch 2.6 MMEngine loads
     without ``weights_only``, and there is nothing to do.
     """
-    if digit_version(torch.__version__) < digit_version("2.6.0"):
+    if not WEIGHTS_ONLY:
         return
     multiarray = getattr(np, "_core", None) or np.core
     torch.serialization.add_safe_globals(

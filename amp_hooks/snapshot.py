@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 
 from .core.finite import nonfinite_names
-from .core.trees import cpu_copy
+from .core.host_copy import HostCopier
+from .core.trees import map_tensors
 from .runtime import bare_model
-from .step_tap import iter_wrappers
+from .step_tap import active_scaler, iter_wrappers
 
 
 def learned_state(runner: Runner) -> dict[str, Any]:
@@ -23,13 +25,21 @@ def learned_state(runner: Runner) -> dict[str, Any]:
             name: wrapper.state_dict()
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
         },
-        ema=[hook.ema_model.state_dict() for hook in _ema_hooks(runner)],
+        ema=[hook.ema_model.state_dict() for hook in ema_hooks(runner)],
     )
 
 
 def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:
-    """Names in the learned state that hold NaN or infinity."""
+    """Names in the learned state that hold NaN or infinity.
+
+    A loss scale of 0, from which nothing comes back, counts as well.
+    """
     names = nonfinite_names(learned_state(runner), limit=1000)
+    for name, wrapper in iter_wrappers(runner.optim_wrapper):
+        if (scaler := active_scaler(wrapper)) is not None:
+            scale = scaler.get_scale()
+            if not 0 < scale < math.inf:
+                names.append(f"optimizer.{name}.loss_scaler.scale")
     return [name for name in names if name not in ignore]
 
 
@@ -39,7 +49,7 @@ def infinite_by_design(runner: Runner) -> frozenset[str]:
     To be asked before the first step. BatchNorm statistics never do, and NaN is never
     on purpose.
     """
-    found, emas = set(), _ema_hooks(runner)
+    found, emas = set(), ema_hooks(runner)
     for name, b in bare_model(runner).named_buffers():
         if "running_" in name or not b.is_floating_point():
             continue
@@ -49,6 +59,11 @@ def infinite_by_design(runner: Runner) -> frozenset[str]:
     return frozenset(found)
 
 
+def ema_hooks(runner: Runner) -> list[EMAHook]:
+    """Hooks that keep an averaged model, with those of subclasses."""
+    return [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A copy of the learned state in host memory.
@@ -56,40 +71,79 @@ class Snapshot:
     Attributes:
         iter: Iterations that were complete when it was taken.
         state: As from :func:`learned_state`, sharing nothing with the run.
+        checkpoint: What is to be written to a file, if anything; its tensors are those
+            of ``state``.
     """
 
     iter: int
     state: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None
 
     @classmethod
-    def take(cls, runner: Runner) -> Snapshot:
-        """Copy the state as it is."""
-        return cls(runner.iter, cpu_copy(learned_state(runner)))
+    def take(
+        cls,
+        runner: Runner,
+        copier: HostCopier,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> Snapshot:
+        """Copy the state as it is, and with it the checkpoint made from it."""
+        state, copied = copier.copy((learned_state(runner), checkpoint))
+        return cls(runner.iter, state, copied)
 
-    def restore(self, runner: Runner) -> None:
+    @classmethod
+    def of_file(cls, runner: Runner, checkpoint: dict[str, Any]) -> Snapshot:
+        """The learned state in a checkpoint file that this run has written."""
+        emas = []
+        for hook in ema_hooks(runner)[:1]:  # MMEngine's checkpoints hold one
+            if "ema_state_dict" in checkpoint:
+                hook._swap_ema_state_dict(checkpoint)
+                emas.append(checkpoint["ema_state_dict"])
+        optimizer = checkpoint["optimizer"]
+        names = [name for name, _ in iter_wrappers(runner.optim_wrapper)]
+        state = dict(
+            model=checkpoint["state_dict"],
+            optimizer={"": optimizer} if names == [""] else optimizer,
+            ema=emas,
+        )
+        return cls(checkpoint["meta"]["iter"], state)
+
+    def restore(self, runner: Runner, reset_optimizer: bool = False) -> None:
         """Put the learned state back into the live objects, bit for bit.
 
         The position in the run stays: iteration, schedulers, and the hyper-parameters
-        in the optimizers' groups, learning rate included. Gradients are cleared.
+        in the optimizers' groups, learning rate included. Gradients are cleared, and an
+        accumulation window that had begun begins anew.
+
+        Args:
+            runner: Whose state it was.
+            reset_optimizer: Let the optimizers start without momentum and averages
+                instead of those of the snapshot.
         """
         bare_model(runner).load_state_dict(self.state["model"])
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             optimizer = wrapper.optimizer
             hyper = [_without_params(group) for group in optimizer.param_groups]
             base = wrapper.base_param_settings
-            # The wrapper takes keys out of the dict that it is given.
-            wrapper.load_state_dict(dict(self.state["optimizer"][name]))
+            # A copy: the optimizer would go on with the very tensors it is given, and
+            # the wrapper takes keys out of the dict.
+            state = map_tensors(torch.clone, self.state["optimizer"][name])
+            if reset_optimizer:
+                state["state"] = {}
+            wrapper.load_state_dict(state)
             wrapper.base_param_settings = base
             for group, kept in zip(optimizer.param_groups, hyper):
                 group.update(kept)
             optimizer.zero_grad()
-        for hook, state in zip(_ema_hooks(runner), self.state["ema"]):
-            hook.ema_model.load_state_dict(state)
+            wrapper._inner_count -= wrapper._inner_count % wrapper._accumulative_counts
+        averaged = self.state["ema"]
+        for i, hook in enumerate(ema_hooks(runner)):
+            if i < len(averaged):
+                hook.ema_model.load_state_dict(averaged[i])
+            else:  # of a run that had none
+                hook.ema_model.module.load_state_dict(self.state["model"])
+        # Weights cast to half precision within an autocast region still open.
+        torch.clear_autocast_cache()
 
 
 def _without_params(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
-
-
-def _ema_hooks(runner: Runner) -> list[EMAHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, EMAHook)]

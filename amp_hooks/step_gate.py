@@ -81,6 +81,11 @@ class StepGate:
         self._detached.discard(name)
         return True
 
+    def forget(self) -> None:
+        """The accumulation window begins anew."""
+        self.dropped.clear()
+        self.skipped.clear()
+
     def _message(self, name: str, params: list[Tensor]) -> str:
         why = why_no_gradient(params, self._names, name in self._detached)
         whose = f"optimizer {name}" if name else "the optimizer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -54,17 +54,6 @@ class Window:
 
     def _live(self) -> list[Tensor]:
         return [module.get_buffer(name) for module, name in self._saved]
-
-
-def averaging_hooks(runner: Runner) -> list[Hook]:
-    """Hooks that average weights after each iteration: EMAHook, MeanTeacherHook."""
-    return [
-        hook
-        for hook in runner.hooks
-        if any(
-            cls.__name__ in ("EMAHook", "MeanTeacherHook") for cls in type(hook).__mro__
-        )
-    ]
 
 
 def ema_tensors(runner: Runner) -> Iterator[Tensor]:

@@ -252,9 +252,14 @@ def guarded(
         dict(
             type="amp_hooks.RollbackHook",
             interval=1,
+            probation=0,
+            cooldown=0,
             patience=1000,
+            window=1000,
             lr_factor=1.0,
+            warmup_iters=0,
             max_rollbacks=1000,
+            max_recent=1000,
         ),
     ]
     iters = 2 * len(faults) + 4

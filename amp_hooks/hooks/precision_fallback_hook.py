@@ -39,7 +39,8 @@ class PrecisionFallbackHook(AmpHook):
 
     Args:
         after_rollbacks (int): Rollbacks, since the last change of precision, that cause
-            the fallback; 0 for none. Defaults to 2.
+            the fallback. 0 leaves it to the end: when RollbackHook has none left, and
+            for good. That happens in any case. Defaults to 2.
         to (str): 'bfloat16' or 'float32'. Defaults to 'bfloat16'.
         iters (int, optional): Iterations until the configured precision is tried again.
             Defaults to None: never.
@@ -115,6 +116,7 @@ class PrecisionFallbackHook(AmpHook):
         if self.precision is not None:
             for precision in self._configured:
                 precision.leave(_DTYPES[self.precision])
+        runtime.last_resorts.append(partial(self._as_last_resort, runner, runtime))
         runtime.errors.attach(runner)
         runtime.errors.handlers.append(partial(self._on_error, runner, runtime))
 
@@ -172,24 +174,13 @@ class PrecisionFallbackHook(AmpHook):
         self._counted = int(state["counted"])
 
     def _check_causes(self, runner: Runner) -> None:
-        limits = [
-            hook.max_rollbacks
-            for hook in runner.hooks
-            if type(hook).__name__ == "RollbackHook"
-        ]
-        by_rollback = self.after_rollbacks and limits
+        by_rollback = any(type(h).__name__ == "RollbackHook" for h in runner.hooks)
         if not by_rollback and not self.on_verdict and not self.val_fp32:
             raise ValueError(
                 "PrecisionFallbackHook would never act: there is no RollbackHook in "
                 "custom_hooks whose rollbacks it could count. Add "
                 "dict(type='amp_hooks.RollbackHook'), or set "
                 "on_verdict='GRAD_NONFINITE'."
-            )
-        if by_rollback and self.after_rollbacks > min(limits):
-            raise ValueError(
-                f"PrecisionFallbackHook: after_rollbacks={self.after_rollbacks} is "
-                f"more than RollbackHook(max_rollbacks={min(limits)}) allows, so it "
-                "would never act. Lower the one or raise the other."
             )
 
     def _next(self, runner: Runner) -> str | None:
@@ -211,6 +202,7 @@ class PrecisionFallbackHook(AmpHook):
         verdict: Verdict,
         reason: str,
         rollbacks: int,
+        for_good: bool = False,
     ) -> None:
         self._counted, self._streak = rollbacks, 0
         precision = self._next(runner)
@@ -219,7 +211,8 @@ class PrecisionFallbackHook(AmpHook):
         for configured in self._configured:
             configured.leave(_DTYPES[precision])
         self.precision = precision
-        self.until = None if self.iters is None else runner.iter + 1 + self.iters
+        lasting = for_good or self.iters is None
+        self.until = None if lasting else runner.iter + 1 + (self.iters or 0)
         runtime.emit(
             "fallback",
             runner.iter,
@@ -234,6 +227,15 @@ class PrecisionFallbackHook(AmpHook):
             f"iteration {runner.iter}. It may need more memory and time; the limit on "
             "rollbacks still holds."
         )
+
+    def _as_last_resort(
+        self, runner: Runner, runtime: Runtime, verdict: Verdict, rollbacks: int
+    ) -> bool:
+        """The rollbacks are used up. For good, so that the run ends some time."""
+        before = self.precision
+        reason = "the rollbacks are used up"
+        self._fall_back(runner, runtime, verdict, reason, rollbacks, for_good=True)
+        return self.precision != before
 
     def _come_back(self, runner: Runner, runtime: Runtime, rollbacks: int) -> None:
         for configured in self._configured:

@@ -2,60 +2,94 @@
 
 from __future__ import annotations
 
-from collections import deque
+import os.path as osp
 from typing import Any
 
 import mmengine.dist as dist
 from mmengine.runner import Runner
 
-from ..adjust import lower_loss_scale, lower_lr, pin_static_scale
-from ..core.checks import check_int, check_number
+from ..adjust import all_param_groups, change_lr, lower_loss_scale, pin_static_scale
+from ..checkpoint_guard import CheckpointGuard
+from ..core.bad_streak import BadStreak
+from ..core.checks import check_bool, check_int, check_number
+from ..core.lr import TemporaryLR, recovered, warmup_factor
 from ..core.recorder import IterationRecord
+from ..core.snapshot_ring import SnapshotRing
 from ..core.verdict import Verdict
 from ..errors import TrainingDivergedError
 from ..registry import HOOKS
-from ..rollback_files import RollbackFiles
+from ..resume import choose_resume
+from ..rng import set_rng_state
+from ..rollback_policy import Attempts
 from ..runtime import Runtime, any_rank, refuse_sharded, warn
 from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
+from ..snapshots import Snapshots
 from ..step_tap import accumulating
-from .base import AmpHook
+from .base import CHECKPOINT_KEY, AmpHook
 
 
 @HOOKS.register_module()
 class RollbackHook(AmpHook):
     """Takes verified snapshots, and rolls the learned state back on sustained NaN.
 
-    A snapshot (weights, buffers, optimizer, loss scale, EMA) is taken before the first
-    iteration and every ``interval`` iterations, kept in memory and written to
-    ``<work_dir>/rollback/iter_<N>.pth``. It counts only if every value in it is finite,
-    in memory and in the file read back. ``<work_dir>/last_checkpoint`` names the newest
-    one, so ``resume=True`` or ``--resume`` continues from it.
+    *Snapshots.* A snapshot is a copy of the run in host memory: weights, buffers,
+    optimizer, loss scale, EMA, schedulers, random number generators, and the state of
+    all hooks. One is taken before the first iteration and every ``interval``
+    iterations. It counts once every value in it is finite and ``probation`` healthy
+    iterations have followed, for what blows up has grown for a while. Then a background
+    thread writes it to ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine
+    checkpoint, and reads it back. A disk that fails costs the file, not the run.
 
-    An iteration is bad if loss or logits are not finite, or gradients where no loss
-    scale is left to lower. After ``patience`` bad ones in a row, or at once if the
-    learned state itself is not finite, the state goes back to the newest snapshot, the
-    loss scale and the learning rate are lowered, and training goes on with the next
-    batch: iteration, schedulers and logs never go back. If that snapshot fails too, the
-    next target is the one before it. An ordinary overflow of a dynamic loss scale is
-    not bad.
+    *Rollback.* An iteration is bad if loss or logits are not finite, or gradients where
+    no loss scale is left to lower; an ordinary overflow of a dynamic loss scale is not.
+    After ``patience`` bad ones in a row, or ``share`` of the last ``window``, or at
+    once if the learned state itself is not finite, the state goes back to the newest
+    snapshot that counts; if the fault returns within ``cooldown`` iterations, to an
+    older one. Loss scale and learning rate are lowered, and training goes on with the
+    next batch: iteration, schedulers and logs never go back.
+
+    *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
+    is whole and finite, of this hook or of CheckpointHook; others are passed over and
+    named. ``<work_dir>/last_checkpoint`` names such a one at any time. CheckpointHook
+    writes no checkpoint that is not finite, and removes an old one only after the new
+    one is on the disk.
 
     Args:
         interval (int): Iterations between snapshots. Defaults to 500.
         patience (int): Bad iterations in a row that cause a rollback. Defaults to 3.
+        window (int): Iterations looked back on. Defaults to 20.
+        share (float): Bad share of them that causes a rollback, in (0, 1]. Defaults to
+            0.35, which is 7 of 20.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
             (0, 1]; the scale is not taken below 1, or StepGuardHook's floor. Defaults
             to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
             when training diverges. Defaults to 0.1.
-        max_rollbacks (int): In the whole run, resumes included. The next one that is
-            needed raises TrainingDivergedError. Defaults to 3.
-        keep (int): Snapshots kept, in memory and on disk. Defaults to 2.
+        warmup_iters (int): Iterations after a rollback in which the learning rate rises
+            to that; 0 for none. Defaults to 100.
+        recover_after (int, optional): Healthy iterations after which the learning rate
+            is doubled, again and again until it is what the config says. Defaults to
+            None: never.
+        reset_optimizer (bool): Start without momentum after a rollback, instead of the
+            snapshot's. Defaults to False.
+        max_rollbacks (int): In the whole run, resumes included. Defaults to 10.
+        max_recent (int): Within ``recent_iters`` iterations. Defaults to 3.
+        recent_iters (int): See ``max_recent``. Defaults to 5000.
+        keep (int): Snapshots kept that count, in memory and on disk; in memory there
+            may be one more. At least 2. Defaults to 2.
+        probation (int, optional): Healthy iterations until a snapshot counts, at most
+            ``interval``. Defaults to None: 100, or ``interval`` if that is less.
+        cooldown (int, optional): See above. Defaults to None: ``interval``.
+        pin_memory (bool): Copy from the GPU into page-locked memory, which is faster
+            and takes that memory from the rest of the machine. Defaults to False.
 
     Raises:
         OSError: At the start of training, if work_dir cannot be written.
+        RuntimeError: On resume, if there are checkpoints and all of them are damaged.
         TrainingDivergedError: The state is not finite before the first iteration, or
-            the rollbacks are used up.
+            the rollbacks are used up and PrecisionFallbackHook, if there is one, has
+            nothing left to try.
 
     Examples:
         >>> custom_hooks = [dict(type='amp_hooks.RollbackHook', interval=1000)]
@@ -67,164 +101,311 @@ class RollbackHook(AmpHook):
         self,
         interval: int = 500,
         patience: int = 3,
+        window: int = 20,
+        share: float = 0.35,
         scale_factor: float = 0.5,
         lr_factor: float = 0.1,
-        max_rollbacks: int = 3,
+        warmup_iters: int = 100,
+        recover_after: int | None = None,
+        reset_optimizer: bool = False,
+        max_rollbacks: int = 10,
+        max_recent: int = 3,
+        recent_iters: int = 5000,
         keep: int = 2,
+        probation: int | None = None,
+        cooldown: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         owner = "RollbackHook"
         self.interval = check_int(owner, "interval", interval, 1)
         self.patience = check_int(owner, "patience", patience, 1)
+        self.window = check_int(owner, "window", window, 1)
+        self.share = check_number(owner, "share", share, 0, 1)
         self.scale_factor = check_number(owner, "scale_factor", scale_factor, 0, 1)
         self.lr_factor = check_number(owner, "lr_factor", lr_factor, 0, 1)
+        self.warmup_iters = check_int(owner, "warmup_iters", warmup_iters, 0)
+        self.recover_after = (
+            None
+            if recover_after is None
+            else check_int(owner, "recover_after", recover_after, 1)
+        )
+        self.reset_optimizer = check_bool(owner, "reset_optimizer", reset_optimizer)
         self.max_rollbacks = check_int(owner, "max_rollbacks", max_rollbacks, 0)
-        self.keep = check_int(owner, "keep", keep, 1)
+        self.max_recent = check_int(owner, "max_recent", max_recent, 0)
+        self.recent_iters = check_int(owner, "recent_iters", recent_iters, 1)
+        self.keep = check_int(owner, "keep", keep, 2)
+        if probation is None:
+            probation = min(100, interval)
+        self.probation = check_int(owner, "probation", probation, 0)
+        if self.probation > self.interval:
+            raise ValueError(
+                f"{owner}: probation={self.probation} is longer than interval="
+                f"{self.interval}, so that snapshots would never be proven in time. "
+                "Lower probation or leave it out."
+            )
+        self.cooldown = check_int(
+            owner, "cooldown", interval if cooldown is None else cooldown, 0
+        )
+        self.pin_memory = check_bool(owner, "pin_memory", pin_memory)
         # Policy state; it survives a resume.
-        self.rollbacks = 0
+        self.attempts = Attempts(self.max_rollbacks, self.max_recent, self.recent_iters)
         self.total_lr_factor = 1.0
+        self._clean = 0  # healthy iterations since the LR factor changed
+        self._streak = BadStreak(self.patience, self.window, self.share)
+        self._ring: SnapshotRing[Any] = SnapshotRing(
+            self.keep, self.probation, self.cooldown
+        )
         # State of this process.
-        self._streak = 0
-        self._snapshots: deque[Snapshot] = deque(maxlen=self.keep)
-        self._snapshot_due = True
-        self._file_due = False
-        self._saving = False
+        self._rng: list[dict[str, Any]] = []  # to be taken back
+        self._first, self._due = True, True
+        self._after_rollback = False  # the new counts must get into a file
+        self._warm_up = TemporaryLR()
         self._ignore: frozenset[str] = frozenset()
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back, resumes included."""
+        return len(self.attempts.done)
+
+    def before_run(self, runner: Runner) -> None:
+        """Choose what to resume from, before MMEngine does."""
+        choose_resume(runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
         refuse_sharded(self, runner)
-        self._files = RollbackFiles(runner.work_dir, self.keep)
-        if dist.is_main_process():
-            self._files.prepare(runner.iter)
         self._ignore = infinite_by_design(runner)
+        self._snapshots = Snapshots(runner, self._ring, self.pin_memory, self._ignore)
+        self._guard = CheckpointGuard(
+            runner,
+            lambda: nonfinite_state(runner, self._ignore),
+            self._snapshots.saved,
+        )
+        self._guard.attach()
+        self._remember_attempts(runner)
+        runtime.averaging.attach(runner, self)
         if runner._resume and runner.iter:
             if self.rollbacks:
                 pin_static_scale(runner)
-            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **self.state())
+            runtime.emit(
+                "resume",
+                runner.iter,
+                Verdict.HEALTHY,
+                rollbacks=self.rollbacks,
+                lr_factor=self.total_lr_factor,
+                checkpoint=runner._load_from,
+            )
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
-        self._files.mend_pointer()
-        self._snapshot_due |= runner.iter % self.interval == 0
-        if self._streak or accumulating(runner.optim_wrapper):
-            return  # as soon as it is over
-        runtime = Runtime.of(runner)
-        if self._snapshot_due:
-            bad = nonfinite_state(runner, self._ignore)
-            if any_rank(bool(bad)):
-                self._roll_back(runner, runtime, Verdict.STATE_NONFINITE, bad)
-            else:
-                self._snapshots.append(Snapshot.take(runner))
-                self._snapshot_due, self._file_due = False, True
-        if self._file_due:
-            self._write(runner, runtime)
-            self._file_due = False
+        if len(self._rng) == dist.get_world_size():
+            set_rng_state(self._rng[dist.get_rank()])
+        self._rng = []
+        self._snapshots.collect()
+        self._due |= runner.iter % self.interval == 0
+        if not accumulating(runner.optim_wrapper):
+            self._take_what_is_due(runner)
+        if (factor := self._warm_up_factor(runner)) != 1:
+            self._warm_up.apply(all_param_groups(runner), factor)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Count bad iterations and roll back when they are too many."""
+        self._warm_up.undo()
+        bad: list[str] = []
+        state_is_bad = False
         if record.verdict.is_bad:
-            self._streak += 1
+            self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
-            if any_rank(bool(bad)):
+            if state_is_bad := any_rank(bool(bad)):
                 record.verdict = Verdict.STATE_NONFINITE
-                self._roll_back(runner, runtime, record.verdict, bad)
-            elif self._streak >= self.patience:
-                self._roll_back(runner, runtime, record.verdict, bad)
         elif record.verdict is Verdict.HEALTHY and record.stepped:
-            self._streak = 0
+            self._streak.add(False)
+            self._snapshots.healthy()
+            self._recover(runner, runtime)
+        if state_is_bad or self._streak.too_many:
+            self._roll_back(runner, runtime, record.verdict, bad)
+            runtime.averaging.undone = runner.iter
         record.put("rollbacks_total", self.rollbacks)
-        record.put("lr_factor", self.total_lr_factor)
+        record.put("lr_factor", self.total_lr_factor * self._warm_up_factor(runner))
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the policy state, and look at what others are about to save."""
-        super().before_save_checkpoint(runner, checkpoint)
-        if not self._saving:
-            self._files.pointer_suspect = bool(nonfinite_state(runner, self._ignore))
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take back the policy state and the random number generators."""
+        super().after_load_checkpoint(runner, checkpoint)
+        if runner._resume:
+            self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
 
-    def after_run(self, runner: Runner) -> None:
-        """Leave ``last_checkpoint`` naming a verified file."""
-        self._files.mend_pointer()
+    def after_train(self, runner: Runner) -> None:
+        """Wait for the last file, and leave everything as it was."""
+        self._snapshots.finish()
+        self._guard.detach()
+        super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
-        """How often and how far the run was changed."""
-        return dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
+        """How often and how far the run was changed, as plain numbers."""
+        return dict(
+            rollbacks=self.attempts.done,
+            lr_factor=self.total_lr_factor,
+            clean=self._clean,
+            bad=self._streak.state(),
+            last=self._ring.last,
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on counting."""
-        self.rollbacks = int(state["rollbacks"])
+        self.attempts.done = [list(attempt) for attempt in state["rollbacks"]]
         self.total_lr_factor = float(state["lr_factor"])
+        self._clean = int(state["clean"])
+        self._streak.load_state(state["bad"])
+        self._ring.last = tuple(state["last"]) if state["last"] else None
 
-    def _write(self, runner: Runner, runtime: Runtime) -> None:
-        if not dist.is_main_process():
-            return
-        self._saving = True
-        path = self._files.try_write(runner, self._ignore)
-        self._saving = False
-        if path is not None:
-            runtime.emit("snapshot", runner.iter, Verdict.HEALTHY, file=path)
+    def _take_what_is_due(self, runner: Runner) -> None:
+        if self._due and not self._streak.length and not self._ring.on_probation:
+            self._due = False
+            bad = nonfinite_state(runner, self._ignore)
+            if any_rank(bool(bad)):
+                runtime = Runtime.of(runner)
+                self._roll_back(runner, runtime, Verdict.STATE_NONFINITE, bad)
+            else:
+                # What a run starts with, or goes on with after a resume or a rollback,
+                # is proven.
+                proven = self._first or self._after_rollback
+                self._snapshots.take(proven)
+                self._first = self._after_rollback = False
+        if self._after_rollback:
+            # A file with the new counts, so that a kill does not lose them. What was
+            # learned is the target's, which is in the ring already.
+            self._after_rollback = False
+            self._snapshots.take(proven=True, keep=False)
 
     def _roll_back(
         self, runner: Runner, runtime: Runtime, verdict: Verdict, bad: list[str]
     ) -> None:
         where = f" ({', '.join(bad[:3])}, {len(bad)} in all)" if bad else ""
-        if not self._snapshots:
+        limit = self.attempts.used_up(runner.iter)
+        if limit and not any(
+            resort(verdict, self.rollbacks + 1) for resort in runtime.last_resorts
+        ):
+            self._give_up(runner, runtime, verdict, where, limit)
+        target = self._snapshots.go_back(runner.iter)
+        if target is None:
             raise TrainingDivergedError(
-                f"the state is not finite before the first iteration{where}: there is "
-                "nothing to roll back to. Check load_from or the checkpoint resumed."
+                f"{verdict.value}{where} at iteration {runner.iter}, and no snapshot "
+                "to roll back to: the state is not finite before the first iteration, "
+                "or there was no memory for a copy of it. Check load_from, the "
+                "checkpoint resumed, and the log."
             )
-        if self.rollbacks >= self.max_rollbacks:
-            self._give_up(runner, runtime, verdict, where)
-        # The newest one; if the fault returns before the next is taken, an older one.
-        target = self._snapshots[-1]
-        if len(self._snapshots) > 1:
-            self._snapshots.pop()
-        target.restore(runner)
+        self.attempts.add(runner.iter, target.iter, verdict.value)
+        self._save_attempts(runner)
+        target.restore(runner, self.reset_optimizer)
         scale = lower_loss_scale(runner, self.scale_factor, runtime.scale_floor)
-        lower_lr(runner, self.lr_factor)
-        self.rollbacks += 1
-        self.total_lr_factor *= self.lr_factor
-        self._streak = 0
-        self._file_due = True  # so that a kill does not lose the count
+        self._change_lr(runner, self.lr_factor)
+        self._streak.clear()
+        self._due, self._after_rollback = False, True
         runtime.forget_window()
         runtime.emit(
             "rollback",
             runner.iter,
             verdict,
             target_iter=target.iter,
-            **self.state(),
+            rollbacks=self.rollbacks,
+            lr_factor=self.total_lr_factor,
             scale=scale,
             nonfinite_state=bad[:5],
         )
+        self._tell(runner, verdict, where, target, scale)
+
+    def _remember_attempts(self, runner: Runner) -> None:
+        """The list in its file may be newer than that in the checkpoint resumed."""
+        if runner._resume and runner.iter:
+            attempts = [self.attempts.done]
+            if dist.is_main_process():
+                self.attempts.merge(self._attempts_file(runner))
+                attempts = [self.attempts.done]
+            dist.broadcast_object_list(attempts)
+            self.attempts.done = attempts[0]
+        else:
+            self._save_attempts(runner)  # of an earlier run
+
+    def _save_attempts(self, runner: Runner) -> None:
+        if not dist.is_main_process():
+            return
+        try:
+            self.attempts.save(self._attempts_file(runner))
+        except OSError as e:
+            warn(
+                f"could not write {self._attempts_file(runner)}: {e}. Training goes "
+                "on; if it is killed now, a rollback may not be counted."
+            )
+
+    def _attempts_file(self, runner: Runner) -> str:
+        return osp.join(runner.work_dir, "rollback", "attempts.json")
+
+    def _tell(
+        self,
+        runner: Runner,
+        verdict: Verdict,
+        where: str,
+        target: Snapshot,
+        scale: float | None,
+    ) -> None:
         warn(
             f"rollback {self.rollbacks} of {self.max_rollbacks} at iteration "
             f"{runner.iter}: {verdict.value}{where}. Weights, optimizer, loss scale "
             f"and EMA are back at iteration {target.iter}; learning rate now "
             f"x{self.total_lr_factor:g}"
+            + (f", reached in {self.warmup_iters} iterations" * bool(self.warmup_iters))
             + (f", loss scale {scale:g}" if scale is not None else "")
             + ". Training goes on with the next batch. If this repeats, lower the "
             "learning rate or lengthen the warm-up."
         )
 
     def _give_up(
-        self, runner: Runner, runtime: Runtime, verdict: Verdict, where: str
+        self, runner: Runner, runtime: Runtime, verdict: Verdict, where: str, limit: str
     ) -> None:
-        checkpoint = self._files.newest if dist.is_main_process() else None
-        self._files.mend_pointer()
+        self._snapshots.finish(diverged=True)
+        checkpoint = self._snapshots.pointer.named if dist.is_main_process() else None
         runtime.emit(
             "abort",
             runner.iter,
             verdict,
-            **self.state(),
+            rollbacks=self.rollbacks,
+            lr_factor=self.total_lr_factor,
+            limit=limit,
             checkpoint=checkpoint,
         )
         raise TrainingDivergedError(
             f"training diverged at iteration {runner.iter}: {verdict.value}{where}. "
-            f"Tried: {self.rollbacks} rollbacks (max_rollbacks={self.max_rollbacks}), "
-            f"learning rate x{self.total_lr_factor:g}. The last good checkpoint is "
+            f"Tried: {self.rollbacks} rollbacks, {self.attempts.told() or 'none'}; "
+            f"learning rate x{self.total_lr_factor:g}. {limit} allows no more. The "
+            "last good checkpoint is "
             f"{checkpoint or 'in the work_dir of rank 0'}. Resume from it with a "
             "lower learning rate, a longer warm-up, gradient clipping or BF16."
         )
+
+    def _recover(self, runner: Runner, runtime: Runtime) -> None:
+        self._clean += 1
+        if self.total_lr_factor == 1 or self._clean != self.recover_after:
+            return
+        factor = recovered(self.total_lr_factor)
+        self._change_lr(runner, factor / self.total_lr_factor)
+        self.total_lr_factor = factor  # exactly 1 in the end
+        runtime.emit("recover", runner.iter, Verdict.HEALTHY, lr_factor=factor)
+        warn(
+            f"{self._clean} healthy iterations: learning rate now x{factor:g} at "
+            f"iteration {runner.iter}."
+        )
+
+    def _change_lr(self, runner: Runner, factor: float) -> None:
+        change_lr(runner, factor)
+        self.total_lr_factor *= factor
+        self._clean = 0
+
+    def _warm_up_factor(self, runner: Runner) -> float:
+        if self._ring.last is None:
+            return 1.0
+        done = runner.iter - self._ring.last[0] - 1
+        return warmup_factor(max(0, done), self.warmup_iters)

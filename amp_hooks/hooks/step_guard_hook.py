@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import mmengine.dist as dist
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from ..scale_policy import ScalePolicy
 from ..step_gate import StepGate
 from ..step_tap import accumulating, iter_wrappers
 from ..vote import Vote
-from ..window import Window, averaging_hooks
+from ..window import Window
 from .base import AmpHook
 
 
@@ -115,10 +114,8 @@ class StepGuardHook(AmpHook):
         self.vote_timeout = check_int(owner, "vote_timeout", vote_timeout, 1)
         self.vetoes = 0
         self._streak = 0
-        self._undone = -1  # iteration that left no trace, if any
         self._policy = ScalePolicy(self.scale_floor, self.hysteresis)
         self._told: set[str] = set()
-        self._averaging: list[Hook] = []
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Stand before every optimizer step."""
@@ -146,7 +143,7 @@ class StepGuardHook(AmpHook):
             runner, runtime, (*NAN_ERRORS, *self.nan_errors), self.max_nan_errors, vote
         )
         self._nan_steps.attach()
-        self._leave_out_averaging(runner)
+        runtime.averaging.attach(runner, self)
         runtime.listeners.append(partial(self._on_event, runner))
         for hook in runner.hooks:
             if "CheckInvalidLossHook" in {cls.__name__ for cls in type(hook).__mro__}:
@@ -175,7 +172,7 @@ class StepGuardHook(AmpHook):
         undone = refused or record.verdict.is_bad or self._gate.skipped
         if undone and not record.stepped:
             self._window.restore(runner)
-            self._undone = record.iter
+            runtime.averaging.undone = record.iter
         self._gate.skipped.clear()
         if refused:
             self.vetoes += 1
@@ -195,12 +192,6 @@ class StepGuardHook(AmpHook):
                 "on with the next batch; stability.jsonl tells more."
             )
         record.put("vetoes_total", self.vetoes)
-
-    def after_train(self, runner: Runner) -> None:
-        """Give the averaging hooks back as they were."""
-        super().after_train(runner)
-        while self._averaging:
-            del self._averaging.pop().after_train_iter
 
     def state(self) -> dict[str, Any]:
         """Counts, hysteresis, and static scales that were lowered."""
@@ -224,25 +215,4 @@ class StepGuardHook(AmpHook):
             self._window.save(runner)
             self._policy.forget()
             self._nan_steps.start_anew()
-            Runtime.of(runner).tap.drop_window(runner.optim_wrapper)
-
-    def _leave_out_averaging(self, runner: Runner) -> None:
-        order = {id(hook): i for i, hook in enumerate(runner.hooks)}
-        for hook in averaging_hooks(runner):
-            kind = type(hook).__name__
-            if order[id(hook)] < order[id(self)]:
-                raise ValueError(
-                    f"{kind} has priority {hook.priority!r} and would average weights "
-                    "before StepGuardHook has judged the iteration. Give it the "
-                    "default priority 'NORMAL', or any number above 40."
-                )
-            original = hook.after_train_iter
-
-            def after_train_iter(
-                runner: Runner, *args: Any, _original: Any = original, **kwargs: Any
-            ) -> None:
-                if self._undone != runner.iter:
-                    _original(runner, *args, **kwargs)
-
-            hook.after_train_iter = after_train_iter
-            self._averaging.append(hook)
+            self._gate.forget()

@@ -66,7 +66,7 @@ def options():
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_rollback_takes_both_back(build, precision):
     fault = helpers.fault("parameter", 5, where="bbox_head.retina_cls.weight")
-    rollback = dict(type="amp_hooks.RollbackHook", interval=3)
+    rollback = dict(type="amp_hooks.RollbackHook", interval=3, probation=0)
     runner = build(
         "retinanet",
         iters=8,

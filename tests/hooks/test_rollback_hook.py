@@ -1,5 +1,6 @@
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ CLS = "bbox_head.retina_cls.weight"
 
 
 def rollback(**kwargs):
-    return dict(type="amp_hooks.RollbackHook", **{"interval": 3, **kwargs})
+    options = {"interval": 3, "probation": 0, "warmup_iters": 0, **kwargs}
+    return dict(type="amp_hooks.RollbackHook", **options)
 
 
 def pointer_of(runner):
@@ -72,13 +74,13 @@ def test_restores_bit_for_bit_and_lowers_scale_and_lr(build, monkeypatch):
     seen = {}
     take, restore = Snapshot.take.__func__, Snapshot.restore
 
-    def spy_take(cls, runner):
+    def spy_take(cls, runner, *args):
         seen[runner.iter] = helpers.state(runner)
-        return take(cls, runner)
+        return take(cls, runner, *args)
 
-    def spy_restore(snapshot, runner):
+    def spy_restore(snapshot, runner, *args):
         lr_before = [g["lr"] for g in runner.optim_wrapper.param_groups]
-        restore(snapshot, runner)
+        restore(snapshot, runner, *args)
         now = helpers.state(runner)
         assert now.keys() == seen[snapshot.iter].keys()
         assert all(torch.equal(v, seen[snapshot.iter][k]) for k, v in now.items())
@@ -168,7 +170,14 @@ def test_a_hopeless_run_ends_and_says_what_to_use(build):
         runner.train()
     message = str(info.value)
     pointer = pointer_of(runner)
-    for part in ("iteration 4", "STATE_NONFINITE", "2 rollbacks", "x0.01", pointer):
+    for part in (
+        "iteration 4",
+        "STATE_NONFINITE",
+        "2 rollbacks, at 2 to 0 (STATE_NONFINITE); at 3 to 0 (STATE_NONFINITE)",
+        "x0.01",
+        "max_rollbacks=2 allows no more",
+        pointer,
+    ):
         assert part in message
     (abort,) = helpers.ledger(runner, "abort")
     assert abort["checkpoint"] == pointer
@@ -216,7 +225,7 @@ def test_files_are_few_finite_and_whole(build):
         assert checkpoint["meta"]["iter"] == int(name[5:-4])
         assert nonfinite_names(checkpoint["state_dict"]) == []
         assert "ema_state_dict" in checkpoint
-        assert checkpoint["amp_hooks"]["RollbackHook"]["rollbacks"] == 0
+        assert checkpoint["amp_hooks"]["RollbackHook"]["rollbacks"] == []
 
 
 def test_a_new_run_does_not_hide_the_checkpoint_of_an_old_one(build, tmp_path):
@@ -234,24 +243,60 @@ def test_a_new_run_does_not_hide_the_checkpoint_of_an_old_one(build, tmp_path):
     assert pointer.read_text() == before
 
 
-def test_a_disk_that_fails_later_costs_no_run(build, caplog):
-    runner = build("retinanet", iters=6, hooks=[rollback(interval=2)])
-    hook = helpers.hook_of(runner, "RollbackHook")
-    write = type(hook)._write
+class Probe(Hook):
+    """Calls a function before each iteration, first or last of all hooks."""
 
-    def fill_disk(self, runner, runtime):
-        if runner.iter == 4:  # the folder is gone: nothing can be written into it
-            os.rename(self._files.folder, self._files.folder + ".gone")
-            Path(self._files.folder).touch()
-        write(self, runner, runtime)
+    def __init__(self, look, priority="LOWEST"):
+        self.look, self.priority = look, priority
 
-    type(hook)._write, restore = fill_disk, write
-    try:
-        runner.train()
-    finally:
-        type(hook)._write = restore
-    assert runner.iter == 6
-    assert [s.iter for s in hook._snapshots] == [2, 4]  # kept in memory all the same
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.look(runner)
+
+
+def test_a_folder_that_goes_away_costs_no_run(build):
+    def look(runner):
+        folder = Path(runner.work_dir) / "rollback"
+        if runner.iter == 4:  # nothing can be written into it any more
+            os.rename(folder, f"{folder}.gone")
+            folder.touch()
+
+    options = {"log_level": "WARNING"}
+    runner = build("retinanet", iters=7, hooks=[rollback(interval=2)], options=options)
+    runner.register_hook(Probe(look, "HIGHEST"))
+    runner.train()
+    assert runner.iter == 7
+    ring = helpers.hook_of(runner, "RollbackHook")._ring
+    assert [entry.iter for entry in ring.entries] == [4, 6]  # in memory all the same
+    log = helpers.log(runner)
+    assert "of iteration 6 could not be written" in log
+    assert "kept in memory and training goes on" in log
+
+
+def test_a_slow_disk_is_not_waited_for(build):
+    """The file of iteration 2 takes longer than the rest of the run."""
+    slow = helpers.fault("disk", 2, iters=5, value="slow:1.5")
+    there = {}
+
+    def look(runner):
+        folder = Path(runner.work_dir) / "rollback"
+        there[runner.iter] = sorted(p.name for p in folder.glob("*.pth"))
+
+    runner = build(
+        "retinanet",
+        iters=8,
+        hooks=[slow, rollback(interval=2)],
+        options={"log_level": "WARNING"},
+    )
+    runner.register_hook(Probe(look))
+    begun = time.monotonic()
+    runner.train()
+    assert there[2] == ["iter_0.pth"]  # not before the third iteration
+    assert time.monotonic() - begun > 1.5
+    # At the end it was waited for, and for the newest of those that came meanwhile.
+    folder = Path(runner.work_dir) / "rollback"
+    assert "iter_2.pth" in os.listdir(folder)
+    assert pointer_of(runner) == str(sorted(folder.glob("*.pth"))[-1])
+    assert [p.name for p in folder.iterdir() if p.suffix == ".tmp"] == []
 
 
 def test_accumulation_takes_snapshots_between_windows(build):
@@ -272,3 +317,205 @@ def test_healthy_run_is_left_alone(build):
     hook = helpers.hook_of(runner, "RollbackHook")
     assert (hook.rollbacks, hook.total_lr_factor) == (0, 1.0)
     assert {e["event"] for e in helpers.ledger(runner)} <= {"snapshot", "overflow"}
+
+
+# --- which snapshot, and how often ------------------------------------------------
+def targets(runner):
+    return [(e["iter"], e["target_iter"]) for e in helpers.ledger(runner, "rollback")]
+
+
+@pytest.mark.parametrize(("probation", "target"), [(0, 4), (3, 0), (2, 4)])
+def test_a_snapshot_counts_after_its_probation(build, probation, target):
+    """Taken before iteration 4, two healthy iterations before the fault."""
+    hooks = [nan_weight(6), rollback(interval=4, probation=probation)]
+    runner = build("retinanet", iters=8, hooks=hooks)
+    runner.train()
+    assert targets(runner) == [(6, target)]
+
+
+def test_only_a_snapshot_that_counts_is_written(build):
+    names = {}
+
+    def look(runner):
+        pointer = Path(runner.work_dir) / "last_checkpoint"
+        if pointer.exists():
+            names[runner.iter] = os.path.basename(pointer.read_text())
+
+    hooks = [rollback(interval=3, probation=2)]
+    runner = build("retinanet", iters=8, hooks=hooks, options=no_last())
+    runner.register_hook(Probe(look))
+    runner.train()
+    assert names[4] == "iter_0.pth"
+    assert [e["iter"] for e in helpers.ledger(runner, "snapshot")] == [0, 3, 6]
+    assert os.path.basename(pointer_of(runner)) == "iter_6.pth"
+
+
+def no_last(**more):
+    return {"default_hooks.checkpoint.save_last": False, **more}
+
+
+def test_seven_of_twenty_are_too_many(build):
+    """Never three in a row, but every other one; StepGuardHook keeps the state."""
+    at = [2, 4, 6, 8, 10, 12, 14]
+    hooks = [
+        helpers.fault("loss", at),
+        dict(type="amp_hooks.StepGuardHook"),
+        rollback(interval=100),
+    ]
+    runner = build("retinanet", iters=16, hooks=hooks)
+    runner.train()
+    assert targets(runner) == [(14, 0)]
+    (event,) = helpers.ledger(runner, "rollback")
+    assert event["verdict"] == "FORWARD_NONFINITE"
+
+
+@pytest.mark.parametrize(
+    ("cooldown", "expected"),
+    [(4, [(7, 6), (10, 3)]), (2, [(7, 6), (10, 9)])],
+)
+def test_within_the_cooldown_the_next_target_is_older(build, cooldown, expected):
+    hooks = [nan_weight([7, 10]), rollback(interval=3, keep=3, cooldown=cooldown)]
+    runner = build("retinanet", iters=12, hooks=hooks)
+    runner.train()
+    assert targets(runner) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "at", "text"),
+    [
+        (dict(max_rollbacks=2), 9, "max_rollbacks=2"),
+        (dict(max_recent=1, recent_iters=4), 6, "max_recent=1 in recent_iters=4"),
+        (dict(max_recent=2, recent_iters=5), None, ""),
+        (dict(max_rollbacks=0), 3, "max_rollbacks=0"),
+    ],
+)
+def test_limits_in_total_and_of_late(build, limits, at, text):
+    hooks = [nan_weight([3, 6, 9]), rollback(**limits)]
+    runner = build("retinanet", iters=11, hooks=hooks)
+    if at is None:
+        runner.train()
+        assert len(targets(runner)) == 3
+        return
+    with pytest.raises(TrainingDivergedError, match=f"iteration {at}.*{text}"):
+        runner.train()
+    (abort,) = helpers.ledger(runner, "abort")
+    assert (abort["iter"], abort["limit"]) == (at, text)
+    assert os.path.exists(abort["checkpoint"])
+
+
+# --- what it changes --------------------------------------------------------------
+def learning_rates(runner):
+    rates = []
+    runner.register_hook(
+        Probe(lambda r: rates.append(r.optim_wrapper.param_groups[0]["lr"]))
+    )
+    runner.train()
+    return rates
+
+
+CONSTANT = dict(param_scheduler=[dict(type="ConstantLR", factor=1, by_epoch=False)])
+
+
+def test_the_learning_rate_rises_to_its_new_value(build):
+    hooks = [nan_weight(2), rollback(interval=100, lr_factor=0.5, warmup_iters=4)]
+    runner = build("retinanet", iters=9, hooks=hooks, options=CONSTANT)
+    rates = learning_rates(runner)
+    lr = rates[0]
+    ramp = [0.001 + 0.999 * i / 4 for i in range(4)]
+    expected = [lr] * 3 + [0.5 * lr * r for r in ramp] + [0.5 * lr] * 2
+    assert rates == pytest.approx(expected, rel=1e-12)
+    factors = [r.get("lr_factor") for r in helpers.records(runner)]
+    assert factors[:2] == [1.0, 1.0]
+    assert factors[3:] == pytest.approx([0.5 * r for r in [*ramp, 1, 1]])
+
+
+def test_the_learning_rate_recovers_after_clean_stretches(build):
+    hooks = [nan_weight(1), rollback(interval=100, lr_factor=0.3, recover_after=2)]
+    runner = build("retinanet", iters=9, hooks=hooks, options=CONSTANT)
+    rates = learning_rates(runner)
+    lr = rates[0]
+    factors = [1, 1, 0.3, 0.3, 0.6, 0.6, 1, 1, 1]
+    assert rates == pytest.approx([lr * f for f in factors], rel=1e-12)
+    told = [(e["iter"], e["lr_factor"]) for e in helpers.ledger(runner, "recover")]
+    assert told == [(3, 0.6), (5, 1.0)]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_momentum_is_kept_or_reset(build, reset):
+    seen = {}
+
+    def look(runner):
+        state = runner.optim_wrapper.optimizer.state_dict()["state"]
+        seen[runner.iter] = len(state)
+
+    hooks = [nan_weight(4), rollback(reset_optimizer=reset)]
+    runner = build("retinanet", iters=6, hooks=hooks)
+    runner.register_hook(Probe(look))
+    runner.train()
+    assert targets(runner) == [(4, 3)]
+    assert seen[3] > 0
+    assert seen[5] == (0 if reset else seen[3])
+
+
+def test_a_second_rollback_to_one_snapshot_finds_it_as_it_was(build):
+    """Training after the first must not have written into the copy."""
+    states = {}
+
+    def look(runner):
+        states[runner.iter] = helpers.state(runner)
+
+    hooks = [
+        nan_weight([4, 5]),
+        rollback(lr_factor=1.0, scale_factor=1.0, cooldown=0, interval=3),
+    ]
+    options = {"optim_wrapper.loss_scale": 128.0, **CONSTANT}
+    runner = build("retinanet", iters=7, hooks=hooks, options=options)
+    runner.register_hook(Probe(look))
+    runner.train()
+    assert targets(runner) == [(4, 3), (5, 3)]
+    first, second = states[5], states[6]
+    names = [n for n in states[3] if n in second]
+    assert [n for n in names if not torch.equal(first[n], second[n])] == []
+    assert [n for n in names if not torch.equal(states[3][n], second[n])] == []
+
+
+# --- poison -----------------------------------------------------------------------
+def poison_scale(value):
+    def look(runner):
+        if runner.iter == 4:
+            runner.optim_wrapper.loss_scaler._scale.fill_(value)
+
+    return look
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        pytest.param(helpers.fault("ema", 4, where=CLS), id="ema"),
+        pytest.param(helpers.fault("buffer", 4, where=BN), id="batchnorm"),
+        pytest.param(helpers.fault("optimizer", 4, where=CLS), id="momentum"),
+        pytest.param(poison_scale(math.nan), id="scale nan"),
+        pytest.param(poison_scale(math.inf), id="scale inf"),
+        pytest.param(poison_scale(0.0), id="scale 0"),
+    ],
+)
+def test_poison_is_found_before_a_snapshot_counts(build, poison):
+    hooks = [rollback(interval=3)]
+    options = {"optim_wrapper.loss_scale": dict(init_scale=128.0, _delete_=True)}
+    if isinstance(poison, dict):
+        hooks.insert(0, poison)
+    runner = build("retinanet", iters=8, hooks=hooks, options=options)
+    if not isinstance(poison, dict):
+        runner.register_hook(Probe(poison))
+    runner.train()
+    ((at, target),) = targets(runner)
+    assert at in (4, 5, 6)
+    assert target == 3
+    assert nonfinite_names(helpers.state(runner)) == []
+    assert runner.optim_wrapper.loss_scaler.get_scale() == 64.0
+    for path in (Path(runner.work_dir) / "rollback").iterdir():
+        if path.suffix == ".pth":
+            saved = torch.load(path, weights_only=True)
+            learned = [saved["state_dict"], saved["ema_state_dict"]]
+            assert nonfinite_names([*learned, saved["optimizer"]]) == []
+            assert 0 < saved["optimizer"]["loss_scaler"]["scale"] <= 128

@@ -1,8 +1,10 @@
 """Two ranks on gloo."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ import torch
 from tests import helpers
 
 
-def run_on_two_ranks(digits, work_dir, **options):
-    """Train in two processes; the finished process, and where results are."""
+def command_for(digits, work_dir, **options):
+    """What starts two processes, and where their results will be."""
     cfg = helpers.make_config("retinanet", digits, work_dir, **options)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.launcher = "pytorch"
@@ -25,14 +27,18 @@ def run_on_two_ranks(digits, work_dir, **options):
     config, out = work_dir.with_suffix(".py"), work_dir.with_suffix(".out")
     cfg.dump(config)
     program = helpers.ROOT / "tests/integration/ddp_program.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    return [*command, "--standalone", str(program), str(config), str(out)], out
+
+
+ENV = dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1")
+
+
+def run_on_two_ranks(digits, work_dir, **options):
+    """Train in two processes; the finished process, and where results are."""
+    command, out = command_for(digits, work_dir, **options)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        + ["--standalone", str(program), str(config), str(out)],
-        env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        command, env=ENV, capture_output=True, text=True, timeout=300, check=False
     )
     return done, out
 
@@ -53,7 +59,7 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
     hooks = [
         fault_on_rank_1(5),
         *helpers.SUITE[:4],
-        dict(type="amp_hooks.RollbackHook", interval=4),
+        dict(type="amp_hooks.RollbackHook", interval=4, probation=0),
         helpers.SUITE[-1],
     ]
     a, b = train_on_two_ranks(
@@ -72,6 +78,45 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
     (event,) = [e for e in helpers.read_ledger(path) if e["event"] == "rollback"]
     assert (event["iter"], event["target_iter"]) == (5, 4)
     assert event["verdict"] == "STATE_NONFINITE"
+
+
+def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
+    """Both ranks go on from one file, with the same counts and learning rate."""
+    hooks = [
+        fault_on_rank_1(5),
+        *helpers.SUITE[:3],
+        dict(type="amp_hooks.RollbackHook", interval=4, probation=0, warmup_iters=3),
+    ]
+    work_dir = tmp_path / "w"
+    command, _ = command_for(digits, work_dir, iters=10**6, hooks=hooks)
+    killed = subprocess.Popen(
+        command,
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with killed:
+        pointer = work_dir / "last_checkpoint"
+        while not pointer.exists() or "iter_8.pth" not in pointer.read_text():
+            assert killed.poll() is None
+            time.sleep(0.01)
+        os.killpg(killed.pid, signal.SIGKILL)
+    a, b = train_on_two_ranks(
+        digits, work_dir, iters=40, hooks=hooks, options=dict(resume=True)
+    )
+    assert a["iter"] == b["iter"] == 40
+    assert a["rollbacks"] == b["rollbacks"] == 1
+    assert (a["lr"], a["scale"]) == (b["lr"], b["scale"])
+    parameters = [k for k in a["state"] if "running_" not in k and "ema" not in k]
+    differ = [k for k in parameters if not torch.equal(a["state"][k], b["state"][k])]
+    assert differ == []
+    ledgers = sorted(work_dir.glob("*/stability.jsonl"))
+    (resume,) = [e for e in helpers.read_ledger(ledgers[-1]) if e["event"] == "resume"]
+    assert resume["iter"] >= 8
+    assert (resume["rollbacks"], resume["lr_factor"]) == (1, 0.1)
+    before = [e for e in helpers.read_ledger(ledgers[0]) if e["event"] == "rollback"]
+    assert [(e["iter"], e["target_iter"]) for e in before] == [(5, 4)]
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])

@@ -26,7 +26,9 @@ def suite(at, **rollback):
     return [
         *([helpers.fault("parameter", at, where=CLS)] if at else []),
         *helpers.SUITE[:4],
-        dict(type="amp_hooks.RollbackHook", **{"interval": 4, **rollback}),
+        dict(
+            type="amp_hooks.RollbackHook", **{"interval": 4, "probation": 0, **rollback}
+        ),
         dict(type="amp_hooks.StabilityPanelHook", interval=2),
     ]
 
@@ -72,7 +74,9 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     newest = find_latest_checkpoint(str(work_dir))
     saved = torch_load(newest)
     iteration = saved["meta"]["iter"]
-    assert saved["amp_hooks"]["RollbackHook"] == dict(rollbacks=1, lr_factor=0.1)
+    policy = saved["amp_hooks"]["RollbackHook"]
+    assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE"]]
+    assert policy["lr_factor"] == 0.1
     assert nonfinite_names(saved["state_dict"]) == []
     assert nonfinite_names(saved["optimizer"]) == []
 
@@ -100,7 +104,9 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     assert (resume["rollbacks"], resume["lr_factor"]) == (1, 0.1)
     final = torch_load(find_latest_checkpoint(str(work_dir)))
     assert final["meta"]["iter"] > iteration
-    assert final["amp_hooks"]["RollbackHook"] == dict(rollbacks=1, lr_factor=0.1)
+    policy = final["amp_hooks"]["RollbackHook"]
+    assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE"]]
+    assert policy["lr_factor"] == 0.1
 
 
 def pointer(work_dir):

@@ -1,0 +1,64 @@
+"""Leave hooks that average weights out after an iteration that was undone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+def averaging_hooks(runner: Runner) -> list[Hook]:
+    """Hooks that average weights after each iteration: EMAHook, MeanTeacherHook."""
+    return [
+        hook
+        for hook in runner.hooks
+        if any(
+            cls.__name__ in ("EMAHook", "MeanTeacherHook") for cls in type(hook).__mro__
+        )
+    ]
+
+
+class Averaging:
+    """Wraps ``after_train_iter`` of the averaging hooks, once for the whole suite.
+
+    Attributes:
+        undone: The iteration that left no trace; nothing is averaged after it.
+    """
+
+    def __init__(self) -> None:
+        self.undone = -1
+        self._wrapped: list[Hook] = []
+
+    def attach(self, runner: Runner, owner: Hook) -> None:
+        """Wrap them, for a hook that undoes iterations.
+
+        Raises:
+            ValueError: One of them would average before ``owner`` has judged.
+        """
+        order = {id(hook): i for i, hook in enumerate(runner.hooks)}
+        for hook in averaging_hooks(runner):
+            if order[id(hook)] < order[id(owner)]:
+                raise ValueError(
+                    f"{type(hook).__name__} has priority {hook.priority!r} and would "
+                    f"average weights before {type(owner).__name__} has judged the "
+                    "iteration. Give it the default priority 'NORMAL', or any number "
+                    "above 40."
+                )
+            if hook not in self._wrapped:
+                self._wrap(hook)
+
+    def detach(self) -> None:
+        """Give the hooks back as they were."""
+        while self._wrapped:
+            del self._wrapped.pop().after_train_iter
+
+    def _wrap(self, hook: Hook) -> None:
+        original = hook.after_train_iter
+
+        def after_train_iter(runner: Runner, *args: Any, **kwargs: Any) -> None:
+            if self.undone != runner.iter:
+                original(runner, *args, **kwargs)
+
+        hook.after_train_iter = after_train_iter
+        self._wrapped.append(hook)

@@ -1,0 +1,51 @@
+"""When bad iterations are too many."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class BadStreak:
+    """Counts bad iterations, in a row and among the last few.
+
+    Args:
+        patience: Bad ones in a row that are too many.
+        window: Iterations looked back on.
+        share: Bad share of the window that is too much, in (0, 1].
+
+    Attributes:
+        length: Bad iterations in a row so far.
+    """
+
+    def __init__(self, patience: int, window: int, share: float) -> None:
+        self.patience = patience
+        self.share = share
+        self.length = 0
+        self._last: deque[bool] = deque(maxlen=window)
+
+    def add(self, bad: bool) -> None:
+        """Take in an iteration; one that proves nothing is not to be given."""
+        self.length = self.length + 1 if bad else 0
+        self._last.append(bad)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether something must be done."""
+        # Of the whole window, so that the first bad iteration of a run is not 100 %.
+        window = self._last.maxlen or 1
+        return self.length >= self.patience or sum(self._last) >= self.share * window
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.length = 0
+        self._last.clear()
+
+    def state(self) -> list[int]:
+        """The window as plain numbers."""
+        return [int(bad) for bad in self._last]
+
+    def load_state(self, state: list[int]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.clear()
+        for bad in state:
+            self.add(bool(bad))

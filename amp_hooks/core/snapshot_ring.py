@@ -1,0 +1,98 @@
+"""Which snapshot a rollback goes back to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class Entry(Generic[T]):
+    """A snapshot in the ring.
+
+    Attributes:
+        iter: Iterations that were complete when it was taken.
+        item: The snapshot.
+        left: Healthy iterations until it is proven.
+    """
+
+    iter: int
+    item: T
+    left: int
+
+
+class SnapshotRing(Generic[T]):
+    """The newest snapshots, the oldest first.
+
+    A finite snapshot may carry the disease all the same: what blows up has grown for a
+    while. PaLM therefore went back about 100 steps before a spike (arXiv 2204.02311).
+    Here a snapshot is on probation until so many healthy iterations have followed it,
+    and no rollback goes to one that is.
+
+    Args:
+        keep: Proven ones kept, at least 1.
+        probation: Healthy iterations that prove a snapshot.
+        cooldown: A rollback so many iterations after another one goes to an older
+            snapshot than that one did.
+
+    Attributes:
+        entries: The oldest first: up to ``keep`` proven ones, and those on probation.
+        last: Iteration and target of the last rollback, if there was one.
+        spare: The item pushed out last, whose memory may be used again.
+    """
+
+    def __init__(self, keep: int, probation: int, cooldown: int) -> None:
+        self.keep, self.probation, self.cooldown = keep, probation, cooldown
+        self.entries: list[Entry[T]] = []
+        self.last: tuple[int, int] | None = None
+        self.spare: T | None = None
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether a snapshot is not proven yet."""
+        return any(entry.left > 0 for entry in self.entries)
+
+    def add(self, iteration: int, item: T, proven: bool = False) -> Entry[T]:
+        """Put in a snapshot.
+
+        Args:
+            iteration: Complete iterations.
+            item: The snapshot.
+            proven: It needs no probation, as the state before the first step.
+        """
+        entry = Entry(iteration, item, 0 if proven else self.probation)
+        self.entries.append(entry)
+        self._rotate()
+        return entry
+
+    def healthy(self) -> list[Entry[T]]:
+        """A healthy iteration has passed; returns the snapshots that it has proven."""
+        waiting = [entry for entry in self.entries if entry.left > 0]
+        for entry in waiting:
+            entry.left -= 1
+        self._rotate()
+        return [entry for entry in waiting if entry.left == 0]
+
+    def go_back(self, now: int) -> Entry[T] | None:
+        """The snapshot to restore at iteration ``now``; drops all newer ones.
+
+        The oldest proven one is kept whatever happens: there is nothing better.
+        """
+        proven = [entry for entry in self.entries if entry.left == 0]
+        if not proven:
+            return None
+        older = proven
+        if self.last is not None and now - self.last[0] <= self.cooldown:
+            older = [e for e in proven if e.iter < self.last[1]] or proven[:1]
+        target = older[-1]
+        self.entries = [e for e in proven if e.iter <= target.iter]
+        self.last = (now, target.iter)
+        return target
+
+    def _rotate(self) -> None:
+        proven = [entry for entry in self.entries if entry.left == 0]
+        for entry in proven[: -self.keep]:
+            self.entries.remove(entry)
+            self.spare = entry.item

@@ -1,0 +1,203 @@
+"""Takes snapshots of a run, proves them, writes them, finds the one to go back to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os.path as osp
+from typing import Any
+
+import mmengine.dist as dist
+import torch
+from mmengine.runner import Runner
+
+from .core.checkpoint_file import damage
+from .core.host_copy import HostCopier
+from .core.snapshot_ring import Entry, SnapshotRing
+from .core.verdict import Verdict
+from .pointer import Pointer
+from .rng import rng_state
+from .rollback_files import RollbackFiles
+from .run_checkpoint import RunCheckpoint
+from .runtime import Runtime, any_rank, warn
+from .safe_load import WEIGHTS_ONLY
+from .snapshot import Snapshot
+from .snapshot_writer import SnapshotWriter
+
+_LAST_WAIT = 600.0  # seconds, for the last file of a run
+
+
+class Snapshots:
+    """The ring in memory, and the files that the main process writes of it.
+
+    Args:
+        runner: The run.
+        ring: Where proven snapshots are kept.
+        pinned: As :class:`HostCopier`.
+        ignore: As :func:`amp_hooks.snapshot.infinite_by_design` gives it.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        ring: SnapshotRing[Any],
+        pinned: bool,
+        ignore: frozenset[str],
+    ) -> None:
+        self._runner, self._ring, self._ignore = runner, ring, ignore
+        self._copier = HostCopier(pinned)
+        self._files = RollbackFiles(runner.work_dir, ring.keep)
+        self._waiting: Snapshot | None = None  # for the writer
+        self._outdated: int | None = None  # files later than this carry the disease
+        self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
+        self._writer = SnapshotWriter()
+        self.pointer = Pointer(runner.work_dir)
+        if dist.is_main_process():
+            self._files.prepare(runner.iter)
+            self._run = RunCheckpoint(runner)
+        if runner._resume:
+            earlier = [self._files.earlier_than(runner.iter)]
+            dist.broadcast_object_list(earlier)
+            for iteration, path in earlier[0]:
+                ring.add(iteration, path, proven=True)
+
+    def take(self, proven: bool, keep: bool = True) -> bool:
+        """Copy the state as it is, between two iterations.
+
+        Args:
+            proven: It needs no probation: write it at once.
+            keep: Put it into the ring.
+
+        Returns:
+            False if there was not enough memory, on any rank.
+        """
+        rng = _rng_of_all_ranks()
+        self._recycle()
+        snapshot = None
+        try:
+            checkpoint = None
+            if dist.is_main_process():
+                checkpoint = self._run.make(self._runner)
+                checkpoint.setdefault("amp_hooks", {})["rng"] = rng
+            snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
+        except (MemoryError, RuntimeError) as e:
+            warn(
+                f"no snapshot could be taken at iteration {self._runner.iter}: {e}. "
+                "Training goes on; the earlier ones stay."
+            )
+        if any_rank(snapshot is None) or snapshot is None:
+            return False
+        entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
+        if entry is None:
+            self._write(snapshot)
+        elif entry.left == 0:
+            self._write_entry(entry)
+        return True
+
+    def healthy(self) -> None:
+        """A healthy iteration has passed."""
+        for entry in self._ring.healthy():
+            self._write_entry(entry)
+        for saved in self._saved:
+            saved[2] -= 1
+        self._offer_saved(all_of_them=False)
+
+    def saved(self, path: str, iteration: int) -> None:
+        """Somebody else has saved a checkpoint that was verified."""
+        self._saved.append([path, iteration, self._ring.probation])
+
+    def go_back(self, now: int) -> Snapshot | None:
+        """The snapshot to restore; later files will be removed in time."""
+        self._saved.clear()
+        while (entry := self._ring.go_back(now)) is not None:
+            if isinstance(entry.item, str):  # of the process before the resume
+                bad = damage(entry.item, self._ignore)
+                if any_rank(bad is not None):
+                    warn(f"{entry.item} cannot be gone back to: {bad}.")
+                    self._ring.entries.remove(entry)
+                    continue
+                file: dict[str, Any] = torch.load(
+                    entry.item, map_location="cpu", weights_only=WEIGHTS_ONLY
+                )
+                entry.item = Snapshot.of_file(self._runner, file)
+            self._outdated = entry.iter
+            return entry.item
+        return None
+
+    def collect(self, wait: float = 0.0) -> None:
+        """See what the writer has done, and give it what waits."""
+        runtime = Runtime.of(self._runner)
+        for written in self._writer.collect(wait):
+            if written.error is not None:
+                warn(
+                    f"the auto-rollback checkpoint of iteration {written.iter} could "
+                    f"not be written to {self._files.folder}: {written.error}. It is "
+                    "kept in memory and training goes on; make room on the disk, or a "
+                    "killed run resumes from "
+                    f"{self.pointer.named or 'the beginning'}."
+                )
+                continue
+            self.pointer.offer(written.path, written.iter)
+            named = self.pointer.named
+            if self._outdated is not None and written.iter > self._outdated:
+                self._files.drop_between(self._outdated, written.iter, named)
+                self._outdated = None
+            self._files.add(written.path, written.iter, named)
+            runtime.emit("snapshot", written.iter, Verdict.HEALTHY, file=written.path)
+        if self._waiting is not None and not self._writer.busy:
+            waiting, self._waiting = self._waiting, None
+            self._write(waiting)
+
+    def finish(self, diverged: bool = False) -> None:
+        """Wait for the last file; the end of the run proves what others have saved."""
+        self.collect()
+        self.collect(_LAST_WAIT)
+        self.collect(_LAST_WAIT)
+        if self._writer.busy:
+            warn(
+                f"the last checkpoint is still being written to {self._files.folder} "
+                f"after {_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} "
+                "is the newest that is whole."
+            )
+        if not diverged:
+            self._offer_saved(all_of_them=True)
+
+    def _recycle(self) -> None:
+        if self._writer.busy or self._waiting is not None:
+            return  # it may be what is being written
+        if isinstance(self._ring.spare, Snapshot):
+            self._copier.recycle(self._ring.spare.state)
+        self._ring.spare = None
+
+    def _offer_saved(self, all_of_them: bool) -> None:
+        proven = [s for s in self._saved if all_of_them or s[2] <= 0]
+        self._saved = [s for s in self._saved if s not in proven]
+        for path, iteration, _ in proven:
+            if osp.exists(path):  # not rotated away
+                self.pointer.offer(path, iteration)
+
+    def _write_entry(self, entry: Entry[Any]) -> None:
+        self._write(entry.item)
+        # The log history in it may be large; the rest is in the state as well.
+        entry.item = dataclasses.replace(entry.item, checkpoint=None)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        if snapshot.checkpoint is None:
+            return
+        self.collect()
+        if self._writer.busy:
+            if self._waiting is not None:
+                warn(
+                    "the disk is slower than the snapshots: the one of iteration "
+                    f"{self._waiting.iter} is kept in memory only. Use a longer "
+                    "interval or a faster disk."
+                )
+            self._waiting = snapshot
+            return
+        path = self._files.path_of(snapshot.iter)
+        save = Runtime.of(self._runner).saver(path)
+        self._writer.start(snapshot.checkpoint, path, save)
+
+
+def _rng_of_all_ranks() -> list[dict[str, Any]]:
+    state = rng_state()
+    return [state] if dist.get_world_size() == 1 else dist.all_gather_object(state)

@@ -1,0 +1,145 @@
+"""What a snapshot and a rollback cost, beside an iteration and MMEngine's checkpoint.
+
+    python scripts/bench_snapshots.py                  # Faster R-CNN R50-FPN, with EMA
+    python scripts/bench_snapshots.py --device cuda --pin-memory
+
+A run with EMAHook and RollbackHook, stopped between iterations, so that each part can
+be timed by itself, in turn (elapsed time, median of the rounds; a round is an
+iteration, a snapshot, a rollback, and a checkpoint as CheckpointHook saves it):
+    iteration           one training iteration
+    snapshot            what training waits for: finite scan, copy to host memory
+    in the background   writing, flushing, reading back and comparing the file
+    rollback            restoring the state from host memory
+    MMEngine checkpoint Runner.save_checkpoint, for comparison
+and the bytes that the snapshots hold in memory and on disk, at each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import os.path as osp
+import tempfile
+import time
+from functools import partial
+from statistics import median
+
+import mmengine.device.utils
+import torch
+from bench_runs import DETECTORS, Live, build_model
+from compare_runs import show
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.logging import MMLogger
+
+from amp_hooks.core.host_copy import host_bytes
+
+
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add = parser.add_argument
+    add("--detector", choices=DETECTORS, default="faster_rcnn")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--precision", choices=["float32", "bfloat16", "float16"], default="float32")
+    add("--size", type=int, default=320, help="pixels (default: 320)")
+    add("--batch-size", type=int, default=2)
+    add("--rounds", type=int, default=5)
+    add("--warmup", type=int, default=1, help="first iterations, untimed")
+    add("--threads", type=int, help="default: torch's own choice")
+    add("--pin-memory", action="store_true")
+    add("--tiny", action="store_true", help="a narrow R18, to try the script")
+    args = parser.parse_args()
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    return args
+
+
+class Stopwatch:
+    """Elapsed seconds of what is called, by name."""
+
+    def __init__(self, device):
+        self.device, self.times = device, {}
+
+    def __call__(self, name, call):
+        """Call it and keep the time."""
+        self._wait()
+        start = time.perf_counter()
+        result = call()
+        self._wait()
+        self.times.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    def _wait(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def megabytes(number):
+    """In MiB."""
+    return f"{number / 2**20:.0f}"
+
+
+def main():
+    """Measure and print."""
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    mmengine.device.utils.DEVICE = args.device
+    register_all_modules()
+    MMLogger.get_current_instance().setLevel("ERROR")
+    shape = (3, args.size, args.size)
+    batch = demo_mm_inputs(args.batch_size, [shape] * args.batch_size, num_classes=80)
+    hooks = [
+        dict(type="EMAHook"),
+        dict(
+            type="amp_hooks.RollbackHook",
+            interval=10**9,
+            probation=0,
+            pin_memory=args.pin_memory,
+        ),
+    ]
+    with tempfile.TemporaryDirectory() as args.work_dir:
+        live = Live(build_model(args.detector, args), hooks, batch, args)
+        measure(live, args)
+
+
+def measure(live, args):
+    """Time every part in turn."""
+    runner, watch = live.runner, Stopwatch(args.device)
+    (hook,) = [h for h in runner.hooks if type(h).__name__ == "RollbackHook"]
+    folder = osp.join(args.work_dir, "rollback")
+    held = []
+    hook._snapshots.finish()
+    for number in range(args.rounds):
+        watch("iteration", lambda: live.run(1))
+        hook._due = True
+        watch("snapshot", lambda: hook._take_what_is_due(runner))
+        watch("in the background", hook._snapshots.finish)
+        target = hook._ring.entries[-1].item
+        watch("rollback", partial(target.restore, runner))
+        watch(
+            "MMEngine checkpoint",
+            lambda: runner.save_checkpoint(args.work_dir, "plain.pth", by_epoch=False),
+        )
+        on_disk = sum(os.path.getsize(osp.join(folder, f)) for f in os.listdir(folder))
+        in_memory = host_bytes([entry.item.state for entry in hook._ring.entries])
+        held.append([str(number + 1), megabytes(in_memory), megabytes(on_disk)])
+    per_iteration = median(watch.times["iteration"])
+    name = DETECTORS[args.detector][0] + (" made tiny" if args.tiny else "")
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    print(
+        f"\n### {name}, EMA, {device}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {args.size} x {args.size} pixels, batch "
+        f"{args.batch_size}, {args.precision}, {args.rounds} rounds\n"
+    )
+    table = [["part", "ms", "ratio to an iteration"]]
+    for part, times in watch.times.items():
+        middle = median(times)
+        table.append([part, f"{middle * 1e3:.1f}", f"{middle / per_iteration:.2f}"])
+    print(show(table))
+    print("\n" + show([["round", "MiB in memory", "MiB on disk"], *held]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Snapshots by the iteration they were taken at: item == iteration."""
+
+import pytest
+
+from amp_hooks.core.snapshot_ring import SnapshotRing
+
+
+def ring(keep=2, probation=3, cooldown=10, proven=()):
+    made = SnapshotRing(keep, probation, cooldown)
+    for iteration in proven:
+        made.add(iteration, iteration, proven=True)
+    return made
+
+
+def iters(made):
+    return [entry.iter for entry in made.entries]
+
+
+def test_nobody_goes_back_to_a_snapshot_on_probation():
+    r = ring(proven=[0])
+    r.add(5, 5)
+    assert r.on_probation
+    assert [r.healthy(), r.healthy()] == [[], []]
+    assert r.go_back(8).iter == 0
+    assert iters(r) == [0]  # what was on probation carried the disease
+
+
+def test_healthy_iterations_prove_it():
+    r = ring(proven=[0])
+    r.add(5, 5)
+    for _ in range(2):
+        assert r.healthy() == []
+    (proven,) = r.healthy()
+    assert proven.iter == 5
+    assert r.healthy() == []
+    assert not r.on_probation
+    assert r.go_back(9).iter == 5
+
+
+def test_without_probation_it_counts_at_once():
+    r = ring(probation=0, proven=[0])
+    assert r.add(4, 4).left == 0
+    assert r.healthy() == []
+    assert r.go_back(5).iter == 4
+
+
+def test_keeps_so_many_that_count_and_one_more():
+    r = ring(keep=2, proven=[0, 5, 10])
+    assert iters(r) == [5, 10]
+    assert r.spare == 0
+    r.add(15, 15)
+    assert iters(r) == [5, 10, 15]
+    for _ in range(3):
+        r.healthy()
+    assert iters(r) == [10, 15]
+    assert r.spare == 5
+
+
+@pytest.mark.parametrize(("second", "target"), [(22, 5), (32, 5), (33, 10)])
+def test_within_the_cooldown_an_older_one(second, target):
+    r = ring(keep=3, proven=[0, 5, 10])
+    assert r.go_back(22).iter == 10
+    assert r.go_back(second).iter == target
+
+
+def test_a_snapshot_taken_within_the_cooldown_is_passed_over():
+    r = ring(keep=3, probation=0, proven=[0, 5])
+    assert r.go_back(7).iter == 5
+    r.add(8, 8)
+    assert r.go_back(9).iter == 0
+    assert iters(r) == [0]
+
+
+def test_the_oldest_stays_whatever_happens():
+    r = ring(proven=[0])
+    assert [r.go_back(i).iter for i in (3, 4, 5)] == [0, 0, 0]
+
+
+def test_nothing_to_go_back_to():
+    r = ring()
+    assert r.go_back(1) is None
+    r.add(1, 1)
+    assert r.go_back(2) is None

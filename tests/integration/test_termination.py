@@ -1,0 +1,75 @@
+"""A fault that never ends: the run does, after the attempts configured."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests import helpers
+
+CLS = "bbox_head.retina_cls.weight"
+ROLLBACKS = 4
+
+
+def events_of(work_dir):
+    """Of all processes, in their order; the last line may be being written."""
+    lines = []
+    for path in sorted(work_dir.glob("*/stability.jsonl")):
+        if path.read_text().endswith("\n"):
+            lines += helpers.read_ledger(path)
+    return lines
+
+
+def rollbacks(work_dir):
+    return [e for e in events_of(work_dir) if e["event"] == "rollback"]
+
+
+@pytest.mark.parametrize("loop", [dict(iters=10**6), dict(epochs=10**6)])
+def test_killed_and_resumed_between_the_attempts(digits, tmp_path, loop):
+    """Every other iteration breaks the weights. Killed after the second rollback."""
+    work_dir = tmp_path / "work"
+    hooks = [
+        helpers.fault("parameter", list(range(3, 60, 4)), where=CLS),
+        dict(
+            type="amp_hooks.RollbackHook",
+            interval=2,
+            probation=0,
+            max_rollbacks=ROLLBACKS,
+            max_recent=99,
+        ),
+    ]
+    cfg = helpers.make_config("retinanet", digits, work_dir, hooks=hooks, **loop)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.dump(tmp_path / "config.py")
+    command = [sys.executable, str(helpers.ROOT / "scripts/train.py")]
+    command += [str(tmp_path / "config.py"), "--resume"]
+    env = dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1")
+    killed = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    with killed:
+        while len(rollbacks(work_dir)) < 2:
+            assert killed.poll() is None
+        killed.send_signal(signal.SIGKILL)
+    before = len(rollbacks(work_dir))
+
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("amp_hooks.errors.TrainingDivergedError: training diverged")
+    assert f"Tried: {ROLLBACKS} rollbacks, at 3 to 2 (STATE_NONFINITE); at 7 to" in last
+    assert f"max_rollbacks={ROLLBACKS} allows no more" in last
+    after = rollbacks(work_dir)
+    assert [e["rollbacks"] for e in after[before:]] == list(
+        range(after[before]["rollbacks"], ROLLBACKS + 1)
+    )
+    # A rollback is counted before its line is written, so the kill may cost the line.
+    assert ROLLBACKS - 1 <= len(after) <= ROLLBACKS
+    (abort,) = [e for e in events_of(work_dir) if e["event"] == "abort"]
+    assert abort["rollbacks"] == ROLLBACKS
+    assert abort["checkpoint"] in last
+    assert os.path.exists(abort["checkpoint"])
