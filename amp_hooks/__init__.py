@@ -11,6 +11,7 @@ from .core.recorder import FlightRecorder, IterationRecord
 from .core.verdict import Verdict
 from .errors import TrainingDivergedError
 from .hooks import (
+    BadBatchHook,
     ClsScoreMonitorHook,
     FaultInjectionHook,
     GradNormMonitorHook,
@@ -25,6 +26,7 @@ from .optim_wrapper import CpuAmpOptimWrapper
 from .version import __version__
 
 __all__ = [
+    "BadBatchHook",
     "ClsScoreMonitorHook",
     "CpuAmpOptimWrapper",
     "FaultInjectionHook",

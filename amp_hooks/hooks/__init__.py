@@ -1,5 +1,6 @@
 """The hooks: thin adapters from MMEngine's events to :mod:`amp_hooks.core`."""
 
+from .bad_batch_hook import BadBatchHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .fault_injection_hook import FaultInjectionHook
 from .grad_norm_monitor_hook import GradNormMonitorHook
@@ -11,6 +12,7 @@ from .stability_panel_hook import StabilityPanelHook
 from .step_guard_hook import StepGuardHook
 
 __all__ = [
+    "BadBatchHook",
     "ClsScoreMonitorHook",
     "FaultInjectionHook",
     "GradNormMonitorHook",

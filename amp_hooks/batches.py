@@ -1,0 +1,126 @@
+"""The samples of a data batch, whatever its layout."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+# What a sample consists of, by branch: its data sample, and its part of each input.
+Sample = dict[str, list[Any]]
+
+
+def image_of(sample: Any) -> tuple[str, Any] | None:
+    """Name and id of the image that a data sample belongs to.
+
+    The name is its path (``img_path``), else made of its id (``img_id``, of mmdet, or
+    ``sample_idx``); ``None`` if it has neither.
+    """
+    path, image_id = getattr(sample, "img_path", None), None
+    for key in ("img_id", "sample_idx"):
+        if image_id is None:
+            image_id = getattr(sample, key, None)
+    if isinstance(path, (str, os.PathLike)):
+        return str(path), image_id
+    return None if image_id is None else (f"sample {image_id}", image_id)
+
+
+def plain_id(image_id: Any) -> Any:
+    """An id as JSON and checkpoints can hold it."""
+    if image_id is None or type(image_id) in (int, str):
+        return image_id
+    try:
+        return int(image_id)  # numpy's, as of COCO's annotations
+    except (TypeError, ValueError):
+        return str(image_id)
+
+
+class BatchView:
+    """Looks into the batch of a training iteration, and can exchange its samples.
+
+    ``inputs`` and ``data_samples`` are lists over the samples, or stacked tensors; or
+    dicts of them by branch, as in semi-supervised training, where a branch has ``None``
+    in the place of samples that it does not use.
+
+    Args:
+        batch: As the training loop passes it to the hooks and to the model.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self._branches = dict(_branches(batch))
+
+    def images(self) -> dict[str, Any]:
+        """The id of each image by its name; empty if the batch names none."""
+        return {name: image_id for _, _, name, image_id in self._places()}
+
+    def branches(self, name: str) -> tuple[str, ...]:
+        """Branches that the image is in."""
+        return tuple(dict.fromkeys(b for b, _, n, _ in self._places() if n == name))
+
+    def copy(self, name: str) -> Sample:
+        """A copy of the image's first sample in each branch."""
+        sample: Sample = {}
+        for branch, i, other, _ in self._places():
+            if other == name and branch not in sample:
+                columns = self._branches[branch]
+                sample[branch] = [_copy(column[i]) for column in columns]
+        return sample
+
+    def replace(self, name: str, sample: Sample) -> bool:
+        """Put a sample in every place of the image; ``False`` if it does not fit."""
+        places = [(b, i) for b, i, other, _ in self._places() if other == name]
+        for branch, _ in places:
+            columns, values = self._branches[branch], sample.get(branch, [])
+            fits = [_fits(column, value) for column, value in zip(columns, values)]
+            if not len(values) == len(columns) > 1 or not all(fits):
+                return False
+        for branch, i in places:
+            for column, value in zip(self._branches[branch], sample[branch]):
+                column[i] = _copy(value)  # no two samples of a batch share anything
+        return True
+
+    def _places(self) -> Iterator[tuple[str, int, str, Any]]:
+        for branch, (samples, *_) in self._branches.items():
+            for i, sample in enumerate(samples):
+                if image := image_of(sample):
+                    yield branch, i, *image
+
+
+def _branches(batch: Any) -> Iterator[tuple[str, list[Any]]]:
+    """For each branch its data samples, and beside them its inputs.
+
+    Without the inputs, if their layout is not known.
+    """
+    if not isinstance(batch, dict):
+        return
+    samples, inputs = batch.get("data_samples"), batch.get("inputs")
+    if not isinstance(samples, dict):
+        samples, inputs = {"": samples}, {"": inputs}
+    for branch, column in samples.items():
+        if isinstance(column, (list, tuple)):
+            beside = inputs.get(branch) if isinstance(inputs, dict) else None
+            parts = list(_columns(beside))
+            known = all(len(part) == len(column) for part in parts)
+            yield branch, [column, *(parts if known else [])]
+
+
+def _columns(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict):  # several modalities
+        for value in tree.values():
+            yield from _columns(value)
+    elif isinstance(tree, (list, tuple)) or isinstance(tree, Tensor) and tree.ndim:
+        yield tree
+
+
+def _copy(value: Any) -> Any:
+    # deepcopy would copy all of the batch that a stacked tensor's row is a view of.
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _fits(column: Any, value: Any) -> bool:
+    if isinstance(column, Tensor):
+        return column.shape[1:] == value.shape and column.dtype == value.dtype
+    return isinstance(column, list)
