@@ -147,7 +147,8 @@ class RollbackHook(AmpHook):
 
     def after_run(self, runner: Runner) -> None:
         """Leave ``last_checkpoint`` naming a verified file."""
-        self._files.mend_pointer()
+        if hasattr(self, "_files"):  # a run without training has none
+            self._files.mend_pointer()
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed."""
