@@ -18,6 +18,7 @@ from .hooks import (
     LossScaleMonitorHook,
     PrecisionFallbackHook,
     RollbackHook,
+    StabilityHook,
     StabilityPanelHook,
     StepGuardHook,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "LossScaleMonitorHook",
     "PrecisionFallbackHook",
     "RollbackHook",
+    "StabilityHook",
     "StabilityPanelHook",
     "StepGuardHook",
     "TrainingDivergedError",
