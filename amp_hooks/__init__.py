@@ -19,6 +19,7 @@ from .hooks import (
     LossScaleMonitorHook,
     PrecisionFallbackHook,
     RollbackHook,
+    StabilityHook,
     StabilityPanelHook,
     StepGuardHook,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "LossScaleMonitorHook",
     "PrecisionFallbackHook",
     "RollbackHook",
+    "StabilityHook",
     "StabilityPanelHook",
     "StepGuardHook",
     "TrainingDivergedError",

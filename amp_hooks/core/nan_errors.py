@@ -11,6 +11,8 @@ NAN_ERRORS = (
     # scipy's linear_sum_assignment, in Hungarian assigners (mmdetection#8155, #4549)
     r"matrix contains invalid numeric entries",
     r"cost matrix is infeasible",
+    # binary_cross_entropy on a CPU, in SimOTAAssigner (YOLOX)
+    r"all elements of (input|target) should be between 0 and 1",
     # mmdet's PISASSDHead and YOLACTHead
     r"become infinite or NaN",
     # asserts without a message, by their source line: mmdet's ATSSHead and

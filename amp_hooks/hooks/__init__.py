@@ -8,6 +8,7 @@ from .head_clamp_hook import HeadClampHook
 from .loss_scale_monitor_hook import LossScaleMonitorHook
 from .precision_fallback_hook import PrecisionFallbackHook
 from .rollback_hook import RollbackHook
+from .stability_hook import StabilityHook
 from .stability_panel_hook import StabilityPanelHook
 from .step_guard_hook import StepGuardHook
 
@@ -20,6 +21,7 @@ __all__ = [
     "LossScaleMonitorHook",
     "PrecisionFallbackHook",
     "RollbackHook",
+    "StabilityHook",
     "StabilityPanelHook",
     "StepGuardHook",
 ]

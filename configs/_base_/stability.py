@@ -1,11 +1,13 @@
 # Everything that keeps the run alive. Inherit it beside any config that has no
-# custom_hooks of its own; otherwise paste the entries into your list.
+# custom_hooks of its own; otherwise add the one entry to your list.
+#
+# An argument for each member: loss_scale, cls_score, grad_norm, step_guard, head_clamp,
+# rollback, precision_fallback, panel. A dict holds the arguments of that hook, None
+# leaves it out:
+#   dict(type='amp_hooks.StabilityHook',
+#        rollback=dict(interval=1000, max_rollbacks=5),
+#        step_guard=dict(hysteresis=2),
+#        head_clamp=None)
 custom_hooks = [
-    dict(type='amp_hooks.LossScaleMonitorHook'),
-    dict(type='amp_hooks.ClsScoreMonitorHook'),
-    dict(type='amp_hooks.GradNormMonitorHook'),
-    dict(type='amp_hooks.StepGuardHook'),
-    dict(type='amp_hooks.HeadClampHook'),
-    dict(type='amp_hooks.RollbackHook', interval=200),
-    dict(type='amp_hooks.StabilityPanelHook', interval=10),
+    dict(type='amp_hooks.StabilityHook', rollback=dict(interval=200)),
 ]

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch.nn.functional import binary_cross_entropy
 
 from amp_hooks.core.hysteresis import Hysteresis
 from amp_hooks.core.missing_grads import has_gradient, why_no_gradient
@@ -32,6 +33,7 @@ def other_assert():
         (lambda: linear_sum_assignment([[math.inf, math.inf]]), True),
         (lambda: int(math.nan), True),
         (lambda: int(math.inf), True),
+        (lambda: binary_cross_entropy(torch.tensor(math.nan), torch.zeros(())), True),
         (bare_assert, True),
         (other_assert, False),
         (lambda: [].pop(), False),
