@@ -60,22 +60,20 @@ class Snapshots:
             for iteration, path in earlier[0]:
                 ring.add(iteration, path, proven=True)
 
-    def take(self, proven: bool, keep: bool = True) -> bool:
+    def take(self, proven: bool, keep: bool = True, write: bool = True) -> None:
         """Copy the state as it is, between two iterations.
 
         Args:
             proven: It needs no probation: write it at once.
             keep: Put it into the ring.
-
-        Returns:
-            False if there was not enough memory, on any rank.
+            write: Write it to a file, once it is proven.
         """
         rng = _rng_of_all_ranks()
         self._recycle()
         snapshot = None
         try:
             checkpoint = None
-            if dist.is_main_process():
+            if write and dist.is_main_process():
                 checkpoint = self._run.make(self._runner)
                 checkpoint.setdefault("amp_hooks", {})["rng"] = rng
             snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
@@ -85,13 +83,12 @@ class Snapshots:
                 "Training goes on; the earlier ones stay."
             )
         if any_rank(snapshot is None) or snapshot is None:
-            return False
+            return
         entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
         if entry is None:
             self._write(snapshot)
         elif entry.left == 0:
             self._write_entry(entry)
-        return True
 
     def healthy(self) -> None:
         """A healthy iteration has passed."""

@@ -31,6 +31,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from amp_hooks.core.checkpoint_file import damage, read_header
+from amp_hooks.safe_load import allow_mmengine_checkpoints
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 INTERVAL = 8
@@ -43,10 +44,15 @@ class ProgressHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Write it in one go; a pipe or lock could be left broken."""
-        fd = os.open(osp.join(runner.work_dir, PROGRESS), os.O_WRONLY | os.O_CREAT)
-        os.pwrite(fd, b"%012d" % runner.iter, 0)
-        os.close(fd)
+        """Write it."""
+        write_progress(runner.work_dir, runner.iter)
+
+
+def write_progress(work_dir: str, number: int) -> None:
+    """In one go: a pipe or a lock could be left broken."""
+    fd = os.open(osp.join(work_dir, PROGRESS), os.O_WRONLY | os.O_CREAT)
+    os.pwrite(fd, b"%012d" % number, 0)
+    os.close(fd)
 
 
 def make_config(data: str, work_dir: str) -> Config:
@@ -100,7 +106,7 @@ def train(cfg: Config, log: str, last: int | None = None) -> int:
 
 
 def iteration(work_dir: str) -> int:
-    """The iteration that a process was in."""
+    """The iteration that the process is, or was, in."""
     path = osp.join(work_dir, PROGRESS)
     if not osp.exists(path):
         return 0
@@ -120,17 +126,24 @@ def wait_until(when: Any, child: int, seconds: float) -> bool:
     return True
 
 
-def reach(work_dir: str, child: int, in_write: bool) -> bool:
-    """Wait until a process trains, or writes a checkpoint; False if it has ended."""
-    begun = iteration(work_dir)
-    if not wait_until(lambda: iteration(work_dir) != begun, child, 300):
-        return False
+def reach(work_dir: str, child: int, until: int | None) -> bool:
+    """Wait for an iteration; False if the process has ended by itself.
+
+    Args:
+        work_dir: Of the run.
+        child: The process.
+        until: The iteration; ``None``: any in which a checkpoint is being written.
+    """
     unfinished = f"{work_dir}/**/.*.tmp"
+    before = set(glob.glob(unfinished, recursive=True, include_hidden=True))
 
-    def writes() -> bool:
-        return bool(glob.glob(unfinished, recursive=True, include_hidden=True))
+    def is_time() -> bool:
+        if until is not None:
+            return iteration(work_dir) >= until
+        now = glob.glob(unfinished, recursive=True, include_hidden=True)
+        return not before.issuperset(now)
 
-    return not in_write or wait_until(writes, child, 60)
+    return wait_until(is_time, child, 300)
 
 
 def newest(work_dir: str) -> tuple[int, str, str | None]:
@@ -153,6 +166,7 @@ def main() -> int:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    allow_mmengine_checkpoints()
     dice = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         data = osp.join(folder, "digits")
@@ -163,11 +177,14 @@ def main() -> int:
         os.makedirs(work_dir)
         cfg = make_config(data, work_dir)
         for kill in range(args.kills):
+            begun = newest(work_dir)[0]
+            write_progress(work_dir, begun)
             child = train(cfg, log)
             in_write = dice.random() < 0.5
-            alive = reach(work_dir, child, in_write)
+            life = dice.randint(1, 5 * INTERVAL // 2)
+            alive = reach(work_dir, child, None if in_write else begun + life)
             if alive:
-                time.sleep(dice.uniform(0, 0.05 if in_write else 3))
+                time.sleep(dice.uniform(0, 0.05))
             if alive:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)

@@ -271,9 +271,10 @@ class RollbackHook(AmpHook):
                 self._roll_back(runner, runtime, Verdict.STATE_NONFINITE, bad)
             else:
                 # What a run starts with, or goes on with after a resume or a rollback,
-                # is proven.
+                # is proven; and a resumed one has been read from a file.
                 proven = self._first or self._after_rollback
-                self._snapshots.take(proven)
+                resumed = self._first and runner._resume and runner.iter > 0
+                self._snapshots.take(proven, write=not resumed)
                 self._first = self._after_rollback = False
         if self._after_rollback:
             # A file with the new counts, so that a kill does not lose them. What was

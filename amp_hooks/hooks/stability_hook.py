@@ -14,6 +14,7 @@ from mmengine.runner.priority import get_priority
 from ..core.checks import check_known_arguments
 from ..registry import HOOKS
 from ..step_tap import iter_wrappers
+from .bad_batch_hook import BadBatchHook
 from .base import AmpHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .grad_norm_monitor_hook import GradNormMonitorHook
@@ -31,6 +32,7 @@ MEMBERS: dict[str, type[AmpHook]] = {
     "cls_score": ClsScoreMonitorHook,
     "grad_norm": GradNormMonitorHook,
     "step_guard": StepGuardHook,
+    "bad_batch": BadBatchHook,
     "head_clamp": HeadClampHook,
     "rollback": RollbackHook,
     "precision_fallback": PrecisionFallbackHook,
@@ -66,6 +68,8 @@ class StabilityHook(Hook):
     30       GradNormMonitorHook     It names the gradients for the ledger.
     32       StepGuardHook           Undoes the iteration before anybody decides on it
                                      and before anybody averages it.
+    34       BadBatchHook            Blames images by the verdict on the iteration,
+                                     before anybody changes it.
     35       HeadClampHook           Needs the forward pass's verdict; RollbackHook may
                                      replace it by one on the state.
     40       RollbackHook            EMAHook shall not average what is taken back.
@@ -89,13 +93,14 @@ class StabilityHook(Hook):
             to True.
         step_guard (dict or bool, optional): Of :class:`StepGuardHook`. Defaults to
             True.
+        bad_batch (dict or bool, optional): Of :class:`BadBatchHook`. Defaults to True.
         head_clamp (dict, list[dict] or bool, optional): Of :class:`HeadClampHook`; a
             list for several clamps with targets and limits of their own. Defaults to
             True.
         rollback (dict or bool, optional): Of :class:`RollbackHook`. Defaults to True.
         precision_fallback (dict, bool or str, optional): Of
             :class:`PrecisionFallbackHook`. With 'auto' it is left out, and the log says
-            so, where it could never act: in an FP32 run, or without enough rollbacks.
+            so, where it could never act: in an FP32 run, or without ``rollback``.
             Defaults to 'auto'.
         panel (dict or bool, optional): Of :class:`StabilityPanelHook`. Defaults to
             True.
@@ -130,6 +135,7 @@ class StabilityHook(Hook):
         cls_score: dict | bool | None = True,
         grad_norm: dict | bool | None = True,
         step_guard: dict | bool | None = True,
+        bad_batch: dict | bool | None = True,
         head_clamp: dict | list[dict] | bool | None = True,
         rollback: dict | bool | None = True,
         precision_fallback: dict | bool | str | None = "auto",
@@ -207,12 +213,8 @@ class StabilityHook(Hook):
         )
 
     def _why_no_fallback(self, runner: Runner) -> str:
-        needed = self.members["precision_fallback"][0].after_rollbacks
         if not self.members["rollback"]:
             return "rollback is off, so there is nothing to count"
-        allowed = self.members["rollback"][0].max_rollbacks
-        if allowed < needed:
-            return f"it waits for {needed} rollbacks, rollback allows {allowed}"
         wrappers = iter_wrappers(runner.optim_wrapper)
         if not any(hasattr(wrapper, "cast_dtype") for _, wrapper in wrappers):
             kind = type(runner.optim_wrapper).__name__

@@ -123,10 +123,20 @@ def test_what_runs_in_fp32_is_what_a_plain_fp32_run_computes(build):
 FALL_AT_0 = fallback(after_rollbacks=1, to="float32")
 
 
-def test_precision_changes_between_two_windows_only(build):
+@pytest.mark.parametrize(
+    ("cause", "lasting"),
+    [
+        # In the middle of the window of iterations 2 and 3, which is given up.
+        ([fallback(on_verdict="FORWARD_NONFINITE", patience=1, iters=4)], [4, 4, 4]),
+        # The same, but a rollback lets the window begin anew.
+        ([rollback(), fallback(after_rollbacks=1, iters=4)], [3, 4, 5]),
+    ],
+    ids=["verdict", "rollback"],
+)
+def test_precision_changes_between_two_windows_only(build, cause, lasting):
     """Gradients of two loss scales do not add up."""
-    hooks = [bad_loss([2]), rollback(), fallback(after_rollbacks=1, iters=4)]
-    runner, seen = train(
+    hooks = [bad_loss([2]), *cause]
+    _, seen = train(
         build,
         [*hooks, dict(type="amp_hooks.StepGuardHook")],
         iters=12,
@@ -134,9 +144,10 @@ def test_precision_changes_between_two_windows_only(build):
         options=SCALE,
     )
     dtypes = list(seen.dtype.values())
-    # Rolled back in the middle of the window of iterations 2 and 3.
-    assert helpers.ledger(runner, "rollback")[0]["iter"] == 2
-    assert dtypes == ["float16"] * 4 + ["bfloat16"] * 4 + ["float16"] * 4
+    before, fallen_back, after = lasting
+    assert dtypes == (
+        ["float16"] * before + ["bfloat16"] * fallen_back + ["float16"] * after
+    )
 
 
 def test_a_collapsed_scale_starts_at_the_configured_one_after_rollbacks(build):
@@ -246,7 +257,6 @@ def test_the_wrapper_is_given_back(build):
     ("hooks", "options", "words"),
     [
         ([fallback()], {}, "no RollbackHook in custom_hooks"),
-        ([fallback(after_rollbacks=4), rollback()], {}, r"max_rollbacks=3\) allows"),
         ([fallback(), rollback()], dict(precision="float32"), "computes in FP32"),
     ],
 )
@@ -254,6 +264,26 @@ def test_refuses_what_could_never_act(build, hooks, options, words):
     runner = build("retinanet", iters=1, hooks=hooks, **options)
     with pytest.raises(ValueError, match=words):
         runner.train()
+
+
+def test_last_resort_when_the_rollbacks_are_used_up(build):
+    """Each precision that is left gives one more attempt, for good; then it ends."""
+    hooks = [
+        bad_loss([1, 3, 5, 7, 9]),
+        rollback(max_rollbacks=1),
+        fallback(after_rollbacks=0, iters=1),
+    ]
+    runner = build("retinanet", iters=12, hooks=hooks)
+    seen = Precision()
+    runner.register_hook(seen)
+    with pytest.raises(amp_hooks.TrainingDivergedError, match="iteration 7.*3 rollb"):
+        runner.train()
+    told = [
+        (e["iter"], e["to"], e["until"]) for e in helpers.ledger(runner, "fallback")
+    ]
+    assert told == [(3, "bfloat16", None), (5, "float32", None)]
+    assert [e["iter"] for e in helpers.ledger(runner, "rollback")] == [1, 3, 5]
+    assert [seen.dtype[i] for i in (3, 4, 6)] == ["float16", "bfloat16", "float32"]
 
 
 def test_a_device_that_does_not_tell_of_bf16_has_none():

@@ -2,15 +2,18 @@
 
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import find_latest_checkpoint
 
@@ -126,10 +129,13 @@ def test_everything_is_kept(build, tmp_path):
     first.train()
     # What the run was at iteration 8 is in the newest rollback checkpoint.
     path = tmp_path / "work" / "rollback" / "iter_8.pth"
-    (tmp_path / "work" / "last_checkpoint").write_text(str(path))
     saved = torch_load(path)
-    second = build("retinanet", hooks=suite(at=[]), **dict(work, iters=8))
-    second._resume = True
+    second = build(
+        "retinanet",
+        hooks=suite(at=[]),
+        **dict(work, iters=8),
+        options=dict(resume=True, load_from=str(path)),
+    )
     second.train()
     assert second.iter == 8
     wrapper = second.optim_wrapper
@@ -147,6 +153,41 @@ def test_everything_is_kept(build, tmp_path):
     for i, of_parameter in wrapper.optimizer.state_dict()["state"].items():
         for key, value in of_parameter.items():
             assert torch.equal(value, moments[i][key])
+
+
+@pytest.mark.parametrize("loop", [dict(iters=8), dict(epochs=1)], ids=["iter", "epoch"])
+def test_random_numbers_go_on(build, tmp_path, loop):
+    """Python's, numpy's and torch's, from where the snapshot was taken."""
+
+    class Draw(Hook):
+        priority = "LOWEST"
+
+        def __init__(self):
+            self.drawn = {}
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            numbers = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+            self.drawn[runner.iter] = numbers
+
+    draws = []
+    hooks = [dict(type="amp_hooks.RollbackHook", interval=4, probation=0)]
+    for options in (
+        {},
+        dict(load_from=str(tmp_path / "rollback/iter_4.pth"), resume=True),
+    ):
+        runner = build(
+            "retinanet", hooks=hooks, work_dir=tmp_path, options=options, **loop
+        )
+        draw = Draw()
+        runner.register_hook(draw)
+        runner.train()
+        draws.append(draw.drawn)
+    first, second = draws
+    assert min(second) == 4
+    assert len(set(first.values())) == len(first) >= 8
+    assert {i: first[i] for i in second if i in first} == {
+        i: second[i] for i in second if i in first
+    }
 
 
 def test_without_us_torch_refuses_a_stock_checkpoint(build, tmp_path):
