@@ -60,6 +60,11 @@ class Snapshots:
             for iteration, path in earlier[0]:
                 ring.add(iteration, path, proven=True)
 
+    @property
+    def folder(self) -> str:
+        """Where the files are."""
+        return self._files.folder
+
     def take(self, proven: bool, keep: bool = True, write: bool = True) -> None:
         """Copy the state as it is, between two iterations.
 
@@ -77,7 +82,7 @@ class Snapshots:
                 checkpoint = self._run.make(self._runner)
                 checkpoint.setdefault("amp_hooks", {})["rng"] = rng
             snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
-        except (MemoryError, RuntimeError) as e:
+        except Exception as e:  # no memory; or another hook that adds its part fails
             warn(
                 f"no snapshot could be taken at iteration {self._runner.iter}: {e}. "
                 "Training goes on; the earlier ones stay."

@@ -4,7 +4,9 @@ from amp_hooks.rollback_policy import Attempts
 
 
 def made(*done, total=10, recent=2, iters=100):
-    return Attempts(total, recent, iters, [list(one) for one in done])
+    attempts = Attempts(total, recent, iters)
+    attempts.done = [list(one) for one in done]
+    return attempts
 
 
 @pytest.mark.parametrize(
@@ -28,27 +30,46 @@ def test_none_allowed():
     assert made(recent=0).used_up(1).startswith("max_recent=0")
 
 
-def test_the_longer_list_counts(tmp_path):
-    path = str(tmp_path / "attempts.json")
-    made((5, 0, "RAISED"), (9, 4, "STATE_NONFINITE")).save(path)
+def test_each_is_in_the_file_at_once_and_the_longer_list_counts(tmp_path):
+    first = made()
+    first.open(str(tmp_path), resumed=False)
+    first.add(5, 0, "RAISED")
+    first.add(9, 4, "STATE_NONFINITE")
     fewer = made((5, 0, "RAISED"))
-    fewer.merge(path)
+    fewer.open(str(tmp_path), resumed=True)
     assert fewer.done == [[5, 0, "RAISED"], [9, 4, "STATE_NONFINITE"]]
     more = made(*[(i, 0, "RAISED") for i in range(3)])
-    more.merge(path)
+    more.open(str(tmp_path), resumed=True)
     assert len(more.done) == 3
+
+
+def test_a_run_begun_anew_does_not_count_those_of_another(tmp_path):
+    first = made()
+    first.open(str(tmp_path), resumed=False)
+    first.add(5, 0, "RAISED")
+    made().open(str(tmp_path), resumed=False)
+    resumed = made()
+    resumed.open(str(tmp_path), resumed=True)
+    assert resumed.done == []
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "[[1, 2]]", '{"a": 1}', "\0\0"])
 def test_a_damaged_file_counts_nothing(tmp_path, text):
-    path = tmp_path / "attempts.json"
     if text is not None:
-        path.write_text(text)
+        (tmp_path / "attempts.json").write_text(text)
     attempts = made((5, 0, "RAISED"))
-    attempts.merge(str(path))
+    attempts.open(str(tmp_path), resumed=True)
     assert attempts.done == [[5, 0, "RAISED"]]
 
 
-def test_told():
-    text = made((5, 0, "RAISED"), (9, 4, "STATE_NONFINITE")).told()
-    assert text == "at 5 to 0 (RAISED); at 9 to 4 (STATE_NONFINITE)"
+def test_a_disk_that_refuses_costs_no_run(tmp_path):
+    attempts = made()
+    attempts.open(str(tmp_path / "missing"), resumed=False)
+    attempts.add(5, 0, "RAISED")
+    assert len(attempts.done) == 1
+
+
+def test_since_and_told():
+    attempts = made((5, 0, "RAISED"), (9, 4, "STATE_NONFINITE"))
+    assert [attempts.since(i) for i in (5, 6, 9, 10)] == [2, 1, 1, 0]
+    assert attempts.told() == "at 5 to 0 (RAISED); at 9 to 4 (STATE_NONFINITE)"

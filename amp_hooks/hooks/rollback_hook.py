@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os.path as osp
 from typing import Any
 
 import mmengine.dist as dist
 from mmengine.runner import Runner
 
-from ..adjust import all_param_groups, change_lr, lower_loss_scale, pin_static_scale
+from ..adjust import lower_loss_scale, pin_static_scale
 from ..checkpoint_guard import CheckpointGuard
 from ..core.bad_streak import BadStreak
 from ..core.checks import check_bool, check_int, check_number
-from ..core.lr import TemporaryLR, recovered, warmup_factor
 from ..core.recorder import IterationRecord
 from ..core.snapshot_ring import SnapshotRing
 from ..core.verdict import Verdict
 from ..errors import TrainingDivergedError
+from ..lr_policy import LRPolicy
 from ..registry import HOOKS
 from ..resume import choose_resume
 from ..rng import set_rng_state
@@ -61,8 +60,8 @@ class RollbackHook(AmpHook):
         share (float): Bad share of them that causes a rollback, in (0, 1]. Defaults to
             0.35, which is 7 of 20.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
-            (0, 1]; the scale is not taken below 1, or StepGuardHook's floor. Defaults
-            to 0.5.
+            (0, 1], once for every rollback since it was taken; the scale is not taken
+            below 1, or StepGuardHook's floor. Defaults to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
             when training diverges. Defaults to 0.1.
@@ -149,8 +148,7 @@ class RollbackHook(AmpHook):
         self.pin_memory = check_bool(owner, "pin_memory", pin_memory)
         # Policy state; it survives a resume.
         self.attempts = Attempts(self.max_rollbacks, self.max_recent, self.recent_iters)
-        self.total_lr_factor = 1.0
-        self._clean = 0  # healthy iterations since the LR factor changed
+        self._lr = LRPolicy(self.lr_factor, self.warmup_iters, self.recover_after)
         self._streak = BadStreak(self.patience, self.window, self.share)
         self._ring: SnapshotRing[Any] = SnapshotRing(
             self.keep, self.probation, self.cooldown
@@ -159,13 +157,17 @@ class RollbackHook(AmpHook):
         self._rng: list[dict[str, Any]] = []  # to be taken back
         self._first, self._due = True, True
         self._after_rollback = False  # the new counts must get into a file
-        self._warm_up = TemporaryLR()
         self._ignore: frozenset[str] = frozenset()
 
     @property
     def rollbacks(self) -> int:
         """How often the run went back, resumes included."""
         return len(self.attempts.done)
+
+    @property
+    def total_lr_factor(self) -> float:
+        """What the learning rate has been multiplied by for good."""
+        return self._lr.total
 
     def before_run(self, runner: Runner) -> None:
         """Choose what to resume from, before MMEngine does."""
@@ -182,9 +184,10 @@ class RollbackHook(AmpHook):
             self._snapshots.saved,
         )
         self._guard.attach()
-        self._remember_attempts(runner)
         runtime.averaging.attach(runner, self)
-        if runner._resume and runner.iter:
+        resumed = bool(runner._resume and runner.iter)
+        self.attempts.open(self._snapshots.folder, resumed)
+        if resumed:
             if self.rollbacks:
                 pin_static_scale(runner)
             runtime.emit(
@@ -200,21 +203,18 @@ class RollbackHook(AmpHook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
-        if len(self._rng) == dist.get_world_size():
-            set_rng_state(self._rng[dist.get_rank()])
-        self._rng = []
+        self._take_back_rng()
         self._snapshots.collect()
         self._due |= runner.iter % self.interval == 0
         if not accumulating(runner.optim_wrapper):
             self._take_what_is_due(runner)
-        if (factor := self._warm_up_factor(runner)) != 1:
-            self._warm_up.apply(all_param_groups(runner), factor)
+        self._lr.begin_iteration(runner)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Count bad iterations and roll back when they are too many."""
-        self._warm_up.undo()
+        self._lr.end_iteration()
         bad: list[str] = []
         state_is_bad = False
         if record.verdict.is_bad:
@@ -225,12 +225,13 @@ class RollbackHook(AmpHook):
         elif record.verdict is Verdict.HEALTHY and record.stepped:
             self._streak.add(False)
             self._snapshots.healthy()
-            self._recover(runner, runtime)
+            if self._lr.healthy(runner):
+                self._tell_recovery(runner, runtime)
         if state_is_bad or self._streak.too_many:
             self._roll_back(runner, runtime, record.verdict, bad)
             runtime.averaging.undone = runner.iter
         record.put("rollbacks_total", self.rollbacks)
-        record.put("lr_factor", self.total_lr_factor * self._warm_up_factor(runner))
+        record.put("lr_factor", self._lr.now(runner.iter))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take back the policy state and the random number generators."""
@@ -248,8 +249,7 @@ class RollbackHook(AmpHook):
         """How often and how far the run was changed, as plain numbers."""
         return dict(
             rollbacks=self.attempts.done,
-            lr_factor=self.total_lr_factor,
-            clean=self._clean,
+            lr=self._lr.state(),
             bad=self._streak.state(),
             last=self._ring.last,
         )
@@ -257,8 +257,7 @@ class RollbackHook(AmpHook):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on counting."""
         self.attempts.done = [list(attempt) for attempt in state["rollbacks"]]
-        self.total_lr_factor = float(state["lr_factor"])
-        self._clean = int(state["clean"])
+        self._lr.load_state(state["lr"])
         self._streak.load_state(state["bad"])
         self._ring.last = tuple(state["last"]) if state["last"] else None
 
@@ -299,11 +298,13 @@ class RollbackHook(AmpHook):
                 "or there was no memory for a copy of it. Check load_from, the "
                 "checkpoint resumed, and the log."
             )
+        # Counted first, so that a kill at any moment gives no extra attempt.
         self.attempts.add(runner.iter, target.iter, verdict.value)
-        self._save_attempts(runner)
         target.restore(runner, self.reset_optimizer)
-        scale = lower_loss_scale(runner, self.scale_factor, runtime.scale_floor)
-        self._change_lr(runner, self.lr_factor)
+        # Its scale knows nothing of the rollbacks since it was taken.
+        factor = self.scale_factor ** self.attempts.since(target.iter)
+        scale = lower_loss_scale(runner, factor, runtime.scale_floor)
+        self._lr.lower(runner)
         self._streak.clear()
         self._due, self._after_rollback = False, True
         runtime.forget_window()
@@ -318,32 +319,6 @@ class RollbackHook(AmpHook):
             nonfinite_state=bad[:5],
         )
         self._tell(runner, verdict, where, target, scale)
-
-    def _remember_attempts(self, runner: Runner) -> None:
-        """The list in its file may be newer than that in the checkpoint resumed."""
-        if runner._resume and runner.iter:
-            attempts = [self.attempts.done]
-            if dist.is_main_process():
-                self.attempts.merge(self._attempts_file(runner))
-                attempts = [self.attempts.done]
-            dist.broadcast_object_list(attempts)
-            self.attempts.done = attempts[0]
-        else:
-            self._save_attempts(runner)  # of an earlier run
-
-    def _save_attempts(self, runner: Runner) -> None:
-        if not dist.is_main_process():
-            return
-        try:
-            self.attempts.save(self._attempts_file(runner))
-        except OSError as e:
-            warn(
-                f"could not write {self._attempts_file(runner)}: {e}. Training goes "
-                "on; if it is killed now, a rollback may not be counted."
-            )
-
-    def _attempts_file(self, runner: Runner) -> str:
-        return osp.join(runner.work_dir, "rollback", "attempts.json")
 
     def _tell(
         self,
@@ -387,26 +362,20 @@ class RollbackHook(AmpHook):
             "lower learning rate, a longer warm-up, gradient clipping or BF16."
         )
 
-    def _recover(self, runner: Runner, runtime: Runtime) -> None:
-        self._clean += 1
-        if self.total_lr_factor == 1 or self._clean != self.recover_after:
-            return
-        factor = recovered(self.total_lr_factor)
-        self._change_lr(runner, factor / self.total_lr_factor)
-        self.total_lr_factor = factor  # exactly 1 in the end
+    def _tell_recovery(self, runner: Runner, runtime: Runtime) -> None:
+        factor = self.total_lr_factor
         runtime.emit("recover", runner.iter, Verdict.HEALTHY, lr_factor=factor)
         warn(
-            f"{self._clean} healthy iterations: learning rate now x{factor:g} at "
-            f"iteration {runner.iter}."
+            f"{self.recover_after} healthy iterations: learning rate now x{factor:g} "
+            f"at iteration {runner.iter}."
         )
 
-    def _change_lr(self, runner: Runner, factor: float) -> None:
-        change_lr(runner, factor)
-        self.total_lr_factor *= factor
-        self._clean = 0
-
-    def _warm_up_factor(self, runner: Runner) -> float:
-        if self._ring.last is None:
-            return 1.0
-        done = runner.iter - self._ring.last[0] - 1
-        return warmup_factor(max(0, done), self.warmup_iters)
+    def _take_back_rng(self) -> None:
+        """In the first iteration after a resume, where the snapshot was taken."""
+        saved, self._rng = self._rng, []
+        if len(saved) != dist.get_world_size():
+            return
+        try:
+            set_rng_state(saved[dist.get_rank()])
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            warn(f"random number generators start anew, not from the checkpoint: {e!r}")

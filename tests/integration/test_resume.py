@@ -79,7 +79,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     iteration = saved["meta"]["iter"]
     policy = saved["amp_hooks"]["RollbackHook"]
     assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE"]]
-    assert policy["lr_factor"] == 0.1
+    assert policy["lr"]["total"] == 0.1
     assert nonfinite_names(saved["state_dict"]) == []
     assert nonfinite_names(saved["optimizer"]) == []
 
@@ -109,7 +109,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     assert final["meta"]["iter"] > iteration
     policy = final["amp_hooks"]["RollbackHook"]
     assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE"]]
-    assert policy["lr_factor"] == 0.1
+    assert policy["lr"]["total"] == 0.1
 
 
 def pointer(work_dir):

@@ -1,0 +1,80 @@
+"""What rollbacks do to the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.runner import Runner
+
+from .adjust import all_param_groups, change_lr
+from .core.lr import TemporaryLR, recovered, warmup_factor
+
+
+class LRPolicy:
+    """Lowers the learning rate, lets it rise to that, and lets it recover.
+
+    Args:
+        factor: Multiplies it at each rollback.
+        warmup_iters: Iterations of the re-warm-up after one.
+        recover_after: Healthy iterations after which it is doubled; ``None``: never.
+
+    Attributes:
+        total: What it has been multiplied by for good.
+    """
+
+    def __init__(
+        self, factor: float, warmup_iters: int, recover_after: int | None
+    ) -> None:
+        self._factor = factor
+        self._warmup_iters, self._recover_after = warmup_iters, recover_after
+        self.total = 1.0
+        self._clean = 0  # healthy iterations since it changed
+        self._since: int | None = None  # the rollback
+        self._temporary = TemporaryLR()
+
+    def lower(self, runner: Runner) -> None:
+        """After a rollback."""
+        self._since = runner.iter
+        self._change(runner, self._factor)
+
+    def begin_iteration(self, runner: Runner) -> None:
+        """Apply the warm-up; after everything that copies the learning rate."""
+        if (factor := self._warmup(runner.iter - 1)) != 1:
+            self._temporary.apply(all_param_groups(runner), factor)
+
+    def end_iteration(self) -> None:
+        """Take the warm-up back; before everything that changes the learning rate."""
+        self._temporary.undo()
+
+    def healthy(self, runner: Runner) -> bool:
+        """A healthy iteration has passed; whether the learning rate was raised."""
+        self._clean += 1
+        if self.total == 1 or self._clean != self._recover_after:
+            return False
+        total = recovered(self.total)
+        self._change(runner, total / self.total)
+        self.total = total  # exactly 1 in the end
+        return True
+
+    def now(self, iteration: int) -> float:
+        """The factor of the iteration after this one, warm-up included."""
+        return self.total * self._warmup(iteration)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dict(total=self.total, clean=self._clean, since=self._since)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.total, self._clean = float(state["total"]), int(state["clean"])
+        self._since = state["since"]
+
+    def _warmup(self, iteration: int) -> float:
+        if self._since is None:
+            return 1.0
+        return warmup_factor(max(0, iteration - self._since), self._warmup_iters)
+
+    def _change(self, runner: Runner, factor: float) -> None:
+        change_lr(runner, factor)
+        self.total *= factor
+        self._clean = 0
