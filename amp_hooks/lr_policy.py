@@ -39,7 +39,7 @@ class LRPolicy:
 
     def begin_iteration(self, runner: Runner) -> None:
         """Apply the warm-up; after everything that copies the learning rate."""
-        if (factor := self._warmup(runner.iter - 1)) != 1:
+        if (factor := self._warmup(runner.iter)) != 1:
             self._temporary.apply(all_param_groups(runner), factor)
 
     def end_iteration(self) -> None:
@@ -57,7 +57,7 @@ class LRPolicy:
         return True
 
     def now(self, iteration: int) -> float:
-        """The factor of the iteration after this one, warm-up included."""
+        """The factor in that iteration, warm-up included."""
         return self.total * self._warmup(iteration)
 
     def state(self) -> dict[str, Any]:
@@ -72,7 +72,8 @@ class LRPolicy:
     def _warmup(self, iteration: int) -> float:
         if self._since is None:
             return 1.0
-        return warmup_factor(max(0, iteration - self._since), self._warmup_iters)
+        done = max(0, iteration - self._since - 1)
+        return warmup_factor(done, self._warmup_iters)
 
     def _change(self, runner: Runner, factor: float) -> None:
         change_lr(runner, factor)

@@ -97,12 +97,15 @@ def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    with killed:
-        pointer = work_dir / "last_checkpoint"
+    pointer, end = work_dir / "last_checkpoint", time.monotonic() + 200
+    try:
         while not pointer.exists() or "iter_8.pth" not in pointer.read_text():
             assert killed.poll() is None
+            assert time.monotonic() < end
             time.sleep(0.01)
+    finally:
         os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
     last = int(re.search(r"iter_(\d+)", pointer.read_text())[1]) + 6
     a, b = train_on_two_ranks(
         digits, work_dir, iters=last, hooks=hooks, options=dict(resume=True)
