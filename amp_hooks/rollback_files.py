@@ -7,32 +7,11 @@ import os.path as osp
 import re
 
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import _load_checkpoint
 
+from .core.checkpoint_file import damage
 from .core.files import publish, write_text
-from .core.finite import nonfinite_names
+from .pointer import Pointer
 from .runtime import warn
-
-# What must be finite in a checkpoint. The log history beside it may well hold NaN.
-LEARNED_KEYS = ("state_dict", "optimizer", "ema_state_dict")
-
-
-def nonfinite_in(checkpoint: dict, ignore: frozenset[str] = frozenset()) -> list[str]:
-    """Names of tensors in an MMEngine checkpoint that hold NaN or infinity.
-
-    Args:
-        checkpoint: As MMEngine saves it.
-        ignore: Names as from :func:`amp_hooks.snapshot.infinite_by_design`.
-    """
-    buffers = {name.split(".", 1)[1] for name in ignore if name.startswith("model.")}
-    learned = {key: checkpoint[key] for key in LEARNED_KEYS if key in checkpoint}
-    names = nonfinite_names(learned, limit=1000)
-    return [
-        name
-        for name in names
-        if name.replace("ema_state_dict.module.", "state_dict.", 1).split(".", 1)[1]
-        not in buffers
-    ]
 
 
 class RollbackFiles:
@@ -43,15 +22,13 @@ class RollbackFiles:
         keep: At least 1.
 
     Attributes:
-        pointer_suspect: Somebody else has just saved a checkpoint that is not finite,
-            and so ``last_checkpoint`` may name it.
+        pointer: ``last_checkpoint``.
     """
 
     def __init__(self, work_dir: str, keep: int) -> None:
-        self.work_dir = work_dir
         self.folder = osp.join(work_dir, "rollback")
         self.keep = keep
-        self.pointer_suspect = False
+        self.pointer = Pointer(work_dir)
         self._files: list[str] = []
 
     def prepare(self, iteration: int) -> None:
@@ -91,7 +68,7 @@ class RollbackFiles:
 
         Args:
             runner: ``runner.iter`` iterations are complete.
-            ignore: As for :func:`nonfinite_in`.
+            ignore: As for :func:`damage`.
 
         Returns:
             The path.
@@ -109,15 +86,14 @@ class RollbackFiles:
                 meta=dict(epoch=runner.epoch, iter=runner.iter),
                 by_epoch=False,
             )
-            written = _load_checkpoint(temporary, map_location="cpu", logger="silent")
-            if bad := nonfinite_in(written, ignore):
-                raise RuntimeError(f"not finite after reading it back: {bad[:5]}")
+            if words := damage(temporary, ignore):
+                raise RuntimeError(f"read back, {words}")
             publish(temporary, path)
         finally:
             if osp.exists(temporary):
                 os.remove(temporary)
         self._files = [f for f in self._files if f != path] + [path]
-        self._point_to(path, runner.iter)
+        self.pointer.offer(path, runner.iter)
         self._rotate()
         return path
 
@@ -134,42 +110,8 @@ class RollbackFiles:
             )
             return None
 
-    def mend_pointer(self) -> None:
-        """If it is suspect, let ``last_checkpoint`` name the newest verified file."""
-        if not self.pointer_suspect or self.newest is None:
-            return
-        self.pointer_suspect = False
-        try:
-            write_text(self._pointer, self.newest)
-        except OSError as e:
-            warn(f"could not replace {self._pointer}: {e}")
-        else:
-            warn(
-                "the checkpoint just saved is not finite; last_checkpoint names "
-                f"{self.newest} instead."
-            )
-
-    @property
-    def _pointer(self) -> str:
-        return osp.join(self.work_dir, "last_checkpoint")
-
-    def _named(self) -> str | None:
-        try:
-            with open(self._pointer, encoding="utf-8") as f:
-                return f.read().strip()
-        except OSError:
-            return None
-
-    def _point_to(self, path: str, iteration: int) -> None:
-        # A run started anew in an old work_dir has learned nothing yet; what is there
-        # may be days of work that somebody forgot to --resume.
-        named = self._named()
-        if iteration == 0 and named and osp.isfile(named):
-            return
-        write_text(self._pointer, path)
-
     def _rotate(self) -> None:
         while len(self._files) > self.keep:
             oldest = self._files.pop(0)
-            if oldest != self._named() and osp.exists(oldest):
+            if oldest != self.pointer.named and osp.exists(oldest):
                 os.remove(oldest)

@@ -9,11 +9,13 @@ import mmengine.dist as dist
 from mmengine.runner import Runner
 
 from ..adjust import lower_loss_scale, lower_lr, pin_static_scale
+from ..checkpoint_guard import CheckpointGuard
 from ..core.checks import check_int, check_number
 from ..core.recorder import IterationRecord
 from ..core.verdict import Verdict
 from ..errors import TrainingDivergedError
 from ..registry import HOOKS
+from ..resume import choose_resume
 from ..rollback_files import RollbackFiles
 from ..runtime import Runtime, any_rank, refuse_sharded, warn
 from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
@@ -87,8 +89,11 @@ class RollbackHook(AmpHook):
         self._snapshots: deque[Snapshot] = deque(maxlen=self.keep)
         self._snapshot_due = True
         self._file_due = False
-        self._saving = False
         self._ignore: frozenset[str] = frozenset()
+
+    def before_run(self, runner: Runner) -> None:
+        """Choose what to resume from, before MMEngine does."""
+        choose_resume(runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
@@ -97,6 +102,12 @@ class RollbackHook(AmpHook):
         if dist.is_main_process():
             self._files.prepare(runner.iter)
         self._ignore = infinite_by_design(runner)
+        self._guard = CheckpointGuard(
+            runner,
+            lambda: nonfinite_state(runner, self._ignore),
+            self._files.pointer.offer,
+        )
+        self._guard.attach()
         if runner._resume and runner.iter:
             if self.rollbacks:
                 pin_static_scale(runner)
@@ -106,7 +117,6 @@ class RollbackHook(AmpHook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
-        self._files.mend_pointer()
         self._snapshot_due |= runner.iter % self.interval == 0
         if self._streak or accumulating(runner.optim_wrapper):
             return  # as soon as it is over
@@ -139,15 +149,10 @@ class RollbackHook(AmpHook):
         record.put("rollbacks_total", self.rollbacks)
         record.put("lr_factor", self.total_lr_factor)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the policy state, and look at what others are about to save."""
-        super().before_save_checkpoint(runner, checkpoint)
-        if not self._saving:
-            self._files.pointer_suspect = bool(nonfinite_state(runner, self._ignore))
-
-    def after_run(self, runner: Runner) -> None:
-        """Leave ``last_checkpoint`` naming a verified file."""
-        self._files.mend_pointer()
+    def after_train(self, runner: Runner) -> None:
+        """Give CheckpointHook back as it was."""
+        self._guard.detach()
+        super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed."""
@@ -161,9 +166,7 @@ class RollbackHook(AmpHook):
     def _write(self, runner: Runner, runtime: Runtime) -> None:
         if not dist.is_main_process():
             return
-        self._saving = True
         path = self._files.try_write(runner, self._ignore)
-        self._saving = False
         if path is not None:
             runtime.emit("snapshot", runner.iter, Verdict.HEALTHY, file=path)
 
@@ -213,7 +216,6 @@ class RollbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, verdict: Verdict, where: str
     ) -> None:
         checkpoint = self._files.newest if dist.is_main_process() else None
-        self._files.mend_pointer()
         runtime.emit(
             "abort",
             runner.iter,

@@ -188,8 +188,8 @@ def test_a_model_that_is_not_finite_from_the_start(build):
         runner.train()
 
 
-def test_last_checkpoint_never_keeps_naming_a_file_that_is_not_finite(build):
-    """CheckpointHook saves a poisoned buffer that no loss has shown."""
+def test_last_checkpoint_never_names_a_file_that_is_not_finite(build):
+    """CheckpointHook wants to save a poisoned buffer that no loss has shown."""
     poison = helpers.fault("buffer", 5, where=BN)
     runner = build(
         "retinanet",
@@ -198,10 +198,7 @@ def test_last_checkpoint_never_keeps_naming_a_file_that_is_not_finite(build):
         options={"default_hooks.checkpoint.interval": 6},
     )
     runner.train()
-    files = os.listdir(runner.work_dir)
-    assert "iter_6.pth" in files
-    bad = torch.load(os.path.join(runner.work_dir, "iter_6.pth"), weights_only=True)
-    assert nonfinite_names(bad["state_dict"]) != []
+    assert "iter_6.pth" not in os.listdir(runner.work_dir)
     pointer = pointer_of(runner)
     assert pointer == os.path.join(runner.work_dir, "rollback", "iter_3.pth")
 
