@@ -161,7 +161,9 @@ def test_loss_scale_that_ends_training(save, scale):
     bad = checkpoint()
     bad["optimizer"]["loss_scaler"]["scale"] = scale
     assert damage(save(bad)) == f"its loss scale is {scale}"
-    several = checkpoint(optimizer=dict(a=checkpoint()["optimizer"], b=bad["optimizer"]))
+    several = checkpoint(
+        optimizer=dict(a=checkpoint()["optimizer"], b=bad["optimizer"])
+    )
     assert damage(save(several)) == f"its loss scale is {scale}"
 
 
