@@ -16,6 +16,7 @@ from .core.files import publish
 from .fault_occurrence import replace
 from .pointer import Pointer, same_file
 from .runtime import any_rank, warn
+from .safe_load import allow_mmengine_checkpoints
 from .save_attempt import (
     File,
     Files,
@@ -53,7 +54,7 @@ class CheckpointGuard:
         self,
         runner: Runner,
         nonfinite: Callable[[], list[str]],
-        on_saved: Callable[[str, int], None],
+        on_saved: Callable[[str, int], object],
     ) -> None:
         self._runner, self._nonfinite, self._on_saved = runner, nonfinite, on_saved
         self._ignore: frozenset[str] = frozenset()
@@ -64,6 +65,7 @@ class CheckpointGuard:
     def attach(self) -> None:
         """Guard the hooks; to be called before the first step."""
         self._undo.close()
+        allow_mmengine_checkpoints()
         self._ignore = infinite_by_design(self._runner)
         for hook in self._runner.hooks:
             if isinstance(hook, CheckpointHook):

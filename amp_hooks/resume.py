@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 from .core.checkpoint_file import Header, damage, read_header
 from .pointer import Pointer, same_file
 from .runtime import warn
+from .safe_load import allow_mmengine_checkpoints
 from .save_attempt import is_local
 from .snapshot import infinite_by_design
 
@@ -46,6 +47,7 @@ def choose_resume(runner: Runner) -> str | None:
     begins = isinstance(loop, BaseLoop) and loop.iter == 0  # and no test run
     if not begins or not runner._resume or runner._has_loaded:
         return None
+    allow_mmengine_checkpoints()
     # A path and an error: an exception of rank 0 alone would leave the others waiting.
     answer: list[str | None] = [None, None]
     if dist.is_main_process():
