@@ -48,12 +48,11 @@ class Run:
         for path in self.work_dir.rglob("*.pth"):
             path.unlink()
         shutil.copytree(kept, self.work_dir, dirs_exist_ok=True)
-        last = 4 if loop == "iter" else 10
         self.newest = self.work_dir / (
             "iter_5.pth" if loop == "iter" else "epoch_1.pth"
         )
-        self.ours = self.work_dir / f"rollback/iter_{last}.pth"
-        self.older = self.work_dir / f"rollback/iter_{last - 2}.pth"
+        numbered = {int(p.stem[5:]): p for p in self.work_dir.glob("rollback/*.pth")}
+        *_, self.older, self.ours = (numbered[i] for i in sorted(numbered))
         self.pointer = self.work_dir / "last_checkpoint"
         assert self.pointer.read_text() == str(self.newest)
         runner._load_from, runner._resume = None, True
