@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
+from mmengine.utils import digit_version
 
 # Classes whose own plain methods a checkpoint may name. They are pickled by MMEngine as
 # ``getattr(HistoryBuffer, 'mean')`` and ``getattr(OneCycleLR, '_annealing_cos')``.
@@ -79,4 +80,9 @@ def allow_mmengine_checkpoints() -> None:
     Affects the whole process and may be called again. Before torch 2.6 MMEngine itself
     loads without ``weights_only``, but RollbackHook looks at a file with it first.
     """
-    torch.serialization.add_safe_globals(list(_safe_globals()))
+    allowed: list[Any] = list(_safe_globals())
+    if digit_version(torch.__version__) >= digit_version("2.6.0"):
+        # onedl-mmengine allows some of these for each load and then takes them away
+        # from the whole process, unless they are there as pairs.
+        allowed = [(f, f"{f.__module__}.{f.__name__}") for f in allowed]
+    torch.serialization.add_safe_globals(allowed)
