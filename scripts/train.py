@@ -1,6 +1,6 @@
 """Train from a config, as MMDetection's tools/train.py does.
 
-    python scripts/train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options K=V ...]
+    python scripts/train.py CONFIG [--work-dir DIR] [--resume [PATH]] [--cfg-options K=V ...]
 
 Nothing here is needed for amp_hooks: any script that builds a Runner from a config
 trains with our hooks.
@@ -24,8 +24,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work-dir", help="where logs and checkpoints go")
     parser.add_argument(
         "--resume",
-        action="store_true",
-        help="continue from what <work-dir>/last_checkpoint names",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="continue from that checkpoint, or from the newest one in the work dir",
     )
     parser.add_argument(
         "--cfg-options",
@@ -53,7 +55,9 @@ def main() -> None:
         cfg.merge_from_dict(args.cfg_options)
     stem = osp.splitext(osp.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", stem)
-    cfg.resume = args.resume or cfg.get("resume", False)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
     try:
         os.makedirs(cfg.work_dir, exist_ok=True)
     except OSError as e:
