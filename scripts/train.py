@@ -1,6 +1,7 @@
 """Train from a config, as MMDetection's tools/train.py does.
 
-    python scripts/train.py CONFIG [--work-dir DIR] [--resume [PATH]] [--cfg-options K=V ...]
+    python scripts/train.py CONFIG [--work-dir DIR] [--resume [PATH]]
+        [--cfg-options K=V ...]
 
 Nothing here is needed for amp_hooks: any script that builds a Runner from a config
 trains with our hooks.
