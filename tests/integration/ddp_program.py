@@ -1,5 +1,6 @@
 """Runs on two ranks under torchrun: ``ddp_program.py CONFIG OUT``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -66,6 +67,7 @@ class CountCollectives(Hook):
 
 
 def main():
+    Path(f"{sys.argv[2]}.pid.{os.environ['RANK']}").write_text(str(os.getpid()))
     cfg = Config.fromfile(sys.argv[1])
     runner = Runner.from_cfg(cfg)
     count = CountCollectives(cfg.get("jump_after"))

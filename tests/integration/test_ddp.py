@@ -89,13 +89,9 @@ def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
         dict(type="amp_hooks.RollbackHook", interval=4, probation=0, warmup_iters=3),
     ]
     work_dir = tmp_path / "w"
-    command, _ = command_for(digits, work_dir, iters=10**6, hooks=hooks)
+    command, out = command_for(digits, work_dir, iters=10**6, hooks=hooks)
     killed = subprocess.Popen(
-        command,
-        env=ENV,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     pointer, end = work_dir / "last_checkpoint", time.monotonic() + 200
     try:
@@ -104,7 +100,10 @@ def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
             assert time.monotonic() < end
             time.sleep(0.01)
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)
+        # The ranks themselves, which torchrun has put into sessions of their own.
+        for path in tmp_path.glob(f"{out.name}.pid.*"):
+            os.kill(int(path.read_text()), signal.SIGKILL)
+        killed.kill()
         killed.wait()
     last = int(re.search(r"iter_(\d+)", pointer.read_text())[1]) + 6
     a, b = train_on_two_ranks(
