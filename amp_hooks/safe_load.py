@@ -8,16 +8,14 @@ mmengine#1650, #1655). They are put on the list here, so that protection stays o
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
-from mmengine.utils import digit_version
-
-# Whether MMEngine checkpoints can be read with ``torch.load(weights_only=True)``.
-WEIGHTS_ONLY = digit_version(torch.__version__) >= digit_version("2.6.0")
 
 # Classes whose own plain methods a checkpoint may name. They are pickled by MMEngine as
 # ``getattr(HistoryBuffer, 'mean')`` and ``getattr(OneCycleLR, '_annealing_cos')``.
@@ -44,29 +42,58 @@ def _getattr_of_known_classes(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for ``_codecs.encode``, which torch 2.4 does not allow.
+
+    Pickles of protocol 2, as torch.save writes them, keep the bytes of arrays so.
+
+    Raises:
+        ValueError: Of another encoding.
+    """
+    if encoding != "latin1":
+        raise ValueError(
+            f"the checkpoint asks for encoding {encoding!r}; it is refused"
+        )
+    return text.encode("latin1")
+
+
+def _under_name(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function, so that it is allowed under the name that pickles call it by."""
+
+    def alias(*args: Any) -> Any:
+        return function(*args)
+
+    alias.__module__, alias.__name__ = name.rsplit(".", 1)
+    alias.__qualname__ = alias.__name__
+    return alias
+
+
+@cache
+def _safe_globals() -> tuple[Any, ...]:
+    # Found so, because the module they are in has another place in each NumPy.
+    rebuild: list[Any] = [x.__reduce__()[0] for x in (np.zeros(0), np.float64(0))]
+    return (
+        HistoryBuffer,
+        OneCycleLR,
+        OneCycleParamScheduler,
+        _under_name(_getattr_of_known_classes, "builtins.getattr"),
+        _under_name(_latin1, "_codecs.encode"),
+        np.ndarray,
+        np.dtype,
+        # Pickles name numpy's private modules as they were where they were written.
+        *(
+            _under_name(function, f"{module}.multiarray.{function.__name__}")
+            for function in rebuild
+            for module in ("numpy.core", "numpy._core")
+        ),
+        *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"},
+    )
+
+
 def allow_mmengine_checkpoints() -> None:
     """Make ``torch.load(..., weights_only=True)`` accept stock MMEngine checkpoints.
 
-    Affects the whole process and may be called again. Before torch 2.6 MMEngine loads
-    without ``weights_only``, and there is nothing to do.
+    Affects the whole process and may be called again. Before torch 2.6 MMEngine itself
+    loads without ``weights_only``, but RollbackHook looks at a file with it first.
     """
-    if not WEIGHTS_ONLY:
-        return
-    multiarray = getattr(np, "_core", None) or np.core
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            OneCycleLR,
-            OneCycleParamScheduler,
-            (_getattr_of_known_classes, "builtins.getattr"),
-            np.ndarray,
-            np.dtype,
-            # Pickles name numpy's private modules as they were where they were written.
-            *(
-                (getattr(multiarray.multiarray, name), f"{module}.multiarray.{name}")
-                for name in ("_reconstruct", "scalar")
-                for module in ("numpy.core", "numpy._core")
-            ),
-            *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"},
-        ]
-    )
+    torch.serialization.add_safe_globals(list(_safe_globals()))

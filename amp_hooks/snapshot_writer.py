@@ -13,7 +13,6 @@ import torch
 from .core.files import publish
 from .core.finite import named_tensors
 from .runtime import Save
-from .safe_load import WEIGHTS_ONLY
 
 
 @dataclass
@@ -106,7 +105,7 @@ def compare(checkpoint: dict[str, Any], path: str) -> None:
         RuntimeError: Names the first that differs.
     """
     # Mapped, so that nothing more than one tensor is in memory twice.
-    read = torch.load(path, map_location="cpu", weights_only=WEIGHTS_ONLY, mmap=True)
+    read = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     on_disk = dict(named_tensors(read))
     in_memory = dict(named_tensors(checkpoint))
     if on_disk.keys() != in_memory.keys():

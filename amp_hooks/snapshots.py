@@ -19,7 +19,6 @@ from .rng import rng_state
 from .rollback_files import RollbackFiles
 from .run_checkpoint import RunCheckpoint
 from .runtime import Runtime, any_rank, warn
-from .safe_load import WEIGHTS_ONLY
 from .snapshot import Snapshot
 from .snapshot_writer import SnapshotWriter
 
@@ -118,7 +117,7 @@ class Snapshots:
                     self._ring.entries.remove(entry)
                     continue
                 file: dict[str, Any] = torch.load(
-                    entry.item, map_location="cpu", weights_only=WEIGHTS_ONLY
+                    entry.item, map_location="cpu", weights_only=True
                 )
                 entry.item = Snapshot.of_file(self._runner, file)
             self._outdated = entry.iter
