@@ -2,7 +2,7 @@
 # Runs check_resume.py under other versions of torch and MMEngine than the one that
 # setup_env.sh installs, each torch in an environment of its own.
 #
-#   bash scripts/check_versions.sh [torch2.4] [torch2.6] [torch2.13]    (default: all)
+#   bash scripts/check_versions.sh [torch2.4] [torch2.5] [torch2.6] [torch2.13]   (default: all)
 #
 # The first run downloads about 3 GB for each torch, because PyPI's have CUDA in them
 # (200 MB with an index of CPU wheels in PIP_EXTRA_INDEX_URL), in 3 to 10 minutes; after
@@ -50,8 +50,8 @@ check() {
 command -v "$PYTHON" >/dev/null ||
     die "no '$PYTHON' on PATH. Install Python 3.11 or name one: PYTHON=/path/to/python3.11"
 for name; do
-    case $name in torch2.4 | torch2.6 | torch2.13) ;;
-    *) die "'$name' is none of torch2.4, torch2.6, torch2.13" ;;
+    case $name in torch2.4 | torch2.5 | torch2.6 | torch2.13) ;;
+    *) die "'$name' is none of torch2.4, torch2.5, torch2.6, torch2.13" ;;
     esac
 done
 wanted() { [[ -z $ASKED || " $ASKED " == *" $1 "* ]]; }
@@ -59,6 +59,8 @@ ASKED=$*
 failed=()
 wanted torch2.4 &&
     check torch2.4 torch==2.4.1 numpy==1.26.4 mmengine==0.10.3 mmengine==0.10.7
+wanted torch2.5 &&
+    check torch2.5 torch==2.5.1 numpy==1.26.4 mmengine==0.10.7
 wanted torch2.6 &&
     check torch2.6 torch==2.6.0 numpy==2.2.6 mmengine==0.10.5
 wanted torch2.13 &&
