@@ -43,6 +43,21 @@ def _getattr_of_known_classes(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for ``_codecs.encode``, which torch 2.4 does not allow.
+
+    Pickles of protocol 2, as torch.save writes them, keep the bytes of arrays so.
+
+    Raises:
+        ValueError: Of another encoding.
+    """
+    if encoding != "latin1":
+        raise ValueError(
+            f"the checkpoint asks for encoding {encoding!r}; it is refused"
+        )
+    return text.encode("latin1")
+
+
 def _under_name(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The function, so that it is allowed under the name that pickles call it by."""
 
@@ -56,18 +71,20 @@ def _under_name(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 @cache
 def _safe_globals() -> tuple[Any, ...]:
-    multiarray = (getattr(np, "_core", None) or np.core).multiarray
+    # Found so, because the module they are in has another place in each NumPy.
+    rebuild: list[Any] = [x.__reduce__()[0] for x in (np.zeros(0), np.float64(0))]
     return (
         HistoryBuffer,
         OneCycleLR,
         OneCycleParamScheduler,
         _under_name(_getattr_of_known_classes, "builtins.getattr"),
+        _under_name(_latin1, "_codecs.encode"),
         np.ndarray,
         np.dtype,
         # Pickles name numpy's private modules as they were where they were written.
         *(
-            _under_name(getattr(multiarray, name), f"{module}.multiarray.{name}")
-            for name in ("_reconstruct", "scalar")
+            _under_name(function, f"{module}.multiarray.{function.__name__}")
+            for function in rebuild
             for module in ("numpy.core", "numpy._core")
         ),
         *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"},
