@@ -46,10 +46,11 @@ class LRPolicy:
         """Take the warm-up back; before everything that changes the learning rate."""
         self._temporary.undo()
 
-    def healthy(self, runner: Runner) -> bool:
-        """A healthy iteration has passed; whether the learning rate was raised."""
-        self._clean += 1
-        if self.total == 1 or self._clean != self._recover_after:
+    def healthy(self, runner: Runner, iterations: int) -> bool:
+        """Healthy iterations have passed; whether the learning rate was raised."""
+        self._clean += iterations
+        enough = self._recover_after is not None and self._clean >= self._recover_after
+        if self.total == 1 or not enough:
             return False
         total = recovered(self.total)
         self._change(runner, total / self.total)

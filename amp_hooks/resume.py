@@ -147,7 +147,7 @@ def in_order(found: list[Candidate], named: str | None) -> list[Candidate]:
         found: In any order.
         named: By ``last_checkpoint``.
     """
-    given_up = _of_older_runs(found, named)
+    given_up = of_older_runs(found, named)
     return sorted(
         found,
         key=lambda c: (
@@ -160,7 +160,7 @@ def in_order(found: list[Candidate], named: str | None) -> list[Candidate]:
     )
 
 
-def _of_older_runs(found: list[Candidate], named: str | None) -> set[Candidate]:
+def of_older_runs(found: list[Candidate], named: str | None) -> set[Candidate]:
     """Those of runs that were given up, and may have come further than the present one.
 
     What ``last_checkpoint`` names belongs to the present run; if it cannot be read,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import os.path as osp
 import re
+from collections.abc import Iterable
 
 from .core.files import write_text
 
@@ -43,7 +44,7 @@ class RollbackFiles:
         for name in os.listdir(self.folder):
             path = osp.join(self.folder, name)
             if re.fullmatch(r"\.iter_\d+\.pth\.tmp", name):
-                _remove(path)  # of a process that was killed
+                remove(path)  # of a process that was killed
             match = re.fullmatch(r"iter_(\d+)\.pth", name)
             if match and 0 < int(match[1]) <= iteration:
                 self._files[int(match[1])] = path
@@ -52,17 +53,21 @@ class RollbackFiles:
         """Where the checkpoint of that many complete iterations belongs."""
         return osp.join(self.folder, f"iter_{iteration}.pth")
 
-    def add(self, path: str, iteration: int, spare: str | None) -> None:
+    def add(
+        self, path: str, iteration: int, spare: str | None, needed: Iterable[int]
+    ) -> None:
         """A checkpoint has been written; remove the oldest if there are too many.
 
         Args:
             path: The checkpoint.
             iteration: Complete iterations.
             spare: A file that must stay in any case, if there is one.
+            needed: Iterations whose files must stay.
         """
         self._files[iteration] = path
         for old in sorted(self._files)[: -self.keep]:
-            self._drop(old, spare)
+            if old not in needed:
+                self._drop(old, spare)
 
     def drop_between(self, first: int, last: int, spare: str | None) -> None:
         """Remove those later than iteration ``first`` and earlier than ``last``."""
@@ -75,10 +80,11 @@ class RollbackFiles:
 
     def _drop(self, iteration: int, spare: str | None) -> None:
         if self._files[iteration] != spare:
-            _remove(self._files.pop(iteration))
+            remove(self._files.pop(iteration))
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a file, if that is possible."""
     # Gone, or not ours to remove: it costs room and nothing else.
     with contextlib.suppress(OSError):
         os.remove(path)

@@ -21,7 +21,8 @@ class Attempts:
         iters: What counts as recent.
 
     Attributes:
-        done: Each rollback so far, as ``[iteration, target, verdict]``.
+        done: Each rollback so far, as ``[iteration, target, verdict, extra]``; extra is
+            1 if the limits forbade it and another precision was tried, else 0.
     """
 
     def __init__(self, total: int, recent: int, iters: int) -> None:
@@ -55,9 +56,14 @@ class Attempts:
         if len(known[0]) > len(self.done):
             self.done = known[0]
 
-    def add(self, now: int, target: int, verdict: str) -> None:
+    @property
+    def may_have_extra(self) -> bool:
+        """Whether a last resort may be tried: BF16 and FP32 at most."""
+        return sum(extra for *_, extra in self.done) < 2
+
+    def add(self, now: int, target: int, verdict: str, extra: bool) -> None:
         """Another one."""
-        self.done.append([now, target, verdict])
+        self.done.append([now, target, verdict, int(extra)])
         self._save()
 
     def since(self, iteration: int) -> int:
@@ -66,7 +72,7 @@ class Attempts:
 
     def told(self) -> str:
         """All of them in words."""
-        return "; ".join(f"at {i} to {to} ({why})" for i, to, why in self.done)
+        return "; ".join(f"at {i} to {to} ({why})" for i, to, why, _ in self.done)
 
     def _save(self) -> None:
         if not dist.is_main_process():
@@ -83,6 +89,7 @@ class Attempts:
 def _read(path: str) -> list[list[Any]]:
     try:
         with open(path, encoding="utf-8") as f:
-            return [[int(i), int(to), str(why)] for i, to, why in json.load(f)]
+            known = json.load(f)
+        return [[int(i), int(to), str(why), int(x)] for i, to, why, x in known]
     except (OSError, TypeError, ValueError):
         return []

@@ -178,13 +178,15 @@ class Runtime:
             record.ranks, faults = faults.of_all_ranks()
         scales = record.values.get("scale", {})
         found_inf = record.values.get("found_inf", {})
-        bad = [scales.get(name) for name, found in found_inf.items() if found]
+        names = [name for name, found in found_inf.items() if found]
+        bad = [scales.get(name) for name in names]
         record.verdict = judge(
             loss_finite=not faults.losses,
             logits_finite=not faults.layers,
             grads_finite=grads_finite,
             has_scaler=None not in bad,
-            scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad),
+            scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad)
+            or any(self.tap.scale_is_fixed(name) for name in names),
             raised=self.raised is not None,
         )
         return faults

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
+from torch import nn
 
 from .core.finite import nonfinite_names
 from .core.host_copy import HostCopier
@@ -18,9 +20,12 @@ from .step_tap import active_scaler, iter_wrappers
 
 
 def learned_state(runner: Runner) -> dict[str, Any]:
-    """Weights, buffers, optimizers, loss scale and EMA, by reference."""
+    """Weights, all buffers, optimizers, loss scale and EMA, by reference."""
+    model = bare_model(runner).state_dict()
     return dict(
-        model=bare_model(runner).state_dict(),
+        model=model,
+        # Those that a checkpoint leaves out.
+        buffers={n: b for n, b in bare_model(runner).named_buffers() if n not in model},
         optimizer={
             name: wrapper.state_dict()
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
@@ -35,6 +40,7 @@ def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:
     A loss scale of 0, from which nothing comes back, counts as well.
     """
     names = nonfinite_names(learned_state(runner), limit=1000)
+    names += [name for name, _ in _nonfinite_numbers(runner)]
     for name, wrapper in iter_wrappers(runner.optim_wrapper):
         if (scaler := active_scaler(wrapper)) is not None:
             scale = scaler.get_scale()
@@ -54,9 +60,19 @@ def infinite_by_design(runner: Runner) -> frozenset[str]:
         if "running_" in name or not b.is_floating_point():
             continue
         if torch.isinf(b).any() and not torch.isnan(b).any():
-            found.add(f"model.{name}")
+            found |= {f"model.{name}", f"buffers.{name}"}
             found |= {f"ema[{i}].module.{name}" for i, _ in enumerate(emas)}
+    # As some optimizers have among their hyper-parameters.
+    found |= {n for n, value in _nonfinite_numbers(runner) if math.isinf(value)}
     return frozenset(found)
+
+
+def _nonfinite_numbers(runner: Runner) -> Iterator[tuple[str, float]]:
+    for name, wrapper in iter_wrappers(runner.optim_wrapper):
+        for i, group in enumerate(wrapper.optimizer.param_groups):
+            for key, value in group.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    yield f"optimizer.{name}.param_groups[{i}].{key}", value
 
 
 def ema_hooks(runner: Runner) -> list[EMAHook]:
@@ -110,9 +126,9 @@ class Snapshot:
     def restore(self, runner: Runner, reset_optimizer: bool = False) -> None:
         """Put the learned state back into the live objects, bit for bit.
 
-        The position in the run stays: iteration, schedulers, and the hyper-parameters
-        in the optimizers' groups, learning rate included. Gradients are cleared, and an
-        accumulation window that had begun begins anew.
+        The position in the run stays: iteration, schedulers, and what these have
+        written into the optimizers' groups, learning rate and momentum. Gradients are
+        cleared, and an accumulation window that had begun begins anew.
 
         Args:
             runner: Whose state it was.
@@ -120,9 +136,14 @@ class Snapshot:
                 instead of those of the snapshot.
         """
         bare_model(runner).load_state_dict(self.state["model"])
+        self._restore_other_buffers(bare_model(runner))
+        scheduled = _scheduled(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             optimizer = wrapper.optimizer
-            hyper = [_without_params(group) for group in optimizer.param_groups]
+            hyper = [
+                {key: value for key, value in group.items() if key in scheduled}
+                for group in optimizer.param_groups
+            ]
             base = wrapper.base_param_settings
             # A copy: the optimizer would go on with the very tensors it is given, and
             # the wrapper takes keys out of the dict.
@@ -144,6 +165,27 @@ class Snapshot:
         # Weights cast to half precision within an autocast region still open.
         torch.clear_autocast_cache()
 
+    def _restore_other_buffers(self, model: nn.Module) -> None:
+        for name, saved in self.state.get("buffers", {}).items():  # a file has none
+            owner, _, last = name.rpartition(".")
+            module = model.get_submodule(owner)
+            live = module._buffers.get(last)
+            if live is not None and live.shape == saved.shape:
+                live.copy_(saved)
+            else:  # replaced meanwhile
+                device = saved.device if live is None else live.device
+                module._buffers[last] = saved.to(device, copy=True)
 
-def _without_params(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
+
+def _scheduled(runner: Runner) -> set[str]:
+    """Keys of the optimizers' groups that follow the position in the run.
+
+    The others may have been learned, as by D-Adaptation and Prodigy.
+    """
+    schedulers: Any = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        schedulers = [s for own in schedulers.values() for s in own]
+    names = {"lr", "momentum", "betas"}
+    names |= {getattr(scheduler, "param_name", "lr") for scheduler in schedulers}
+    bounds = {f"{b}_{name}" for b in ("initial", "max", "min") for name in names}
+    return names | bounds

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import queue
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .core.files import publish
+from .core.files import flush_to_disk, publish
 from .core.finite import named_tensors
 from .runtime import Save
+
+_WRITING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_AT_EXIT = 60.0  # seconds
+
+
+@atexit.register
+def _wait_for_writers() -> None:
+    """However training ends: a thread in torch's writer would abort the process."""
+    for thread in list(_WRITING):
+        thread.join(_AT_EXIT)
 
 
 @dataclass
@@ -39,23 +53,21 @@ class SnapshotWriter:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._done: list[Written] = []
+        self._done: queue.SimpleQueue[Written] = queue.SimpleQueue()
 
     @property
     def busy(self) -> bool:
         """Whether a write is under way."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, checkpoint: dict[str, Any], path: str, save: Save) -> bool:
-        """Begin to write, or say that the last write has not ended yet.
+    def start(self, checkpoint: dict[str, Any], path: str, save: Save) -> None:
+        """Begin to write; only if it is not busy.
 
         Args:
             checkpoint: In host memory; must not be changed until the write has ended.
             path: Where to.
             save: ``torch.save``.
         """
-        if self.busy:
-            return False
         written = Written(path, checkpoint["meta"]["iter"])
         # A daemon: a disk that hangs must not keep the process from ending.
         thread = threading.Thread(
@@ -68,10 +80,10 @@ class SnapshotWriter:
             thread.start()
         except RuntimeError as e:  # no more threads
             written.error = e
-            self._done.append(written)
-            return True
+            self._done.put(written)
+            return
         self._thread = thread
-        return True
+        _WRITING.add(thread)
 
     def collect(self, wait: float = 0.0) -> list[Written]:
         """Writes that have ended since the last call.
@@ -81,21 +93,21 @@ class SnapshotWriter:
         """
         if self._thread is not None and wait:
             self._thread.join(wait)
-        done, self._done = self._done, []
-        return done
+        return [self._done.get() for _ in range(self._done.qsize())]
 
     def _run(self, checkpoint: dict[str, Any], written: Written, save: Save) -> None:
         folder, name = os.path.split(written.path)
         temporary = os.path.join(folder, f".{name}.tmp")
         try:
             save(checkpoint, temporary)
+            flush_to_disk(temporary)
             compare(checkpoint, temporary)
             publish(temporary, written.path)
         except BaseException as e:  # whatever it is, it must not end the thread unsaid
             written.error = e
             with contextlib.suppress(OSError):
                 os.remove(temporary)
-        self._done.append(written)
+        self._done.put(written)
 
 
 def compare(checkpoint: dict[str, Any], path: str) -> None:
@@ -112,5 +124,10 @@ def compare(checkpoint: dict[str, Any], path: str) -> None:
         raise RuntimeError(f"{path} does not hold the tensors that were saved to it.")
     for name, tensor in in_memory.items():
         other = on_disk[name]
-        if other.dtype != tensor.dtype or not torch.equal(other, tensor):
+        if other.dtype != tensor.dtype or not torch.equal(_bits(other), _bits(tensor)):
             raise RuntimeError(f"{name} in {path} is not what was saved.")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """So that NaN, which may be in what others have added, equals itself."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -10,17 +10,18 @@ import mmengine.dist as dist
 import torch
 from mmengine.runner import Runner
 
-from .core.checkpoint_file import damage
+from .core.checkpoint_file import damage, read_header
 from .core.host_copy import HostCopier
 from .core.snapshot_ring import Entry, SnapshotRing
 from .core.verdict import Verdict
 from .pointer import Pointer
+from .resume import Candidate, of_older_runs
 from .rng import rng_state
-from .rollback_files import RollbackFiles
+from .rollback_files import RollbackFiles, remove
 from .run_checkpoint import RunCheckpoint
 from .runtime import Runtime, any_rank, warn
 from .snapshot import Snapshot
-from .snapshot_writer import SnapshotWriter
+from .snapshot_writer import SnapshotWriter, Written
 
 _LAST_WAIT = 600.0  # seconds, for the last file of a run
 
@@ -46,15 +47,16 @@ class Snapshots:
         self._copier = HostCopier(pinned)
         self._files = RollbackFiles(runner.work_dir, ring.keep)
         self._waiting: Snapshot | None = None  # for the writer
-        self._outdated: int | None = None  # files later than this carry the disease
+        # Files after this iteration, up to that one, carry the disease.
+        self._outdated: tuple[int, int] | None = None
         self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
         if dist.is_main_process():
             self._files.prepare(runner.iter)
             self._run = RunCheckpoint(runner)
-        if runner._resume:
-            earlier = [self._files.earlier_than(runner.iter)]
+        if runner._resume and runner._has_loaded:
+            earlier = [self._of_this_run() if dist.is_main_process() else []]
             dist.broadcast_object_list(earlier)
             for iteration, path in earlier[0]:
                 ring.add(iteration, path, proven=True)
@@ -74,14 +76,13 @@ class Snapshots:
         """
         rng = _rng_of_all_ranks()
         self._recycle()
+        checkpoint = None
+        if write and dist.is_main_process():
+            checkpoint = self._checkpoint(rng)
         snapshot = None
         try:
-            checkpoint = None
-            if write and dist.is_main_process():
-                checkpoint = self._run.make(self._runner)
-                checkpoint.setdefault("amp_hooks", {})["rng"] = rng
             snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
-        except Exception as e:  # no memory; or another hook that adds its part fails
+        except (MemoryError, RuntimeError) as e:
             warn(
                 f"no snapshot could be taken at iteration {self._runner.iter}: {e}. "
                 "Training goes on; the earlier ones stay."
@@ -94,12 +95,12 @@ class Snapshots:
         elif entry.left == 0:
             self._write_entry(entry)
 
-    def healthy(self) -> None:
-        """A healthy iteration has passed."""
-        for entry in self._ring.healthy():
+    def healthy(self, iterations: int) -> None:
+        """Healthy iterations have passed."""
+        for entry in self._ring.healthy(self._runner.iter, iterations):
             self._write_entry(entry)
         for saved in self._saved:
-            saved[2] -= 1
+            saved[2] -= iterations
         self._offer_saved(all_of_them=False)
 
     def saved(self, path: str, iteration: int) -> None:
@@ -111,16 +112,14 @@ class Snapshots:
         self._saved.clear()
         while (entry := self._ring.go_back(now)) is not None:
             if isinstance(entry.item, str):  # of the process before the resume
-                bad = damage(entry.item, self._ignore)
-                if any_rank(bad is not None):
-                    warn(f"{entry.item} cannot be gone back to: {bad}.")
+                snapshot = self._read(entry.item)
+                if any_rank(snapshot is None) or snapshot is None:
                     self._ring.entries.remove(entry)
                     continue
-                file: dict[str, Any] = torch.load(
-                    entry.item, map_location="cpu", weights_only=True
-                )
-                entry.item = Snapshot.of_file(self._runner, file)
-            self._outdated = entry.iter
+                entry.item = snapshot
+            self._outdated = entry.iter, now
+            if self._waiting is not None and self._waiting.iter > entry.iter:
+                self._waiting = None
             return entry.item
         return None
 
@@ -128,21 +127,20 @@ class Snapshots:
         """See what the writer has done, and give it what waits."""
         runtime = Runtime.of(self._runner)
         for written in self._writer.collect(wait):
+            first, last = self._outdated or (written.iter, -1)
             if written.error is not None:
-                warn(
-                    f"the auto-rollback checkpoint of iteration {written.iter} could "
-                    f"not be written to {self._files.folder}: {written.error}. It is "
-                    "kept in memory and training goes on; make room on the disk, or a "
-                    "killed run resumes from "
-                    f"{self.pointer.named or 'the beginning'}."
-                )
+                self._tell_error(written)
+                continue
+            if first < written.iter <= last:
+                remove(written.path)  # it was being written when the run went back
                 continue
             self.pointer.offer(written.path, written.iter)
             named = self.pointer.named
-            if self._outdated is not None and written.iter > self._outdated:
-                self._files.drop_between(self._outdated, written.iter, named)
+            if self._outdated is not None:
+                self._files.drop_between(first, written.iter, named)
                 self._outdated = None
-            self._files.add(written.path, written.iter, named)
+            needed = {entry.iter for entry in self._ring.entries}
+            self._files.add(written.path, written.iter, named, needed)
             runtime.emit("snapshot", written.iter, Verdict.HEALTHY, file=written.path)
         if self._waiting is not None and not self._writer.busy:
             waiting, self._waiting = self._waiting, None
@@ -161,6 +159,52 @@ class Snapshots:
             )
         if not diverged:
             self._offer_saved(all_of_them=True)
+
+    def _checkpoint(self, rng: list[dict[str, Any]]) -> dict[str, Any] | None:
+        try:
+            checkpoint = self._run.make(self._runner)
+        except Exception as e:  # of a hook that adds its part
+            warn(
+                f"the checkpoint of iteration {self._runner.iter} could not be made: "
+                f"{e!r}. The snapshot is kept in memory and training goes on; see "
+                "which hook's before_save_checkpoint raised that."
+            )
+            return None
+        checkpoint.setdefault("amp_hooks", {})["rng"] = rng
+        return checkpoint
+
+    def _of_this_run(self) -> list[tuple[int, str]]:
+        """Files of the process before, not those of an older run in this work_dir."""
+        files = self._files.earlier_than(self._runner.iter)
+        headers = [(i, path, read_header(path)) for i, path in files]
+        found = [Candidate(path, h, True) for _, path, h in headers if h is not None]
+        older = {c.path for c in of_older_runs(found, self.pointer.named)}
+        good = {c.path for c in found} - older
+        return [(i, path) for i, path in files if path in good]
+
+    def _read(self, path: str) -> Snapshot | None:
+        words = damage(path, self._ignore)
+        try:
+            if words is None:
+                file: dict[str, Any] = torch.load(
+                    path, map_location="cpu", weights_only=True
+                )
+                return Snapshot.of_file(self._runner, file)
+        except Exception as e:  # on one rank alone it would leave the others waiting
+            words = repr(e)
+        warn(f"{path} cannot be gone back to: {words}.")
+        return None
+
+    def _tell_error(self, written: Written) -> None:
+        remedy = "make room on the disk"
+        if not isinstance(written.error, OSError):
+            remedy = "see what hooks put into checkpoints, beside tensors and numbers"
+        warn(
+            f"the auto-rollback checkpoint of iteration {written.iter} could not be "
+            f"written to {self._files.folder}: {written.error}. It is kept in memory "
+            f"and training goes on; {remedy}, or a killed run resumes from "
+            f"{self.pointer.named or 'the beginning'}."
+        )
 
     def _recycle(self) -> None:
         if self._writer.busy or self._waiting is not None:

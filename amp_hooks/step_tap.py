@@ -68,6 +68,7 @@ class StepTap:
         self.gate: StepGate | None = None
         self.skipped = False
         self._wrapped: list[OptimWrapper] = []
+        self._by_name: dict[str, OptimWrapper] = {}
 
     def attach(self, optim_wrapper: Any) -> None:
         """Wrap every optimizer that is not wrapped yet.
@@ -88,6 +89,17 @@ class StepTap:
                 )
             self._wrap(name, wrapper)
             self._wrapped.append(wrapper)
+            self._by_name[name] = wrapper
+
+    def scale_is_fixed(self, name: str) -> bool:
+        """Whether nobody is going to lower a loss scale, however often it overflows.
+
+        A static one is written back by MMEngine at the end of every step.
+        """
+        wrapper = self._by_name.get(name)
+        return self.gate is None and (
+            getattr(wrapper, "_scale_update_param", None) is not None
+        )
 
     def drop_window(self, optim_wrapper: Any) -> None:
         """Clear the gradients; a window that has begun takes no step, given a gate."""
@@ -101,6 +113,7 @@ class StepTap:
         for wrapper in self._wrapped:
             del wrapper.backward, wrapper.step
         self._wrapped.clear()
+        self._by_name.clear()
         self.listeners.clear()
         self.gate = None
 

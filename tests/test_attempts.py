@@ -21,7 +21,7 @@ def made(*done, total=10, recent=2, iters=100):
     ],
 )
 def test_limits(done, now, limit):
-    attempts = made(*[(at, 0, "RAISED") for at in done], total=3)
+    attempts = made(*[(at, 0, "RAISED", 0) for at in done], total=3)
     assert attempts.used_up(now) == limit
 
 
@@ -33,12 +33,12 @@ def test_none_allowed():
 def test_each_is_in_the_file_at_once_and_the_longer_list_counts(tmp_path):
     first = made()
     first.open(str(tmp_path), resumed=False)
-    first.add(5, 0, "RAISED")
-    first.add(9, 4, "STATE_NONFINITE")
-    fewer = made((5, 0, "RAISED"))
+    first.add(5, 0, "RAISED", False)
+    first.add(9, 4, "STATE_NONFINITE", False)
+    fewer = made((5, 0, "RAISED", 0))
     fewer.open(str(tmp_path), resumed=True)
-    assert fewer.done == [[5, 0, "RAISED"], [9, 4, "STATE_NONFINITE"]]
-    more = made(*[(i, 0, "RAISED") for i in range(3)])
+    assert fewer.done == [[5, 0, "RAISED", 0], [9, 4, "STATE_NONFINITE", 0]]
+    more = made(*[(i, 0, "RAISED", 0) for i in range(3)])
     more.open(str(tmp_path), resumed=True)
     assert len(more.done) == 3
 
@@ -46,7 +46,7 @@ def test_each_is_in_the_file_at_once_and_the_longer_list_counts(tmp_path):
 def test_a_run_begun_anew_does_not_count_those_of_another(tmp_path):
     first = made()
     first.open(str(tmp_path), resumed=False)
-    first.add(5, 0, "RAISED")
+    first.add(5, 0, "RAISED", False)
     made().open(str(tmp_path), resumed=False)
     resumed = made()
     resumed.open(str(tmp_path), resumed=True)
@@ -57,19 +57,26 @@ def test_a_run_begun_anew_does_not_count_those_of_another(tmp_path):
 def test_a_damaged_file_counts_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / "attempts.json").write_text(text)
-    attempts = made((5, 0, "RAISED"))
+    attempts = made((5, 0, "RAISED", 0))
     attempts.open(str(tmp_path), resumed=True)
-    assert attempts.done == [[5, 0, "RAISED"]]
+    assert attempts.done == [[5, 0, "RAISED", 0]]
 
 
 def test_a_disk_that_refuses_costs_no_run(tmp_path):
     attempts = made()
     attempts.open(str(tmp_path / "missing"), resumed=False)
-    attempts.add(5, 0, "RAISED")
+    attempts.add(5, 0, "RAISED", False)
     assert len(attempts.done) == 1
 
 
 def test_since_and_told():
-    attempts = made((5, 0, "RAISED"), (9, 4, "STATE_NONFINITE"))
+    attempts = made((5, 0, "RAISED", 0), (9, 4, "STATE_NONFINITE", 0))
     assert [attempts.since(i) for i in (5, 6, 9, 10)] == [2, 1, 1, 0]
     assert attempts.told() == "at 5 to 0 (RAISED); at 9 to 4 (STATE_NONFINITE)"
+
+
+def test_last_resorts_are_counted_too():
+    attempts = made((5, 0, "RAISED", 0), (9, 0, "RAISED", 1))
+    assert attempts.may_have_extra
+    attempts.done.append([12, 0, "RAISED", 1])
+    assert not attempts.may_have_extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 
@@ -18,7 +19,9 @@ def publish(temporary: str, path: str) -> None:
     """Give a finished temporary file its name, atomically and durably."""
     flush_to_disk(temporary)
     os.replace(temporary, path)
-    flush_to_disk(os.path.dirname(os.path.abspath(path)))
+    # It has its name now. Some network file systems cannot flush a directory.
+    with contextlib.suppress(OSError):
+        flush_to_disk(os.path.dirname(os.path.abspath(path)))
 
 
 def write_text(path: str, text: str) -> None:

@@ -38,7 +38,8 @@ class SnapshotRing(Generic[T]):
             snapshot than that one did.
 
     Attributes:
-        entries: The oldest first: up to ``keep`` proven ones, and those on probation.
+        entries: The oldest first: ``keep`` proven ones, within the cooldown the one
+            that would be the next target, and those on probation.
         last: Iteration and target of the last rollback, if there was one.
         spare: The item pushed out last, whose memory may be used again.
     """
@@ -64,15 +65,20 @@ class SnapshotRing(Generic[T]):
         """
         entry = Entry(iteration, item, 0 if proven else self.probation)
         self.entries.append(entry)
-        self._rotate()
+        self._rotate(iteration)
         return entry
 
-    def healthy(self) -> list[Entry[T]]:
-        """A healthy iteration has passed; returns the snapshots that it has proven."""
+    def healthy(self, now: int, iterations: int = 1) -> list[Entry[T]]:
+        """Healthy iterations have passed; returns the snapshots that they have proven.
+
+        Args:
+            now: The last of them.
+            iterations: How many: those of a window of gradient accumulation.
+        """
         waiting = [entry for entry in self.entries if entry.left > 0]
         for entry in waiting:
-            entry.left -= 1
-        self._rotate()
+            entry.left = max(0, entry.left - iterations)
+        self._rotate(now)
         return [entry for entry in waiting if entry.left == 0]
 
     def go_back(self, now: int) -> Entry[T] | None:
@@ -83,16 +89,25 @@ class SnapshotRing(Generic[T]):
         proven = [entry for entry in self.entries if entry.left == 0]
         if not proven:
             return None
-        older = proven
-        if self.last is not None and now - self.last[0] <= self.cooldown:
-            older = [e for e in proven if e.iter < self.last[1]] or proven[:1]
-        target = older[-1]
+        target = proven[-1]
+        if self._cooling(now):
+            target = self._older_than_last(proven) or proven[0]
         self.entries = [e for e in proven if e.iter <= target.iter]
         self.last = (now, target.iter)
         return target
 
-    def _rotate(self) -> None:
+    def _rotate(self, now: int) -> None:
         proven = [entry for entry in self.entries if entry.left == 0]
+        # Within the cooldown it would be the next target.
+        needed = self._older_than_last(proven) if self._cooling(now) else None
         for entry in proven[: -self.keep]:
-            self.entries.remove(entry)
-            self.spare = entry.item
+            if entry is not needed:
+                self.entries.remove(entry)
+                self.spare = entry.item
+
+    def _cooling(self, now: int) -> bool:
+        return self.last is not None and now - self.last[0] <= self.cooldown
+
+    def _older_than_last(self, proven: list[Entry[T]]) -> Entry[T] | None:
+        last = self.last[1] if self.last is not None else 0
+        return next((e for e in reversed(proven) if e.iter < last), None)

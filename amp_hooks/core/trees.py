@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -21,7 +21,12 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
         mapped = {key: map_tensors(f, value) for key, value in tree.items()}
         if type(tree) is dict:
             return mapped
-        result = type(tree)(mapped)
+        try:
+            result = type(tree)(mapped)
+        except TypeError:  # a defaultdict, for one
+            result = copy.copy(tree)
+            result.clear()
+            result.update(mapped)
         if hasattr(tree, "_metadata"):  # a module's state dict: versions of its layers
             result._metadata = tree._metadata  # type: ignore[attr-defined]
         return result
@@ -30,13 +35,3 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return type(tree)(map_tensors(f, value) for value in tree)
     return tree
-
-
-@torch.no_grad()
-def cpu_copy(tree: Any) -> Any:
-    """Copy nested state so that its tensors are in host memory and share nothing.
-
-    Dtypes are kept. Values that are not tensors are shared: state dicts hold plain
-    numbers and strings there.
-    """
-    return map_tensors(lambda t: t.detach().to("cpu", copy=True), tree)

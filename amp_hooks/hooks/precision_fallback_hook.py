@@ -124,12 +124,14 @@ class PrecisionFallbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Fall back if need be, come back when it is time."""
+        ends = not accumulating(runner.optim_wrapper)
         if record.verdict in self.on_verdict:
-            self._streak += 1
+            # Once for all iterations of a window: they share the fault of one of them.
+            self._streak += ends or record.verdict is Verdict.RAISED
         elif record.stepped or record.verdict.is_bad:
             self._streak = 0
         # Not within a window: gradients of two scales do not add up.
-        if not accumulating(runner.optim_wrapper):
+        if ends:
             self._decide(runner, runtime, record)
         record.put("fallback_active", float(self.precision is not None))
 

@@ -76,7 +76,8 @@ class RollbackHook(AmpHook):
         max_recent (int): Within ``recent_iters`` iterations. Defaults to 3.
         recent_iters (int): See ``max_recent``. Defaults to 5000.
         keep (int): Snapshots kept that count, in memory and on disk; in memory there
-            may be one more. At least 2. Defaults to 2.
+            are up to two more, on probation and being written. At least 2. Defaults to
+            2.
         probation (int, optional): Healthy iterations until a snapshot counts, at most
             ``interval``. Defaults to None: 100, or ``interval`` if that is less.
         cooldown (int, optional): See above. Defaults to None: ``interval``.
@@ -155,7 +156,8 @@ class RollbackHook(AmpHook):
         )
         # State of this process.
         self._rng: list[dict[str, Any]] = []  # to be taken back
-        self._first, self._due = True, True
+        self._first, self._due, self._resumed = True, True, False
+        self._judged = -1  # the last iteration of the last window
         self._after_rollback = False  # the new counts must get into a file
         self._ignore: frozenset[str] = frozenset()
 
@@ -185,9 +187,10 @@ class RollbackHook(AmpHook):
         )
         self._guard.attach()
         runtime.averaging.attach(runner, self)
-        resumed = bool(runner._resume and runner.iter)
-        self.attempts.open(self._snapshots.folder, resumed)
-        if resumed:
+        self._resumed = bool(runner._resume and runner._has_loaded)
+        self.attempts.open(self._snapshots.folder, self._resumed)
+        self._judged = runner.iter - 1
+        if self._resumed:
             if self.rollbacks:
                 pin_static_scale(runner)
             runtime.emit(
@@ -206,7 +209,8 @@ class RollbackHook(AmpHook):
         self._take_back_rng()
         self._snapshots.collect()
         self._due |= runner.iter % self.interval == 0
-        if not accumulating(runner.optim_wrapper):
+        # In a new process nothing has been accumulated, wherever it was resumed.
+        if self._first or not accumulating(runner.optim_wrapper):
             self._take_what_is_due(runner)
         self._lr.begin_iteration(runner)
 
@@ -217,16 +221,22 @@ class RollbackHook(AmpHook):
         self._lr.end_iteration()
         bad: list[str] = []
         state_is_bad = False
+        window_ends = not accumulating(runner.optim_wrapper)
         if record.verdict.is_bad:
-            self._streak.add(True)
+            # Once for all iterations of a window: they share the fault of one of them.
+            if window_ends or record.verdict is Verdict.RAISED:
+                self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
             if state_is_bad := any_rank(bool(bad)):
                 record.verdict = Verdict.STATE_NONFINITE
         elif record.verdict is Verdict.HEALTHY and record.stepped:
             self._streak.add(False)
-            self._snapshots.healthy()
-            if self._lr.healthy(runner):
+            iterations = runner.iter - self._judged
+            self._snapshots.healthy(iterations)
+            if self._lr.healthy(runner, iterations):
                 self._tell_recovery(runner, runtime)
+        if window_ends:
+            self._judged = runner.iter
         if state_is_bad or self._streak.too_many:
             self._roll_back(runner, runtime, record.verdict, bad)
             runtime.averaging.undone = runner.iter
@@ -262,22 +272,22 @@ class RollbackHook(AmpHook):
         self._ring.last = tuple(state["last"]) if state["last"] else None
 
     def _take_what_is_due(self, runner: Runner) -> None:
-        if self._due and not self._streak.length and not self._ring.on_probation:
+        waits = self._after_rollback or self._ring.on_probation
+        calm = not self._streak.length and not waits
+        if self._due and (self._first or calm):
             self._due = False
             bad = nonfinite_state(runner, self._ignore)
             if any_rank(bool(bad)):
                 runtime = Runtime.of(runner)
                 self._roll_back(runner, runtime, Verdict.STATE_NONFINITE, bad)
             else:
-                # What a run starts with, or goes on with after a resume or a rollback,
-                # is proven; and a resumed one has been read from a file.
-                proven = self._first or self._after_rollback
-                resumed = self._first and runner._resume and runner.iter > 0
-                self._snapshots.take(proven, write=not resumed)
-                self._first = self._after_rollback = False
+                # What a run begins with is proven; a resumed one has read it from disk.
+                write = not (self._first and self._resumed)
+                self._snapshots.take(proven=self._first, write=write)
+                self._first = False
         if self._after_rollback:
-            # A file with the new counts, so that a kill does not lose them. What was
-            # learned is the target's, which is in the ring already.
+            # A file with the new counts and learning rate, so that a kill does not lose
+            # them. What was learned is the target's, which is in the ring already.
             self._after_rollback = False
             self._snapshots.take(proven=True, keep=False)
 
@@ -286,20 +296,18 @@ class RollbackHook(AmpHook):
     ) -> None:
         where = f" ({', '.join(bad[:3])}, {len(bad)} in all)" if bad else ""
         limit = self.attempts.used_up(runner.iter)
-        if limit and not any(
-            resort(verdict, self.rollbacks + 1) for resort in runtime.last_resorts
-        ):
+        if limit and not self._last_resort(runtime, verdict):
             self._give_up(runner, runtime, verdict, where, limit)
         target = self._snapshots.go_back(runner.iter)
         if target is None:
             raise TrainingDivergedError(
                 f"{verdict.value}{where} at iteration {runner.iter}, and no snapshot "
-                "to roll back to: the state is not finite before the first iteration, "
+                "to roll back to: the state was not finite before the first iteration, "
                 "or there was no memory for a copy of it. Check load_from, the "
                 "checkpoint resumed, and the log."
             )
         # Counted first, so that a kill at any moment gives no extra attempt.
-        self.attempts.add(runner.iter, target.iter, verdict.value)
+        self.attempts.add(runner.iter, target.iter, verdict.value, bool(limit))
         target.restore(runner, self.reset_optimizer)
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self.scale_factor ** self.attempts.since(target.iter)
@@ -319,6 +327,10 @@ class RollbackHook(AmpHook):
             nonfinite_state=bad[:5],
         )
         self._tell(runner, verdict, where, target, scale)
+
+    def _last_resort(self, runtime: Runtime, verdict: Verdict) -> bool:
+        resorts = runtime.last_resorts if self.attempts.may_have_extra else []
+        return any(resort(verdict, self.rollbacks + 1) for resort in resorts)
 
     def _tell(
         self,
@@ -343,7 +355,10 @@ class RollbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, verdict: Verdict, where: str, limit: str
     ) -> None:
         self._snapshots.finish(diverged=True)
-        checkpoint = self._snapshots.pointer.named if dist.is_main_process() else None
+        # The other ranks wait here: if one of them ended, so would the one that writes.
+        told = [self._snapshots.pointer.named if dist.is_main_process() else None]
+        dist.broadcast_object_list(told)
+        checkpoint = told[0] or "missing, for none could be written"
         runtime.emit(
             "abort",
             runner.iter,
@@ -357,9 +372,9 @@ class RollbackHook(AmpHook):
             f"training diverged at iteration {runner.iter}: {verdict.value}{where}. "
             f"Tried: {self.rollbacks} rollbacks, {self.attempts.told() or 'none'}; "
             f"learning rate x{self.total_lr_factor:g}. {limit} allows no more. The "
-            "last good checkpoint is "
-            f"{checkpoint or 'in the work_dir of rank 0'}. Resume from it with a "
-            "lower learning rate, a longer warm-up, gradient clipping or BF16."
+            f"last good checkpoint is {checkpoint}. Begin with its weights (load_from, "
+            "without resume) at a lower learning rate or with a longer warm-up; or "
+            "resume from it with gradient clipping or in BF16, and with a higher limit."
         )
 
     def _tell_recovery(self, runner: Runner, runtime: Runtime) -> None:

@@ -13,6 +13,7 @@ def tree():
         nested=[(weight.t(), 7), dict(empty=torch.zeros(0), text="x")],
         again=weight,
         bf16=weight.bfloat16(),
+        counts=collections.defaultdict(int, a=1),
         last=weight.view(1, 3, 2, 2).to(memory_format=torch.channels_last),
     )
 
@@ -40,6 +41,9 @@ def test_bits_dtypes_and_layouts_are_kept():
         assert not a.numel() or a.data_ptr() != b.data_ptr()
     assert copy["nested"][0][1] == 7
     assert type(copy["model"]) is collections.OrderedDict
+    assert type(copy["counts"]) is collections.defaultdict
+    assert copy["counts"] == {"a": 1}
+    assert copy["counts"] is not original["counts"]
 
 
 def test_shared_memory_is_copied_once():

@@ -20,7 +20,7 @@ def test_nobody_goes_back_to_a_snapshot_on_probation():
     r = ring(proven=[0])
     r.add(5, 5)
     assert r.on_probation
-    assert [r.healthy(), r.healthy()] == [[], []]
+    assert [r.healthy(6), r.healthy(7)] == [[], []]
     assert r.go_back(8).iter == 0
     assert iters(r) == [0]  # what was on probation carried the disease
 
@@ -28,11 +28,11 @@ def test_nobody_goes_back_to_a_snapshot_on_probation():
 def test_healthy_iterations_prove_it():
     r = ring(proven=[0])
     r.add(5, 5)
-    for _ in range(2):
-        assert r.healthy() == []
-    (proven,) = r.healthy()
+    for i in (5, 6):
+        assert r.healthy(i) == []
+    (proven,) = r.healthy(7)
     assert proven.iter == 5
-    assert r.healthy() == []
+    assert r.healthy(8) == []
     assert not r.on_probation
     assert r.go_back(9).iter == 5
 
@@ -40,7 +40,7 @@ def test_healthy_iterations_prove_it():
 def test_without_probation_it_counts_at_once():
     r = ring(probation=0, proven=[0])
     assert r.add(4, 4).left == 0
-    assert r.healthy() == []
+    assert r.healthy(4) == []
     assert r.go_back(5).iter == 4
 
 
@@ -50,8 +50,7 @@ def test_keeps_so_many_that_count_and_one_more():
     assert r.spare == 0
     r.add(15, 15)
     assert iters(r) == [5, 10, 15]
-    for _ in range(3):
-        r.healthy()
+    r.healthy(17, 3)
     assert iters(r) == [10, 15]
     assert r.spare == 5
 
@@ -69,6 +68,24 @@ def test_a_snapshot_taken_within_the_cooldown_is_passed_over():
     r.add(8, 8)
     assert r.go_back(9).iter == 0
     assert iters(r) == [0]
+
+
+def test_the_next_target_stays_until_the_cooldown_is_over():
+    """The next snapshot is proven before; with ``keep=2`` it would push out the 5."""
+    r = ring(keep=2, probation=3, cooldown=10, proven=[5, 10])
+    assert r.go_back(12).iter == 10
+    r.add(15, 15)
+    r.healthy(18, 3)
+    assert iters(r) == [5, 10, 15]
+    assert r.go_back(21).iter == 5
+
+    r = ring(keep=2, probation=3, cooldown=10, proven=[5, 10])
+    r.go_back(12)
+    r.add(15, 15)
+    r.healthy(18, 3)
+    r.add(20, 20)
+    r.healthy(23, 3)  # it is over
+    assert iters(r) == [15, 20]
 
 
 def test_the_oldest_stays_whatever_happens():

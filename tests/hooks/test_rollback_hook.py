@@ -1,5 +1,7 @@
 import math
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from mmengine.hooks import Hook
 
 from amp_hooks import TrainingDivergedError
+from amp_hooks.core.checkpoint_file import damage
 from amp_hooks.core.finite import nonfinite_names
 from amp_hooks.snapshot import Snapshot
 from tests import helpers
@@ -519,3 +522,169 @@ def test_poison_is_found_before_a_snapshot_counts(build, poison):
             learned = [saved["state_dict"], saved["ema_state_dict"]]
             assert nonfinite_names([*learned, saved["optimizer"]]) == []
             assert 0 < saved["optimizer"]["loss_scaler"]["scale"] <= 128
+
+
+def test_buffers_that_no_checkpoint_holds_are_taken_back_too(build):
+    runner = build("retinanet", iters=8, hooks=[rollback()], options=no_last())
+    buffer = torch.ones(2)
+    runner.model.register_buffer("cache", buffer, persistent=False)
+    runner.register_hook(Probe(lambda r: r.iter == 4 and buffer.fill_(math.nan)))
+    runner.train()
+    (event,) = helpers.ledger(runner, "rollback")
+    assert event["nonfinite_state"] == ["buffers.cache"]
+    assert torch.equal(runner.model.cache, torch.ones(2))
+
+
+def test_what_an_optimizer_has_learned_in_its_groups_is_taken_back(build):
+    """As D-Adaptation and Prodigy estimate their step size there."""
+
+    class Estimates(Hook):
+        priority = "HIGHEST"
+
+        def before_train(self, runner):
+            (self.group,) = runner.optim_wrapper.optimizer.param_groups
+            self.group.update(d=1.0, growth_rate=math.inf)  # the latter by design
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 4:
+                self.group["d"] = math.nan
+
+    runner = build("retinanet", iters=8, hooks=[rollback()], options=no_last())
+    runner.register_hook(Estimates())
+    runner.train()
+    (event,) = helpers.ledger(runner, "rollback")
+    assert event["nonfinite_state"] == ["optimizer..param_groups[0].d"]
+    assert runner.optim_wrapper.optimizer.param_groups[0]["d"] == 1.0
+
+
+# --- files ------------------------------------------------------------------------
+class Adds(Hook):
+    """Puts something into every checkpoint, as hooks of users do."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        checkpoint["thing"] = self.thing
+
+
+def test_nan_in_what_others_add_is_no_damage(build):
+    runner = build("retinanet", iters=5, hooks=[rollback()], options=no_last())
+    runner.register_hook(Adds([torch.tensor(math.nan)]))
+    runner.train()
+    assert [e["iter"] for e in helpers.ledger(runner, "snapshot")] == [0, 3]
+
+
+class Refuses(Hook):
+    def before_save_checkpoint(self, runner, checkpoint):
+        raise LookupError("this hook is broken")
+
+
+def test_a_hook_that_cannot_add_its_part_costs_the_files_only(build):
+    hooks = [nan_weight(4), rollback()]
+    runner = build(
+        "retinanet", iters=6, hooks=hooks, options=no_last(log_level="WARNING")
+    )
+    runner.register_hook(Refuses())
+    runner.train()
+    assert targets(runner) == [(4, 3)]
+    assert helpers.ledger(runner, "snapshot") == []
+    assert "this hook is broken" in helpers.log(runner)
+
+
+def test_a_file_that_was_being_written_when_the_run_went_back_further(build):
+    """It carries the disease; a resume must not find it."""
+    hooks = [
+        nan_weight([7, 8]),
+        helpers.fault("disk", 6, value="slow:1.5"),
+        rollback(keep=3),
+    ]
+    runner = build("retinanet", iters=11, hooks=hooks, options=no_last())
+    runner.train()
+    assert targets(runner) == [(7, 6), (8, 3)]
+    names = [p.name for p in (Path(runner.work_dir) / "rollback").glob("*.pth")]
+    assert "iter_6.pth" not in names
+    newest = max(names, key=lambda name: int(name[5:-4]))
+    assert newest in ("iter_9.pth", "iter_10.pth")
+    assert os.path.basename(pointer_of(runner)) == newest
+
+
+def test_the_last_file_is_finished_though_training_raises(digits, tmp_path):
+    """A process that ends while its thread writes would be aborted by torch."""
+    hooks = [
+        helpers.fault("raise", 1),
+        helpers.fault("disk", 0, value="slow:2"),
+        rollback(),
+    ]
+    cfg = helpers.make_config("retinanet", digits, tmp_path / "w", iters=9, hooks=hooks)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.dump(tmp_path / "c.py")
+    done = subprocess.run(
+        [sys.executable, helpers.ROOT / "scripts/train.py", tmp_path / "c.py"],
+        env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "matrix contains invalid numeric entries" in done.stderr
+    (path,) = (tmp_path / "w" / "rollback").glob("*.pth")
+    assert damage(str(path)) is None
+
+
+# --- accumulation, static scale, attempts ------------------------------------------
+def test_one_bad_batch_of_a_window_is_one_bad_window(build):
+    hooks = [
+        helpers.fault("loss", 8),
+        dict(type="amp_hooks.StepGuardHook"),
+        rollback(patience=2, interval=100),
+    ]
+    runner = build("retinanet", iters=16, accumulate=4, hooks=hooks)
+    runner.train()
+    overflows = [e["iter"] for e in helpers.ledger(runner, "overflow")]
+    assert overflows == [8, 9, 10, 11]
+    assert targets(runner) == []
+
+
+def test_probation_is_counted_in_iterations_of_the_windows(build):
+    hooks = [rollback(interval=4, probation=4)]
+    runner = build("retinanet", iters=17, accumulate=4, hooks=hooks, options=no_last())
+    runner.train()
+    snapshots = [e["iter"] for e in helpers.ledger(runner, "snapshot")]
+    assert snapshots == [0, 4, 8, 12]
+
+
+def test_a_static_scale_that_nobody_lowers_is_bad(build):
+    """Without StepGuardHook; MMEngine writes the configured number back."""
+    runner = build(
+        "retinanet",
+        iters=4,
+        hooks=[rollback(patience=3)],
+        options={"optim_wrapper.loss_scale": 2.0**60},
+    )
+    runner.train()
+    (event,) = helpers.ledger(runner, "rollback")
+    assert (event["iter"], event["verdict"]) == (2, "GRAD_NONFINITE")
+    assert event["scale"] == 2.0**59
+
+
+def test_the_scale_is_lowered_for_each_rollback_since_the_snapshot(build):
+    hooks = [nan_weight([1, 2, 3]), rollback(interval=100)]
+    options = {"optim_wrapper.loss_scale": 128.0}
+    runner = build("retinanet", iters=5, hooks=hooks, options=options)
+    runner.train()
+    assert [e["scale"] for e in helpers.ledger(runner, "rollback")] == [64, 32, 16]
+
+
+def test_resumed_from_the_first_checkpoint_the_attempts_still_count(build, tmp_path):
+    hooks = [nan_weight(1), rollback(interval=100, max_rollbacks=1)]
+    work = dict(hooks=hooks, work_dir=tmp_path, options=no_last())
+    first = build("retinanet", iters=3, **work)
+    first.train()
+    for path in (tmp_path / "rollback").glob("*.pth"):  # as if killed before
+        if path.name != "iter_0.pth":
+            path.unlink()
+    work["options"] = no_last(resume=True)
+    second = build("retinanet", iters=3, **work)
+    with pytest.raises(TrainingDivergedError, match="1 rollbacks.*max_rollbacks=1"):
+        second.train()

@@ -373,7 +373,7 @@ def test_both_forms_make_the_same_run_and_resume_each_other(build, tmp_path):
 
     for form, hooks in zip(reversed(forms), forms.values()):
         saved = torch.load(find_latest_checkpoint(str(tmp_path / form)))["amp_hooks"]
-        assert saved["RollbackHook"]["rollbacks"] == [[3, 0, "STATE_NONFINITE"]]
+        assert saved["RollbackHook"]["rollbacks"] == [[3, 0, "STATE_NONFINITE", 0]]
         runner = build(
             "retinanet",
             iters=5,

@@ -78,7 +78,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     saved = torch_load(newest)
     iteration = saved["meta"]["iter"]
     policy = saved["amp_hooks"]["RollbackHook"]
-    assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE"]]
+    assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE", 0]]
     assert policy["lr"]["total"] == 0.1
     assert nonfinite_names(saved["state_dict"]) == []
     assert nonfinite_names(saved["optimizer"]) == []
@@ -108,7 +108,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     final = torch_load(find_latest_checkpoint(str(work_dir)))
     assert final["meta"]["iter"] > iteration
     policy = final["amp_hooks"]["RollbackHook"]
-    assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE"]]
+    assert policy["rollbacks"] == [[5, 4, "STATE_NONFINITE", 0]]
     assert policy["lr"]["total"] == 0.1
 
 
