@@ -40,7 +40,7 @@ def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:
     A loss scale of 0, from which nothing comes back, counts as well.
     """
     names = nonfinite_names(learned_state(runner), limit=1000)
-    names += [name for name, _ in _nonfinite_numbers(runner)]
+    names += _nan_numbers(runner)
     for name, wrapper in iter_wrappers(runner.optim_wrapper):
         if (scaler := active_scaler(wrapper)) is not None:
             scale = scaler.get_scale()
@@ -62,17 +62,16 @@ def infinite_by_design(runner: Runner) -> frozenset[str]:
         if torch.isinf(b).any() and not torch.isnan(b).any():
             found |= {f"model.{name}", f"buffers.{name}"}
             found |= {f"ema[{i}].module.{name}" for i, _ in enumerate(emas)}
-    # As some optimizers have among their hyper-parameters.
-    found |= {n for n, value in _nonfinite_numbers(runner) if math.isinf(value)}
     return frozenset(found)
 
 
-def _nonfinite_numbers(runner: Runner) -> Iterator[tuple[str, float]]:
+def _nan_numbers(runner: Runner) -> Iterator[str]:
+    """Hyper-parameters; some are infinite by design, as a limit on growth."""
     for name, wrapper in iter_wrappers(runner.optim_wrapper):
         for i, group in enumerate(wrapper.optimizer.param_groups):
             for key, value in group.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    yield f"optimizer.{name}.param_groups[{i}].{key}", value
+                if isinstance(value, float) and math.isnan(value):
+                    yield f"optimizer.{name}.param_groups[{i}].{key}"
 
 
 def ema_hooks(runner: Runner) -> list[EMAHook]:
