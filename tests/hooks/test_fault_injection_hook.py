@@ -17,7 +17,7 @@ IDS = ["iter", "epoch"]
 CLS = "bbox_head.retina_cls"
 BN = "backbone.bn1.running_mean"
 GUARD = dict(type="amp_hooks.StepGuardHook")
-ROLLBACK = dict(type="amp_hooks.RollbackHook", interval=4)
+ROLLBACK = dict(type="amp_hooks.RollbackHook", interval=4, probation=0)
 LOGGED = dict(log_level="WARNING")
 
 
@@ -348,7 +348,7 @@ def test_boxes(build, plain):
 def test_full_disk_costs_the_file_of_a_snapshot_and_no_more(build):
     fault = dict(what="disk", at=4)
     runner, _ = train(build, fault, iters=9, hooks=[ROLLBACK], options=LOGGED)
-    assert told(runner) == [(4, "disk", [".iter_4.pth.tmp"], "full", None)]
+    assert told(runner) == [(4, "disk", ["iter_4.pth"], "full", None)]
     assert [e["iter"] for e in helpers.ledger(runner, "snapshot")] == [0, 8]
     assert not (Path(runner.work_dir) / "rollback/iter_4.pth").exists()
     assert "No space left on device" in helpers.log(runner)

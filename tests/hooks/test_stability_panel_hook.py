@@ -31,7 +31,7 @@ def series(accumulator, tag):
 @pytest.mark.parametrize("loop", [dict(iters=12), dict(epochs=1)])
 def test_scalars_in_the_event_file(build, loop):
     fault = helpers.infinite_images(7)
-    hooks = [fault, *helpers.SUITE[:3], helpers.SUITE[5], PANEL]
+    hooks = [fault, *helpers.SUITE[:3], helpers.SUITE[6], PANEL]
     runner = build("faster_rcnn", **loop, hooks=hooks)
     runner.train()
     accumulator = events_of(runner)
@@ -91,7 +91,7 @@ def test_one_layout_with_tags_that_exist(build):
     runner = build(
         "faster_rcnn",
         iters=3,
-        hooks=[*helpers.SUITE[:6], PANEL],
+        hooks=[*helpers.SUITE[:7], PANEL],
         options={"default_hooks.logger.interval": 1},
     )
     runner.train()

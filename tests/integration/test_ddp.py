@@ -123,18 +123,14 @@ def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
     assert [(e["iter"], e["target_iter"]) for e in before] == [(5, 4)]
 
 
-@pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_both_ranks_know_a_fault_of_one_in_the_same_iteration(
-    digits, tmp_path, precision
-):
+def test_both_ranks_know_a_fault_of_one_in_the_same_iteration(digits, tmp_path):
     monitors = [fault_on_rank_1(3), *helpers.SUITE[:3]]
     a, b = train_on_two_ranks(
         digits,
         tmp_path / "w",
         iters=4,
         hooks=monitors,
-        precision=precision,
-        options={"optim_wrapper.loss_scale": 128.0} if precision == "float16" else {},
+        options={"optim_wrapper.loss_scale": 128.0},
     )
     healthy = [(i, "HEALTHY", []) for i in range(3)]
     assert a["records"] == [*healthy, (3, "FORWARD_NONFINITE", [1])]
@@ -152,8 +148,7 @@ def test_both_ranks_know_a_fault_of_one_in_the_same_iteration(
     ("precision", "accumulate", "loop"),
     [
         ("float16", 1, dict(iters=10**6 + 3, options=dict(jump_after=3))),
-        ("float32", 2, dict(iters=6)),
-        ("bfloat16", 1, dict(epochs=1)),
+        ("float32", 2, dict(epochs=1)),
     ],
 )
 def test_watching_two_ranks_changes_nothing_and_adds_no_collective(

@@ -46,9 +46,8 @@ def wait_for(condition, process, seconds=120):
     raise AssertionError("waited too long")
 
 
-@pytest.mark.parametrize(
-    "loop", [dict(iters=10**6), dict(epochs=10**6)], ids=["iter", "epoch"]
-)
+# scripts/kill_test.py does it in the other loop, again and again.
+@pytest.mark.parametrize("loop", [dict(epochs=10**6)], ids=["epoch"])
 def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     """A real process, killed for real; then ``--resume`` and nothing else."""
     work_dir = tmp_path / "work"
@@ -294,22 +293,16 @@ def test_getattr_serves_the_log_history(tmp_path):
 
 
 SCHEDULERS = [
-    dict(type="ConstantLR", factor=0.5, begin=0, end=3),
-    dict(type="LinearLR", start_factor=0.1, begin=0, end=3),
     dict(type="MultiStepLR", milestones=[2], gamma=0.1),
-    dict(type="StepLR", step_size=2),
-    dict(type="ExponentialLR", gamma=0.9),
-    dict(type="CosineAnnealingLR", T_max=5, eta_min=1e-5),
     dict(
         type="CosineRestartLR", periods=[3, 3], restart_weights=[1, 0.5], eta_min=1e-5
     ),
-    dict(type="PolyLR", power=0.9, end=6),
     dict(type="OneCycleLR", eta_max=0.01, total_steps=20),
 ]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: s["type"])
-def test_resume_with_every_scheduler(build, tmp_path, scheduler):
+def test_resume_with_schedulers(build, tmp_path, scheduler):
     """Some schedulers put functions of theirs into the checkpoint."""
     options = {"param_scheduler": [dict(scheduler, by_epoch=False)]}
     work = dict(work_dir=tmp_path / "work", options=options)
