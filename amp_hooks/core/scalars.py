@@ -98,7 +98,9 @@ SCALARS = {
         max, "0 or 1", "PrecisionFallbackHook has left the configured precision"
     ),
     "amp/rollbacks_total": Scalar(_latest, "rollbacks", "rollbacks so far"),
-    "amp/lr_factor": Scalar(_latest, "factor", "what rollbacks multiplied the LR by"),
+    "amp/lr_factor": Scalar(
+        _latest, "factor", "LR over the schedule's, after rollbacks and in re-warm-up"
+    ),
 }
 
 

@@ -411,7 +411,13 @@ def test_a_rollback_drops_the_window_that_has_begun(build, at):
     hooks = [
         inject(dict(what="loss", value="nan", at=at)),
         guard(),
-        dict(type="amp_hooks.RollbackHook", interval=2, patience=1, lr_factor=1.0),
+        dict(
+            type="amp_hooks.RollbackHook",
+            interval=2,
+            probation=0,
+            patience=1,
+            lr_factor=1.0,
+        ),
     ]
     runner, probe = train(build, hooks, iters=8, accumulate=2, precision="float32")
     (line,) = helpers.ledger(runner, "rollback")
