@@ -59,3 +59,20 @@ def test_age_adds_nothing_to_the_counts(tables):
     young, old = rows["100"], rows["1,000,000"]
     for count in ("host syncs", "copies", "recorder", "collectives", "kernels"):
         assert young[count] == old[count]
+
+
+def test_snapshots_hold_as_much_memory_in_each_round():
+    done = subprocess.run(
+        [sys.executable, helpers.ROOT / "scripts/bench_snapshots.py", "--tiny"]
+        + "--size 64 --batch-size 1 --rounds 4 --threads 1".split(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.strip("| ").split("|") for line in done.stdout.splitlines()]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in lines}
+    for part in ("snapshot", "in the background", "rollback", "MMEngine checkpoint"):
+        assert float(cells[part][1]) > 0
+    # The first round has no second snapshot that is younger than the first step.
+    assert cells["2"] == cells["3"] == cells["4"]
