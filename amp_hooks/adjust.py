@@ -16,6 +16,14 @@ def all_param_groups(runner: Runner) -> list[dict[str, Any]]:
     return [group for _, wrapper in wrappers for group in wrapper.param_groups]
 
 
+def all_schedulers(runner: Runner) -> list[Any]:
+    """The parameter schedulers of every optimizer."""
+    schedulers: Any = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        return [s for own in schedulers.values() for s in own]
+    return list(schedulers)
+
+
 def change_lr(runner: Runner, factor: float) -> None:
     """Multiply the learning rate, now and for the rest of every schedule.
 
@@ -23,11 +31,8 @@ def change_lr(runner: Runner, factor: float) -> None:
         runner: In training; what is changed goes into its checkpoints.
         factor: Greater than 0; the inverse takes a change back.
     """
-    schedulers: Any = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = [s for own in schedulers.values() for s in own]
     # In one go, because optimizers may share a scheduler or a learning rate tensor.
-    scale_lr(all_param_groups(runner), schedulers, factor)
+    scale_lr(all_param_groups(runner), all_schedulers(runner), factor)
 
 
 def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | None:

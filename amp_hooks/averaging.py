@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 
@@ -17,6 +17,11 @@ def averaging_hooks(runner: Runner) -> list[Hook]:
             cls.__name__ in ("EMAHook", "MeanTeacherHook") for cls in type(hook).__mro__
         )
     ]
+
+
+def ema_hooks(runner: Runner) -> list[EMAHook]:
+    """Hooks that keep an averaged model, with those of subclasses."""
+    return [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
 
 
 class Averaging:

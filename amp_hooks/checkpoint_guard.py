@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 
 from .core.checkpoint_file import REFUSED, damage
 from .core.files import publish
-from .fault_occurrence import replace
+from .core.finite import first_names
+from .core.patch import replace
 from .pointer import Pointer, same_file
 from .runtime import any_rank, warn
 from .safe_load import allow_mmengine_checkpoints
@@ -153,7 +154,8 @@ class CheckpointGuard:
             bad = self._nonfinite()
             files.asked = True
             if any_rank(bool(bad)):
-                raise NotSaved(path, f"the state is not finite ({_some(bad)})")
+                told = first_names(bad) or "on another rank"
+                raise NotSaved(path, f"the state is not finite ({told})")
             if not files.local:
                 self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
                 return
@@ -205,10 +207,3 @@ class CheckpointGuard:
         if files.local and files.asked and files.folder not in self._swept:
             self._swept.add(files.folder)
             sweep(files.folder)
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "on another rank"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .core.damage import damage_loss, spoil_boxes
+from .core.patch import replace
 from .core.trees import map_tensors
-from .fault_occurrence import Occurrence, ema_models, replace
+from .fault_occurrence import Occurrence, ema_models
 from .runtime import Runtime, Save, bare_model
 from .step_tap import iter_wrappers
 

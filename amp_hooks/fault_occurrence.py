@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from .averaging import ema_hooks
 from .core.checks import match_names
 from .core.damage import choose, damage
 from .core.fault_spec import Fault
@@ -82,7 +81,7 @@ class Occurrence:
 
 def ema_models(runner: Runner) -> list[nn.Module]:
     """The averaged models, their parameters named as the model's own."""
-    return [h.ema_model.module for h in runner.hooks if isinstance(h, EMAHook)]
+    return [hook.ema_model.module for hook in ema_hooks(runner)]
 
 
 def expected_names(owner: str, fault: Fault, runner: Runner) -> list[str]:
@@ -91,7 +90,7 @@ def expected_names(owner: str, fault: Fault, runner: Runner) -> list[str]:
     Raises:
         ValueError: A pattern matches nothing, or there is no EMA to hit.
     """
-    if fault.what == "ema" and not any(isinstance(h, EMAHook) for h in runner.hooks):
+    if fault.what == "ema" and not ema_hooks(runner):
         raise ValueError(
             f"{owner}: what='ema' needs an averaged model, but no EMAHook is in the "
             "config. Add dict(type='EMAHook') to custom_hooks, or take the fault out."
@@ -106,13 +105,3 @@ def expected_names(owner: str, fault: Fault, runner: Runner) -> list[str]:
         tensors = getattr(model, f"named_{kind}s")()
         names = [name for name, t in tensors if t.is_floating_point()]
     return match_names(owner, "where", list(fault.where), names, kind)
-
-
-def replace(thing: Any, name: str, value: Any, stack: ExitStack) -> None:
-    """Give one object an attribute of its own, until the stack is closed."""
-    own = vars(thing)
-    if name in own:
-        stack.callback(setattr, thing, name, own[name])
-    else:
-        stack.callback(delattr, thing, name)
-    setattr(thing, name, value)

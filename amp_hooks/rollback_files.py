@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import os.path as osp
 import re
 from collections.abc import Iterable
 
-from .core.files import write_text
+from .core.files import remove, write_text
 
 
 class RollbackFiles:
@@ -81,10 +80,3 @@ class RollbackFiles:
     def _drop(self, iteration: int, spare: str | None) -> None:
         if self._files[iteration] != spare:
             remove(self._files.pop(iteration))
-
-
-def remove(path: str) -> None:
-    """Remove a file, if that is possible."""
-    # Gone, or not ours to remove: it costs room and nothing else.
-    with contextlib.suppress(OSError):
-        os.remove(path)

@@ -8,7 +8,6 @@ import os.path as osp
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,8 @@ import mmengine.dist as dist
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+
+from .core.files import remove
 
 _SUFFIX = ".amp_hooks.tmp"
 # What a CheckpointHook and the message hub remember of its files.
@@ -32,8 +33,7 @@ def sweep(folder: str) -> None:
     """Remove what a process that was killed was writing."""
     for name in os.listdir(folder):
         if name.startswith(".") and name.endswith(_SUFFIX):
-            with suppress(OSError):
-                os.remove(osp.join(folder, name))
+            remove(osp.join(folder, name))
 
 
 class NotSaved(Exception):
@@ -94,8 +94,7 @@ class Files:
     def discard(self) -> None:
         """Remove what has not got its name."""
         for file in self.written if dist.is_main_process() else ():
-            with suppress(OSError):
-                os.remove(file.temporary)
+            remove(file.temporary)
 
 
 class Memory:

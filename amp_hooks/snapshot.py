@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import nn
 
+from .adjust import all_schedulers
+from .averaging import ema_hooks
 from .core.finite import nonfinite_names
 from .core.host_copy import HostCopier
 from .core.trees import map_tensors
@@ -72,11 +73,6 @@ def _nan_numbers(runner: Runner) -> Iterator[str]:
             for key, value in group.items():
                 if isinstance(value, float) and math.isnan(value):
                     yield f"optimizer.{name}.param_groups[{i}].{key}"
-
-
-def ema_hooks(runner: Runner) -> list[EMAHook]:
-    """Hooks that keep an averaged model, with those of subclasses."""
-    return [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
 
 
 @dataclass(frozen=True)
@@ -181,10 +177,9 @@ def _scheduled(runner: Runner) -> set[str]:
 
     The others may have been learned, as by D-Adaptation and Prodigy.
     """
-    schedulers: Any = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = [s for own in schedulers.values() for s in own]
     names = {"lr", "momentum", "betas"}
-    names |= {getattr(scheduler, "param_name", "lr") for scheduler in schedulers}
+    names |= {
+        getattr(scheduler, "param_name", "lr") for scheduler in all_schedulers(runner)
+    }
     bounds = {f"{b}_{name}" for b in ("initial", "max", "min") for name in names}
     return names | bounds

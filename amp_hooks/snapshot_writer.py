@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import queue
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.files import flush_to_disk, publish
+from .core.files import flush_to_disk, publish, remove
 from .core.finite import named_tensors
 from .runtime import Save
 
@@ -105,8 +104,7 @@ class SnapshotWriter:
             publish(temporary, written.path)
         except BaseException as e:  # whatever it is, it must not end the thread unsaid
             written.error = e
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
+            remove(temporary)
         self._done.put(written)
 
 

@@ -11,13 +11,14 @@ import torch
 from mmengine.runner import Runner
 
 from .core.checkpoint_file import damage, read_header
+from .core.files import remove
 from .core.host_copy import HostCopier
 from .core.snapshot_ring import Entry, SnapshotRing
 from .core.verdict import Verdict
 from .pointer import Pointer
 from .resume import Candidate, of_older_runs
 from .rng import rng_state
-from .rollback_files import RollbackFiles, remove
+from .rollback_files import RollbackFiles
 from .run_checkpoint import RunCheckpoint
 from .runtime import Runtime, any_rank, warn
 from .snapshot import Snapshot
@@ -74,11 +75,8 @@ class Snapshots:
             keep: Put it into the ring.
             write: Write it to a file, once it is proven.
         """
-        rng = _rng_of_all_ranks()
         self._recycle()
-        checkpoint = None
-        if write and dist.is_main_process():
-            checkpoint = self._checkpoint(rng)
+        checkpoint = self._checkpoint() if write else None
         snapshot = None
         try:
             snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
@@ -160,7 +158,10 @@ class Snapshots:
         if not diverged:
             self._offer_saved(all_of_them=True)
 
-    def _checkpoint(self, rng: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _checkpoint(self) -> dict[str, Any] | None:
+        rng = _rng_of_all_ranks()
+        if not dist.is_main_process():
+            return None
         try:
             checkpoint = self._run.make(self._runner)
         except Exception as e:  # of a hook that adds its part

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .averaging import ema_hooks
 from .core.saved_tensors import SavedTensors
 from .runtime import bare_model
 from .step_tap import iter_wrappers
@@ -58,9 +58,8 @@ class Window:
 
 def ema_tensors(runner: Runner) -> Iterator[Tensor]:
     """Every parameter and buffer of the averaged models."""
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            yield from hook.ema_model.state_dict().values()
+    for hook in ema_hooks(runner):
+        yield from hook.ema_model.state_dict().values()
 
 
 def _can_change(module: nn.Module) -> bool:

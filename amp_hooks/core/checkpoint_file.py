@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .finite import nonfinite_names
+from .finite import first_names, nonfinite_names
 
 # What must be finite in a checkpoint. The log history beside it may well hold NaN.
 LEARNED_KEYS = ("state_dict", "optimizer", "ema_state_dict")
@@ -156,8 +156,7 @@ def _not_a_checkpoint(checkpoint: Any) -> str | None:
 
 def _bad_numbers(checkpoint: Mapping[str, Any], ignore: frozenset[str]) -> str | None:
     if names := nonfinite_in(checkpoint, ignore):
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"it is not finite: {', '.join(names[:3])}{more}"
+        return f"it is not finite: {first_names(names)}"
     for name, value in _hyper_parameters(checkpoint.get("optimizer", {})):
         low = 0.0 if name == "loss scale" else -float("inf")
         if not low < value < float("inf"):

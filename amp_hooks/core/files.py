@@ -15,6 +15,12 @@ def flush_to_disk(path: str) -> None:
         os.close(fd)
 
 
+def remove(path: str) -> None:
+    """Remove a file, if that is possible: one that stays costs room and no more."""
+    with contextlib.suppress(OSError):
+        os.remove(path)
+
+
 def publish(temporary: str, path: str) -> None:
     """Give a finished temporary file its name, atomically and durably."""
     flush_to_disk(temporary)

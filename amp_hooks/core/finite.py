@@ -21,6 +21,12 @@ def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from named_tensors(value, f"{prefix}[{i}]")
 
 
+def first_names(names: list[str], limit: int = 3) -> str:
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 @torch.no_grad()
 def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     """Paths of floating-point tensors in ``tree`` that hold NaN or infinity.

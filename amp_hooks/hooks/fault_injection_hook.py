@@ -12,9 +12,10 @@ from mmengine.runner import BaseLoop, Runner
 from ..core.checks import check_int
 from ..core.fault_spec import Fault, read_fault
 from ..core.fault_table import KINDS
+from ..core.patch import replace
 from ..core.verdict import Verdict
 from ..fault_kinds import IN_BATCH, IN_STATE, IN_STEP, disk
-from ..fault_occurrence import Occurrence, expected_names, replace
+from ..fault_occurrence import Occurrence, expected_names
 from ..registry import HOOKS
 from ..runtime import Runtime, warn
 from .base import AmpHook
