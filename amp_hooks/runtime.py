@@ -20,6 +20,7 @@ from .averaging import Averaging
 from .core.ledger import Ledger
 from .core.recorder import FlightRecorder, IterationRecord
 from .core.verdict import Verdict, judge
+from .describe import describe_run, utc_now
 from .error_tap import ErrorTap
 from .faults import ForwardFaults
 from .logit_watch import LogitWatch
@@ -90,7 +91,7 @@ class Runtime:
             them do no harm.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
-        listeners: Called as ``listener(event, iteration)`` after each ledger line.
+        listeners: Called with each line of the ledger, as a dict.
         last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
@@ -106,12 +107,13 @@ class Runtime:
         self.raised: Raised | None = None
         self.clamped: set[str] = set()
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
-        self.listeners: list[Callable[[str, int], None]] = []
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.last_resorts: list[Callable[[Verdict, int], bool]] = []
         self.saver: Callable[[str], Save] = lambda path: torch.save
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
         self._faults = ForwardFaults()  # since the last optimizer step
+        self._hooks = 0  # attached at present
 
     @classmethod
     def of(cls, runner: Runner) -> Runtime:
@@ -201,12 +203,28 @@ class Runtime:
                 self._ledger.write(iteration, event, verdict.value, **fields)
             except OSError as e:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
+        line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
         for listener in self.listeners:
-            listener(event, iteration)
+            listener(line)
 
     def forget_window(self) -> None:
         """Drop what is known of gradients that are not applied any more."""
         self._faults = ForwardFaults()
+
+    def begin(self, runner: Runner) -> None:
+        """A hook attaches; the first one opens the ledger."""
+        self._hooks += 1
+        if self._hooks == 1:
+            # All ranks call it: what it asks of a GradScaler costs nothing yet.
+            self.emit("start", runner.iter, Verdict.HEALTHY, **describe_run(runner))
+
+    def end(self, runner: Runner) -> None:
+        """A hook detaches; with the last one the ledger ends."""
+        self.close()
+        self._hooks -= 1
+        if self._hooks == 0:
+            last = max(runner.iter - 1, 0)
+            self.emit("end", last, Verdict.HEALTHY, time=utc_now())
 
     def close(self) -> None:
         """Give the model and the optimizers back as they were."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from amp_hooks.core.events import EVENTS
+from amp_hooks.core.ledger import Ledger
 from tests import helpers
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,22 @@ def build(digits, tmp_path):
     yield make
     for runner in made:
         runner.visualizer.close()
+
+
+@pytest.fixture(autouse=True)
+def _ledger_as_documented(monkeypatch):
+    """Every line that any test makes a run write has the fields of the table."""
+    write = Ledger.write
+
+    def checked(self, iteration, event, verdict, **fields):
+        documented = EVENTS[event].fields
+        must = {f for f, meaning in documented.items() if not meaning.startswith("if ")}
+        assert must <= set(fields) <= set(documented), (event, fields)
+        line = dict(iter=iteration, event=event, verdict=verdict, **fields)
+        assert EVENTS[event].words(line)
+        write(self, iteration, event, verdict, **fields)
+
+    monkeypatch.setattr(Ledger, "write", checked)
 
 
 @pytest.fixture(autouse=True)

@@ -145,10 +145,11 @@ def read_ledger(path):
 
 
 def ledger(runner, event=None):
-    """The events of a runner."""
-    path = Path(runner.log_dir) / "stability.jsonl"
-    lines = read_ledger(path) if path.exists() else []
-    return [line for line in lines if event in (None, line["event"])]
+    """The events of a runner; without a name, all but its start and end."""
+    lines = read_ledger(Path(runner.log_dir) / "stability.jsonl")
+    if event is None:
+        return [line for line in lines if line["event"] not in ("start", "end")]
+    return [line for line in lines if line["event"] == event]
 
 
 def hook_of(runner, name):

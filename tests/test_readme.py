@@ -5,6 +5,7 @@ import re
 import pytest
 
 import amp_hooks.hooks  # noqa: F401  (registers)
+from amp_hooks.core.events import EVENTS
 from amp_hooks.core.scalars import SCALARS
 from amp_hooks.registry import HOOKS
 from tests import helpers
@@ -26,6 +27,12 @@ def test_every_config_of_the_readme_trains(build, block):
 def test_the_table_of_scalars_is_complete():
     for name, scalar in SCALARS.items():
         assert f"| `{name}` | {scalar.unit} | {scalar.meaning} |" in README
+
+
+def test_the_table_of_events_is_complete():
+    for name, event in EVENTS.items():
+        fields = "; ".join(f"`{f}`: {text}" for f, text in event.fields.items())
+        assert f"| `{name}` | {event.meaning} | {fields} |" in README
 
 
 @pytest.mark.parametrize("name", [n for n in amp_hooks.__all__ if n.endswith("Hook")])

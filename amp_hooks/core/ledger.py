@@ -7,6 +7,9 @@ import math
 import os
 from typing import Any
 
+# Their number is bounded by other means, and a report cannot do without them.
+_ALWAYS = ("start", "rollback", "fallback", "abort", "end")
+
 
 def strict_json(value: Any) -> Any:
     """Replace floats that JSON cannot hold by the strings 'nan', 'inf' and '-inf'."""
@@ -24,8 +27,9 @@ class Ledger:
 
     Args:
         path: The file. Its directory is made if it is missing.
-        max_events: After so many lines one last line says so and no more are written,
-            so that a run which overflows for days does not fill the disk.
+        max_events: After so many lines one line says so, and from then on only the few
+            events are written that decide on the run, so that one which overflows for
+            days does not fill the disk.
     """
 
     def __init__(self, path: str, max_events: int = 100_000) -> None:
@@ -39,12 +43,14 @@ class Ledger:
         Raises:
             OSError: If it cannot be written.
         """
-        if self._written > self.max_events:
-            return
         line = dict(iter=iteration, event=event, verdict=verdict, **fields)
-        if self._written == self.max_events:
-            line = dict(line, event="truncated", max_events=self.max_events)
-        self._written += 1
+        if event not in _ALWAYS:
+            if self._written > self.max_events:
+                return
+            if self._written == self.max_events:
+                line = dict(iter=iteration, event="truncated", verdict=verdict)
+                line["max_events"] = self.max_events
+            self._written += 1
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         text = json.dumps(strict_json(line), allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as f:

@@ -32,12 +32,17 @@ class AmpHook(Hook):
     that must survive a resume, :meth:`state` and :meth:`load_state`.
     """
 
+    # What the config gave, for the ledger.
+    arguments: dict[str, Any]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> AmpHook:
         """Refuse unknown arguments with a message that helps."""
         check_known_arguments(cls, kwargs)
         # Hooks are made before a checkpoint is read, so a resume needs nothing else.
         allow_mmengine_checkpoints()
-        return super().__new__(cls)
+        hook = super().__new__(cls)
+        hook.arguments = kwargs
+        return hook
 
     # --- for subclasses -----------------------------------------------------------
     def attach(self, runner: Runner, runtime: Runtime) -> None:
@@ -60,6 +65,7 @@ class AmpHook(Hook):
         """Attach to optimizer and model."""
         runtime = Runtime.of(runner)
         runtime.tap.attach(runner.optim_wrapper)
+        runtime.begin(runner)
         self.attach(runner, runtime)
 
     def after_train_iter(
@@ -75,17 +81,17 @@ class AmpHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Detach."""
-        Runtime.of(runner).close()
+        Runtime.of(runner).end(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put the state of this hook into the checkpoint."""
         if state := self.state():
             kept = checkpoint.setdefault(CHECKPOINT_KEY, {})
-            kept[self._key(runner)] = state
+            kept[self.key(runner)] = state
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take the state back, if the run is resumed and not merely initialised."""
-        state = checkpoint.get(CHECKPOINT_KEY, {}).get(self._key(runner))
+        state = checkpoint.get(CHECKPOINT_KEY, {}).get(self.key(runner))
         if not runner._resume or state is None:
             return
         try:
@@ -97,7 +103,7 @@ class AmpHook(Hook):
                 f"checkpoint ({e!r}) and starts afresh."
             )
 
-    def _key(self, runner: Runner) -> str:
+    def key(self, runner: Runner) -> str:
         """Class name; numbered where the config has several hooks of the class."""
         same = [hook for hook in runner.hooks if type(hook) is type(self)]
         place = next((i for i, hook in enumerate(same) if hook is self), 0)

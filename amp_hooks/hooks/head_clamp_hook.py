@@ -132,8 +132,8 @@ class HeadClampHook(AmpHook):
             self._layers.append(name)
             guard.add(model, name)
 
-        def on_event(event: str, iteration: int) -> None:
-            self._warned |= event == "early_warning"
+        def on_event(line: dict[str, Any]) -> None:
+            self._warned |= line["event"] == "early_warning"
 
         runtime.listeners.append(on_event)
         # After a resume the layers are known, and guarded from the first iteration.

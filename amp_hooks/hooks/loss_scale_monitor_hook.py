@@ -6,15 +6,15 @@ from functools import partial
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..core.checks import check_int
 from ..core.recorder import IterationRecord
 from ..core.skips import SkipCounter, SkipKind
+from ..describe import describe_optimizer
 from ..registry import HOOKS
 from ..runtime import Runtime, warn
-from ..step_tap import active_scaler, iter_wrappers
+from ..step_tap import iter_wrappers
 from .base import AmpHook
 
 
@@ -50,7 +50,9 @@ class LossScaleMonitorHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Say which wrapper, dtype, loss scale and clipping are active."""
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
-            print_log(f"[amp_hooks] {describe(name, wrapper)}", logger="current")
+            print_log(
+                f"[amp_hooks] {describe_optimizer(name, wrapper)}", logger="current"
+            )
         if "fp16" in runner.cfg:
             warn(
                 f"the config has fp16={runner.cfg['fp16']!r}, which MMDetection 3.x "
@@ -106,25 +108,6 @@ class LossScaleMonitorHook(AmpHook):
         if not kinds:
             return {}
         return dict(skip=kinds[""] if set(kinds) == {""} else kinds)
-
-
-def describe(name: str, wrapper: OptimWrapper) -> str:
-    """One line on what is active in an optimizer wrapper."""
-    scaler = active_scaler(wrapper)
-    dtype = getattr(wrapper, "cast_dtype", None)
-    if dtype is None:
-        dtype = "float32" if scaler is None else "autocast's default"
-    scale = "none"
-    if scaler is not None:
-        static = getattr(wrapper, "_scale_update_param", None)
-        kind = "dynamic" if static is None else "static"
-        scale = f"{scaler.get_scale():g} ({kind})"
-    return (
-        f"optimizer{' ' + name if name else ''}: {type(wrapper).__name__}, "
-        f"{type(wrapper.optimizer).__name__}, dtype {dtype}, loss scale {scale}, "
-        f"clip_grad {wrapper.clip_grad_kwargs or 'none'}, accumulative_counts "
-        f"{wrapper._accumulative_counts}"
-    )
 
 
 def _collapse(name: str, counter: SkipCounter, scale: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import mmengine.dist as dist
@@ -41,6 +42,9 @@ LAYOUT = {
 }
 
 
+_QUIET = ("start", "snapshot", "resume", "end")  # events that are no news of health
+
+
 @HOOKS.register_module()
 class StabilityPanelHook(AmpHook):
     """Publishes the ``amp/*`` scalars and lays out TensorBoard's Custom Scalars tab.
@@ -71,9 +75,7 @@ class StabilityPanelHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Put up the layout and listen to events."""
-        runtime.listeners.append(
-            lambda event, iteration: self._on_event(runner, event, iteration)
-        )
+        runtime.listeners.append(partial(self._on_event, runner))
         if not dist.is_main_process():
             return
         if not runner.visualizer._vis_backends:
@@ -106,10 +108,10 @@ class StabilityPanelHook(AmpHook):
         super().after_train(runner)
         self._publish(runner, runner.iter)
 
-    def _on_event(self, runner: Runner, event: str, iteration: int) -> None:
-        self._event |= event not in ("snapshot", "resume")
-        if event == "abort":  # an exception follows; there is no later
-            self._publish(runner, iteration + 1)
+    def _on_event(self, runner: Runner, line: dict[str, Any]) -> None:
+        self._event |= line["event"] not in _QUIET
+        if line["event"] == "abort":  # an exception follows; there is no later
+            self._publish(runner, line["iter"] + 1)
             self._flush(runner)
 
     def _publish(self, runner: Runner, step: int) -> None:

@@ -209,8 +209,8 @@ class StepGuardHook(AmpHook):
             self._told.add(message)
             warn(f"{message}. Such steps are skipped; this is said once.")
 
-    def _on_event(self, runner: Runner, event: str, iteration: int) -> None:
-        if event == "rollback":
+    def _on_event(self, runner: Runner, line: dict[str, Any]) -> None:
+        if line["event"] == "rollback":
             # What was saved, and the window that had begun, are of another state.
             self._window.save(runner)
             self._policy.forget()

@@ -18,12 +18,12 @@ def read(path):
 
 def test_strict_json_one_object_a_line(tmp_path):
     ledger = Ledger(str(tmp_path / "made" / "stability.jsonl"))
-    ledger.write(3, "overflow", "HEALTHY", loss=float("nan"), scales=[float("inf")])
-    ledger.write(4, "rollback", "FORWARD_NONFINITE", nested={"x": float("-inf")})
+    ledger.write(3, "overflow", "HEALTHY", scale=float("nan"), ranks=[float("inf")])
+    ledger.write(4, "overflow", "FORWARD_NONFINITE", losses={"x": float("-inf")})
     assert read(ledger.path) == [
-        dict(iter=3, event="overflow", verdict="HEALTHY", loss="nan", scales=["inf"]),
+        dict(iter=3, event="overflow", verdict="HEALTHY", scale="nan", ranks=["inf"]),
         dict(
-            iter=4, event="rollback", verdict="FORWARD_NONFINITE", nested={"x": "-inf"}
+            iter=4, event="overflow", verdict="FORWARD_NONFINITE", losses={"x": "-inf"}
         ),
     ]
 
@@ -32,8 +32,13 @@ def test_growth_is_bounded(tmp_path):
     ledger = Ledger(str(tmp_path / "stability.jsonl"), max_events=3)
     for i in range(10):
         ledger.write(i, "overflow", "SCALE_OVERFLOW")
+    ledger.write(10, "end", "HEALTHY", time="2026-11-21T12:00:00+00:00")
     lines = read(ledger.path)
-    assert [line["event"] for line in lines] == ["overflow"] * 3 + ["truncated"]
+    events = [line["event"] for line in lines]
+    assert events == ["overflow"] * 3 + ["truncated", "end"]
+    assert lines[3] == dict(
+        iter=3, event="truncated", verdict="SCALE_OVERFLOW", max_events=3
+    )
 
 
 def test_no_file_without_an_event(tmp_path):
