@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 # What a sample consists of, by branch: its data sample, and its part of each input.
@@ -87,6 +88,22 @@ class BatchView:
             for i, sample in enumerate(samples):
                 if image := image_of(sample):
                     yield branch, i, *image
+
+
+def batch_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that a model is called with, data samples looked into."""
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from batch_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, (list, tuple)):
+        for i, value in enumerate(tree):
+            yield from batch_tensors(value, f"{prefix}[{i}]")
+    elif isinstance(tree, BaseDataElement):
+        yield from batch_tensors(dict(tree.items()), prefix)
+    elif isinstance(getattr(tree, "tensor", None), Tensor):  # mmdet's boxes
+        yield prefix, tree.tensor
 
 
 def _branches(batch: Any) -> Iterator[tuple[str, list[Any]]]:

@@ -135,7 +135,7 @@ class LogitWatch:
         return [flag for name, flag in taken if name not in clamped]
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
-        if not self._recomputed(name):
+        if not (self.recorder.muted or self._recomputed(name)):
             self._limits[name] = largest_number(output)
             self._first.setdefault(name, []).append(logit_stats(output))
 
@@ -146,7 +146,8 @@ class LogitWatch:
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             # Gradients are off in evaluation.
-            if not torch.is_grad_enabled() or self._recomputed(name):
+            quiet = self.recorder.muted or not torch.is_grad_enabled()
+            if quiet or self._recomputed(name):
                 return
             for _, tensor in named_tensors(output):
                 if tensor.is_floating_point():

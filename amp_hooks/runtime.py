@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os.path as osp
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,8 @@ class Runtime:
         last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
+        replayed: Contexts in which a forward pass of this iteration is run again as it
+            was: faults that were injected into it.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -110,6 +113,7 @@ class Runtime:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.last_resorts: list[Callable[[Verdict, int], bool]] = []
         self.saver: Callable[[str], Save] = lambda path: torch.save
+        self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
         self._faults = ForwardFaults()  # since the last optimizer step
@@ -207,6 +211,15 @@ class Runtime:
         for listener in self.listeners:
             listener(line)
 
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What the model does meanwhile is no training iteration: note nothing."""
+        was, self.recorder.muted = self.recorder.muted, True
+        try:
+            yield
+        finally:
+            self.recorder.muted = was
+
     def forget_window(self) -> None:
         """Drop what is known of gradients that are not applied any more."""
         self._faults = ForwardFaults()
@@ -236,3 +249,4 @@ class Runtime:
         self.observers.clear()
         self.listeners.clear()
         self.last_resorts.clear()
+        self.replayed.clear()

@@ -96,6 +96,20 @@ def check_regexes(owner: str, name: str, value: Any) -> list[str]:
     return list(patterns)
 
 
+def check_iterations(owner: str, name: str, value: Any) -> list[int]:
+    """Return ``value`` as a list of iterations, counted from 0; ``None`` is empty."""
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)) or not all(
+        type(i) is int and i >= 0 for i in value
+    ):
+        raise TypeError(
+            f"{owner}: {name} must be a list of iterations, counted from 0, such as "
+            f"[0, 1000], got {value!r}."
+        )
+    return list(value)
+
+
 def check_dict(owner: str, name: str, value: Any, example: str) -> None:
     """Refuse what is neither a dict nor ``None``."""
     if value is not None and not isinstance(value, dict):

@@ -247,10 +247,11 @@ EVENTS = {
         _forensics,
         {
             "folder": "where report, batch and weights are",
-            "kind": "input, weights, overflow, nan, code, loss, gradient or unknown",
+            "kind": "as in report.json: overflow, nan, weights, input, ...",
             "module": "path of the module where it arose, or null",
             "finding": "one sentence",
             "rank": "the process",
+            "bytes": "size of batch and weights there",
         },
     ),
     "bad_batch": Event(

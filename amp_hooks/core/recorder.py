@@ -80,11 +80,13 @@ class FlightRecorder:
     Attributes:
         transfers: Device-to-host copies made so far: at most one per iteration and
             device.
+        muted: What is noted is forgotten: it is of no training iteration.
     """
 
     def __init__(self, size: int = 200) -> None:
         self.records: deque[IterationRecord] = deque(maxlen=size)
         self.transfers = 0
+        self.muted = False
         self._pending: list[tuple[str, str, str, Tensor]] = []
 
     def note(
@@ -100,7 +102,8 @@ class FlightRecorder:
             reduce: ``'max'``, ``'min'`` or ``'sum'``: what to do with several values
                 noted under one name. NaN prevails.
         """
-        self._pending.append((quantity, name, reduce, value.detach()))
+        if not self.muted:
+            self._pending.append((quantity, name, reduce, value.detach()))
 
     def discard(self) -> None:
         """Forget what was noted, as after an iteration that raised."""

@@ -3,6 +3,7 @@
 from .bad_batch_hook import BadBatchHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .fault_injection_hook import FaultInjectionHook
+from .forensics_hook import ForensicsHook
 from .grad_norm_monitor_hook import GradNormMonitorHook
 from .head_clamp_hook import HeadClampHook
 from .loss_scale_monitor_hook import LossScaleMonitorHook
@@ -16,6 +17,7 @@ __all__ = [
     "BadBatchHook",
     "ClsScoreMonitorHook",
     "FaultInjectionHook",
+    "ForensicsHook",
     "GradNormMonitorHook",
     "HeadClampHook",
     "LossScaleMonitorHook",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import mmengine.dist as dist
@@ -121,6 +122,7 @@ class FaultInjectionHook(AmpHook):
         self._happened: set[int] = set()
         self._due: dict[int, Occurrence] = {}  # in this iteration, on this rank
         self._undo = ExitStack()
+        self._stepping = False
 
     def before_run(self, runner: Runner) -> None:
         """Refuse what cannot happen in this run; add the hook of the other end."""
@@ -143,6 +145,7 @@ class FaultInjectionHook(AmpHook):
         """Say what is going to happen."""
         self._happened.clear()
         self._first = runner.iter
+        Runtime.of(runner).replayed.append(self._again)
         shown = "; ".join(map(str, self.faults))
         warn(
             f"FaultInjectionHook is going to damage this run on purpose: {shown}. For "
@@ -191,12 +194,23 @@ class FaultInjectionHook(AmpHook):
         def train_step(*args: Any, **kwargs: Any) -> Any:
             # However the step ends, nothing of this is left after it.
             with this_step:
+                self._stepping = True
+                this_step.callback(setattr, self, "_stepping", False)
                 for occurrence in in_step:
                     this_step.callback(occurrence.tell)
                     IN_STEP[occurrence.fault.what](occurrence, this_step)
                 return original(*args, **kwargs)
 
         replace(runner.model, "train_step", train_step, this_step)
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """The faults of this iteration's training step, for who runs it again."""
+        with ExitStack() as stack:
+            for occurrence in self._due.values():
+                if occurrence.fault.what in IN_STEP and not self._stepping:
+                    IN_STEP[occurrence.fault.what](occurrence, stack)
+            yield
 
     def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: this hook does not watch."""

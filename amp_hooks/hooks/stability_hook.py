@@ -17,6 +17,7 @@ from ..step_tap import iter_wrappers
 from .bad_batch_hook import BadBatchHook
 from .base import AmpHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
+from .forensics_hook import ForensicsHook
 from .grad_norm_monitor_hook import GradNormMonitorHook
 from .head_clamp_hook import HeadClampHook
 from .loss_scale_monitor_hook import LossScaleMonitorHook
@@ -31,6 +32,7 @@ MEMBERS: dict[str, type[AmpHook]] = {
     "loss_scale": LossScaleMonitorHook,
     "cls_score": ClsScoreMonitorHook,
     "grad_norm": GradNormMonitorHook,
+    "forensics": ForensicsHook,
     "step_guard": StepGuardHook,
     "bad_batch": BadBatchHook,
     "head_clamp": HeadClampHook,
@@ -66,6 +68,7 @@ class StabilityHook(Hook):
     30       LossScaleMonitorHook    Monitors measure before anybody acts.
     30       ClsScoreMonitorHook     Its early warning is for HeadClampHook.
     30       GradNormMonitorHook     It names the gradients for the ledger.
+    31       ForensicsHook           Runs a bad batch again as it was found.
     32       StepGuardHook           Undoes the iteration before anybody decides on it
                                      and before anybody averages it.
     34       BadBatchHook            Blames images by the verdict on the iteration,
@@ -91,6 +94,8 @@ class StabilityHook(Hook):
             to True.
         grad_norm (dict or bool, optional): Of :class:`GradNormMonitorHook`. Defaults
             to True.
+        forensics (dict or bool, optional): Of :class:`ForensicsHook`. Defaults to
+            True.
         step_guard (dict or bool, optional): Of :class:`StepGuardHook`. Defaults to
             True.
         bad_batch (dict or bool, optional): Of :class:`BadBatchHook`. Defaults to True.
@@ -134,6 +139,7 @@ class StabilityHook(Hook):
         loss_scale: dict | bool | None = True,
         cls_score: dict | bool | None = True,
         grad_norm: dict | bool | None = True,
+        forensics: dict | bool | None = True,
         step_guard: dict | bool | None = True,
         bad_batch: dict | bool | None = True,
         head_clamp: dict | list[dict] | bool | None = True,

@@ -1,0 +1,186 @@
+"""Run the forward pass of an iteration once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .batches import batch_tensors
+from .core.finite import nonfinite_names
+from .core.forward_trace import Fault, ForwardTrace, Frame
+from .core.patch import replace
+from .core.preserved import preserved
+from .rng import States, restore_rng, undisturbed_rng
+from .runtime import Runtime, bare_model
+from .step_tap import iter_wrappers
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the model was called with, by reference, and the generators' state then.
+
+    Attributes:
+        args: Positional arguments, after the data preprocessor.
+        kwargs: Keyword arguments.
+        rng: Of :func:`capture_rng`.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rng: States
+
+
+@dataclass
+class Replay:
+    """What the second run of a forward pass showed.
+
+    Attributes:
+        call: The one of the iteration's calls in which the fault is; else the last.
+        fault: Where it arises; ``None`` if everything was finite.
+        frames: The last module calls.
+        losses: Each loss term.
+        error: What it raised, and in which module.
+        nonfinite_grads: Parameters whose gradient is not finite.
+        grads: Parameters that got a gradient.
+        skipped: Why the backward pass was not run.
+    """
+
+    call: Call
+    fault: Fault | None = None
+    frames: list[Frame] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    nonfinite_grads: list[str] = field(default_factory=list)
+    grads: int = 0
+    skipped: str = ""
+
+    @property
+    def finite(self) -> bool:
+        """Whether nothing was found."""
+        return not (self.fault or self.error or self.nonfinite_grads)
+
+
+def run_again(
+    runner: Runner, runtime: Runtime, calls: list[Call], scale: float, frames: int
+) -> Replay:
+    """Run an iteration's calls of the model again, as they were run, up to a fault.
+
+    In the precision, with the clamp and with the injected faults of the iteration; the
+    model, the random number generators and the monitors know nothing of it. With
+    several processes this one is alone: no collective waits for the others.
+
+    Args:
+        runner: Its model is in the state in which the iteration found it.
+        runtime: Is kept quiet meanwhile.
+        calls: At least one.
+        scale: Loss scale of the step, for the backward pass.
+        frames: So many last module calls are kept.
+    """
+    model = bare_model(runner)
+    wrapper = next(wrapper for _, wrapper in iter_wrappers(runner.optim_wrapper))
+    result = Replay(calls[-1])
+    with ExitStack() as stack:
+        stack.enter_context(runtime.quiet())
+        stack.enter_context(_alone())
+        for again in runtime.replayed:
+            stack.enter_context(again())
+        for call in calls:
+            result = run_call(model, wrapper, call, scale, frames)
+            if not result.finite:
+                break
+    return result
+
+
+def run_call(
+    model: nn.Module, wrapper: OptimWrapper, call: Call, scale: float, frames: int
+) -> Replay:
+    """Run one forward pass, and the backward pass if it comes so far.
+
+    Args:
+        model: In training mode; it is left as it was.
+        wrapper: Its precision is used.
+        call: What the model is called with.
+        scale: The loss is multiplied by it.
+        frames: So many last module calls are kept.
+    """
+    with undisturbed_rng(), preserved(model), _eager():
+        restore_rng(call.rng)
+        return _run(model, wrapper, call, scale, frames)
+
+
+def _run(
+    model: nn.Module, wrapper: OptimWrapper, call: Call, scale: float, frames: int
+) -> Replay:
+    result = Replay(call)
+    trace = ForwardTrace(model, frames, batch_tensors)
+    total = None
+    with torch.enable_grad(), wrapper.optim_context(model):
+        try:
+            with trace:
+                total = _losses(model, call, result)
+        except Exception as e:  # as the iteration may have done
+            inside = f" in {trace.open[-1]}" if any(trace.open) else ""
+            result.error = f"{type(e).__name__}: {e}{inside}"
+    result.frames = list(trace.frames)
+    result.fault = trace.fault
+    bad = [name for name, loss in result.losses.items() if not math.isfinite(loss)]
+    if trace.fault is None and bad:
+        result.fault = Fault("loss", "", 1, bad, operation=trace.last_operation())
+    if total is not None:
+        _gradients(model, total * scale, result)
+    return result
+
+
+def _losses(model: Any, call: Call, result: Replay) -> Tensor | None:
+    losses = model(*call.args, **call.kwargs)
+    if not isinstance(losses, dict):
+        return None  # not the loss mode, but something of a train_step of their own
+    total, terms = model.parse_losses(losses)
+    result.losses = {
+        name: float(loss)
+        for name, loss in terms.items()
+        if isinstance(loss, Tensor) and loss.numel() == 1 and "loss" in name
+    }
+    return total
+
+
+def _gradients(model: nn.Module, total: Tensor, result: Replay) -> None:
+    """Which parameters get a gradient that is not finite; ``.grad`` stays untouched."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    try:
+        # Not backward(), of which DDP would hear.
+        grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+    except Exception as e:  # no memory, for one
+        result.skipped = f"{type(e).__name__}: {e}"
+        return
+    given = {name: grad for (name, _), grad in zip(named, grads) if grad is not None}
+    result.grads = len(given)
+    result.nonfinite_grads = nonfinite_names(given, limit=len(given))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """As if this were the only process: averages over ranks are this rank's own."""
+    with ExitStack() as stack:
+        if hasattr(torch.distributed, "is_initialized"):
+            replace(torch.distributed, "is_initialized", lambda: False, stack)
+        yield
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Code that torch.compile has compiled calls no hooks that were added later."""
+    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    if stance is None:
+        yield
+    else:
+        with stance("force_eager"):
+            yield

@@ -1,0 +1,142 @@
+"""Run a kept fault again and say in which precision, with which remedy, it is finite.
+
+    python scripts/replay_fault.py WORK_DIR/TIMESTAMP/faults/iter_N CONFIG [--fp32]
+        [--clamp]
+
+The folder is ForensicsHook's; CONFIG is the run's. Without --fp32 and --clamp all of
+them are tried: the run's precision, FP32 and BF16, each without and with the classifier
+layers clamped as HeadClampHook does. A fault that was injected does not repeat here.
+Exit status: 0 if what was asked for is finite (of several: if one is), 1 if not, 2 for
+a usage error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from amp_hooks import CpuAmpOptimWrapper, FlightRecorder
+from amp_hooks.fault_dump import (
+    WEIGHTS,
+    load_call,
+    load_report,
+    load_weights,
+    to_device,
+)
+from amp_hooks.fault_report import finding
+from amp_hooks.head_guard import HeadGuard
+from amp_hooks.replay import Call, Replay, run_call
+
+LIMIT = 100.0  # HeadClampHook's
+
+
+def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:
+    """Something with the precision of a run; its optimizer takes no step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    if dtype == "float32":
+        return OptimWrapper(optimizer)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    wrapper = CpuAmpOptimWrapper if on_cpu else AmpOptimWrapper
+    return wrapper(optimizer=optimizer, dtype=dtype, loss_scale=1.0)
+
+
+def run(model: nn.Module, call: Call, dtype: str, layers: list[str]) -> Replay:
+    """Run the batch in one precision, with these layers clamped."""
+    guard = HeadGuard(FlightRecorder(), LIMIT, soft=False)
+    for layer in layers:
+        guard.add(model, layer)
+    guard.on = bool(layers)
+    try:
+        return run_call(model, wrapper_for(model, dtype), call, 1.0, frames=21)
+    finally:
+        guard.remove()
+
+
+def main() -> None:
+    """Load the fault, try what was asked for, print one line each."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path, help="of ForensicsHook: faults/iter_N")
+    parser.add_argument("config", type=Path, help="the run's config file")
+    parser.add_argument("--fp32", action="store_true", help="only in FP32")
+    parser.add_argument("--clamp", action="store_true", help="only with the head clamp")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="a checkpoint to use in place of the weights that were kept",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="the batch holds classes of your own; reading it may run code",
+    )
+    args = parser.parse_args()
+    if not args.config.is_file():
+        parser.error(f"there is no config {args.config}")
+    try:
+        report = load_report(str(args.folder))
+    except FileNotFoundError:
+        parser.error(
+            f"{args.folder} holds no report.json: name a folder that ForensicsHook "
+            "has written, WORK_DIR/TIMESTAMP/faults/iter_N"
+        )
+    model = load_model(parser, args, args.folder)
+    try:
+        call = load_call(str(args.folder), args.trust)
+    except FileNotFoundError:
+        parser.error(f"{args.folder} was written without its batch: {report['notes']}")
+    except pickle.UnpicklingError as e:
+        parser.error(f"{e}\n--trust reads it all the same, if you know who wrote it")
+    call = to_device(call, next(model.parameters()).device)
+    print(f"iteration {report['iter']}, {report['verdict']}: {report['finding']}")
+    layers = report["layers"]
+    if args.clamp and not layers:
+        parser.error("the run had found no classifier layers to clamp")
+    precisions = ["float32"] if args.fp32 else [report["dtype"]]
+    if not (args.fp32 or args.clamp):
+        precisions += [d for d in ("float32", "bfloat16") if d != report["dtype"]]
+    clamps = [True] if args.clamp else [False]
+    if layers and not (args.fp32 or args.clamp):
+        clamps = [False, True]
+    finite = []
+    for dtype in precisions:
+        for clamped in clamps:
+            result = run(model, call, dtype, layers if clamped else [])
+            finite.append(result.finite)
+            name = dtype + (" with the head clamp" if clamped else "")
+            print(f"{name:32} {'finite' if result.finite else finding(result)}")
+    sys.exit(not any(finite))
+
+
+def load_model(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path
+) -> nn.Module:
+    """The run's model with the weights of the fault, in training mode."""
+    cfg = Config.fromfile(args.config)
+    init_default_scope(cfg.get("default_scope", "mmdet"))
+    model = MODELS.build(cfg.model)
+    try:
+        if args.weights is None:
+            load_weights(model, str(folder))
+        else:
+            kept = torch.load(args.weights, map_location="cpu", weights_only=True)
+            model.load_state_dict(kept["state_dict"])
+    except FileNotFoundError as e:
+        parser.error(
+            f"{e}. The weights of the fault were not kept ({WEIGHTS}); name a "
+            "checkpoint: --weights WORK_DIR/rollback/iter_N.pth"
+        )
+    except RuntimeError as e:
+        parser.error(f"{args.config} is not the config of that run: {e}")
+    return model.cuda().train() if torch.cuda.is_available() else model.train()
+
+
+if __name__ == "__main__":
+    main()
