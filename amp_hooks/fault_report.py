@@ -27,6 +27,21 @@ def kind_of(replay: Replay) -> str:
     return "gradient" if replay.nonfinite_grads else "unknown"
 
 
+def brief(replay: Replay) -> str:
+    """In a few words."""
+    fault = replay.fault
+    if fault is None:
+        if replay.error:
+            return f"does not run: {replay.error}"
+        return "gradients are not finite" if replay.nonfinite_grads else "finite"
+    if fault.kind == "input":
+        return "the input is not finite"
+    if fault.kind == "loss":
+        return f"not finite: {first_names(fault.tensors)}"
+    before = f", before {fault.consumer}" if fault.consumer else ""
+    return f"{fault.kind} in {_path(fault.module)}{before}"
+
+
 def finding(replay: Replay) -> str:
     """In a sentence or two: where it arises, and what is known of it."""
     fault = replay.fault
@@ -39,8 +54,8 @@ def finding(replay: Replay) -> str:
     elif replay.nonfinite_grads:
         text = (
             "Losses and the output of every module are finite, but the gradients of "
-            f"{len(replay.nonfinite_grads)} of {replay.grads} parameters are not: "
-            f"{first_names(replay.nonfinite_grads)}"
+            f"{len(replay.nonfinite_grads)} of {replay.grads} parameters, or their "
+            f"norms, are not: {first_names(replay.nonfinite_grads)}"
         )
     else:
         text = "Run once more, everything was finite: the fault does not repeat"

@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .batches import batch_tensors
+from .core.alone import alone
 from .core.finite import nonfinite_names
 from .core.forward_trace import Fault, ForwardTrace, Frame
-from .core.patch import replace
 from .core.preserved import preserved
 from .rng import States, restore_rng, undisturbed_rng
 from .runtime import Runtime, bare_model
@@ -48,7 +48,7 @@ class Replay:
         frames: The last module calls.
         losses: Each loss term.
         error: What it raised, and in which module.
-        nonfinite_grads: Parameters whose gradient is not finite.
+        nonfinite_grads: Parameters whose gradient, or its norm, is not finite.
         grads: Parameters that got a gradient.
         skipped: Why the backward pass was not run.
     """
@@ -89,7 +89,7 @@ def run_again(
     result = Replay(calls[-1])
     with ExitStack() as stack:
         stack.enter_context(runtime.quiet())
-        stack.enter_context(_alone())
+        stack.enter_context(alone())
         for again in runtime.replayed:
             stack.enter_context(again())
         for call in calls:
@@ -161,18 +161,14 @@ def _gradients(model: nn.Module, total: Tensor, result: Replay) -> None:
     except Exception as e:  # no memory, for one
         result.skipped = f"{type(e).__name__}: {e}"
         return
-    given = {name: grad for (name, _), grad in zip(named, grads) if grad is not None}
-    result.grads = len(given)
-    result.nonfinite_grads = nonfinite_names(given, limit=len(given))
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """As if this were the only process: averages over ranks are this rank's own."""
-    with ExitStack() as stack:
-        if hasattr(torch.distributed, "is_initialized"):
-            replace(torch.distributed, "is_initialized", lambda: False, stack)
-        yield
+    # By their norms, as the optimizer step is judged: a norm may overflow by itself.
+    norms = {
+        name: torch.linalg.vector_norm(grad.float())
+        for (name, _), grad in zip(named, grads)
+        if grad is not None
+    }
+    result.grads = len(norms)
+    result.nonfinite_grads = nonfinite_names(norms, limit=len(norms))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from amp_hooks.fault_dump import (
     load_weights,
     to_device,
 )
-from amp_hooks.fault_report import finding
+from amp_hooks.fault_report import brief
 from amp_hooks.head_guard import HeadGuard
 from amp_hooks.replay import Call, Replay, run_call
 
@@ -100,18 +100,18 @@ def main() -> None:
     if args.clamp and not layers:
         parser.error("the run had found no classifier layers to clamp")
     precisions = ["float32"] if args.fp32 else [report["dtype"]]
+    clamps = [args.clamp]
     if not (args.fp32 or args.clamp):
         precisions += [d for d in ("float32", "bfloat16") if d != report["dtype"]]
-    clamps = [True] if args.clamp else [False]
-    if layers and not (args.fp32 or args.clamp):
-        clamps = [False, True]
+        clamps = [False, True] if layers else [False]
     finite = []
     for dtype in precisions:
-        for clamped in clamps:
-            result = run(model, call, dtype, layers if clamped else [])
+        for clamp in clamps:
+            # Without more, as it was: a clamp may have been on already.
+            result = run(model, call, dtype, layers if clamp else report["clamped"])
             finite.append(result.finite)
-            name = dtype + (" with the head clamp" if clamped else "")
-            print(f"{name:32} {'finite' if result.finite else finding(result)}")
+            name = dtype + (" with the head clamp" if clamp else "")
+            print(f"{name:30} {brief(result)}")
     sys.exit(not any(finite))
 
 

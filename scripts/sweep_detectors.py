@@ -40,7 +40,11 @@ from torch.utils.data import Dataset
 from amp_hooks.runtime import Runtime
 
 CONFIGS = osp.join(osp.dirname(mmdet.__file__), ".mim", "configs")
-CLAMP = 1e-6  # small enough to change every head's logits
+HOOKS = [
+    dict(type="amp_hooks.ClsScoreMonitorHook"),
+    # Small enough to change every head's logits.
+    dict(type="amp_hooks.HeadClampHook", when="always", limit=1e-6),
+]
 
 
 @dataclass
@@ -152,8 +156,10 @@ def num_classes(node: Any) -> list[int]:
     return [n for n in here if isinstance(n, int)] + num_classes(list(node.values()))
 
 
-def build_runner(family: Family, work_dir: str) -> Runner:
-    """An ordinary Runner for two iterations, with the monitor and the clamp."""
+def build_runner(
+    family: Family, work_dir: str, hooks: list | None = None, iters: int = 2
+) -> Runner:
+    """An ordinary Runner, by default with the monitor and the clamp."""
     cfg = Config.fromfile(osp.join(CONFIGS, f"{family.config}.py"))
     cfg.merge_from_dict(family.options)
     model = ConfigDict(strip(cfg.model.to_dict()))
@@ -174,13 +180,10 @@ def build_runner(family: Family, work_dir: str) -> Runner:
             sampler=dict(type="InfiniteSampler", shuffle=False),
             collate_fn=dict(type="pseudo_collate"),
         ),
-        train_cfg=dict(type="IterBasedTrainLoop", max_iters=2),
+        train_cfg=dict(type="IterBasedTrainLoop", max_iters=iters),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-6)),
         default_hooks=dict(checkpoint=None, logger=None),
-        custom_hooks=[
-            dict(type="amp_hooks.ClsScoreMonitorHook"),
-            dict(type="amp_hooks.HeadClampHook", when="always", limit=CLAMP),
-        ],
+        custom_hooks=hooks or HOOKS,
         default_scope="mmdet",
         experiment_name=uuid.uuid4().hex,  # message hub and visualizer are global
         randomness=dict(seed=0),

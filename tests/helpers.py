@@ -146,10 +146,18 @@ def read_ledger(path):
 
 def ledger(runner, event=None):
     """The events of a runner; without a name, all but its start and end."""
-    lines = read_ledger(Path(runner.log_dir) / "stability.jsonl")
+    path = Path(runner.log_dir) / "stability.jsonl"
+    lines = read_ledger(path) if path.exists() else []  # without hooks of ours
     if event is None:
         return [line for line in lines if line["event"] not in ("start", "end")]
     return [line for line in lines if line["event"] == event]
+
+
+def dumps(runner):
+    """The reports that ForensicsHook wrote, by iteration."""
+    paths = Path(runner.log_dir).glob("faults/*/report.json")
+    reports = [json.loads(path.read_text()) for path in paths]
+    return {report["iter"]: report for report in reports}
 
 
 def hook_of(runner, name):

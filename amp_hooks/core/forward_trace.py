@@ -140,12 +140,12 @@ class ForwardTrace:
                 ]
             else:
                 inputs = magnitudes(args, "input") + magnitudes(kwargs, "input")
-        bad = [row.name for row in inputs if not (row.finite or row.only_masked)]
+        bad = [row for row in inputs if not row.finite]
+        names = [row.name for row in bad]
         if bad and not self._stack:
-            bad = [row.name for row in inputs if not row.finite]
-            self.fault = Fault("input", name, 1, bad)
-        elif bad:
-            self.fault = self._masked or self._in_code(name, bad)
+            self.fault = Fault("input", name, 1, names)
+        elif not all(row.only_masked for row in bad):
+            self.fault = self._masked or self._in_code(name, names)
         if self.fault is not None:
             self._add_frame(module, name, inputs)
             return

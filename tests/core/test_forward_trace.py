@@ -1,0 +1,227 @@
+"""Where values stop being finite, in models small enough to see through."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from amp_hooks.core.finite import named_tensors
+from amp_hooks.core.forward_trace import ForwardTrace
+from amp_hooks.core.half_rehearsal import half_rehearsal
+from amp_hooks.core.preserved import preserved
+
+
+def trace(model, *args, frames=21):
+    model.train()
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+    with ForwardTrace(model, frames, named_tensors) as t:
+        model(*args)
+    assert hooks == [len(m._forward_hooks) for m in model.modules()]
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    return t
+
+
+class Block(nn.Module):
+    """A residual block with code of its own."""
+
+    def __init__(self, own=lambda x: x, before=lambda x: x):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.own, self.before = own, before
+        nn.init.ones_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        return self.own(self.relu(self.conv(self.before(x))) + x)
+
+
+class Head(nn.Module):
+    """Its losses are computed in a method that is no module call, as mmdet's are."""
+
+    def __init__(self, target=lambda x: x):
+        super().__init__()
+        self.fc = nn.Conv2d(1, 1, 1)
+        self.loss_cls = nn.L1Loss()
+        self.target = target
+        nn.init.ones_(self.fc.weight)
+
+    def loss(self, x):
+        return self.loss_cls(self.fc(x), self.target(x))
+
+
+class Detector(nn.Module):
+    def __init__(self, *blocks, head=None):
+        super().__init__()
+        self.backbone = nn.Sequential(*blocks)
+        self.head = head or Head()
+
+    def forward(self, x):
+        return self.head.loss(self.backbone(x))
+
+
+def images(value=1.0):
+    return torch.full((1, 1, 2, 2), value)
+
+
+def test_a_finite_pass_has_no_fault_and_keeps_the_last_frames():
+    t = trace(Detector(Block(), Block()), images(), frames=3)
+    assert t.fault is None
+    assert [f.module for f in t.frames] == ["head.fc", "head.loss_cls", ""]
+    fc = t.frames[0]
+    assert [row.name for row in fc.rows] == ["weight", "bias", "input[0]", "output"]
+    assert fc.rows[2].absmax == 4.0  # doubled by each block
+
+
+def test_the_innermost_module_is_named_not_those_around_it():
+    model = Detector(Block(), Block(), Block())
+    model.backbone[1].conv.register_forward_hook(lambda m, i, out: out * math.nan)
+    fault = trace(model, images()).fault
+    assert (fault.kind, fault.module) == ("nan", "backbone.1.conv")
+
+
+def test_code_of_a_module_after_its_children():
+    model = Detector(Block(), Block(own=lambda x: x / 0.0))
+    fault = trace(model, images()).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.1")
+    assert fault.operation.name in ("__truediv__", "div", "true_divide")
+    assert "test_forward_trace.py" in fault.operation.where
+    assert "x / 0.0" in fault.operation.code
+
+
+def test_code_of_a_module_before_its_child():
+    model = Detector(Block(), Block(before=lambda x: (x - 2).log()))
+    fault = trace(model, images()).fault  # the input is 2 there, so log(0)
+    assert (fault.kind, fault.module) == ("code", "backbone.1")
+    assert fault.consumer == "backbone.1.conv"
+    assert fault.operation.name == "log"
+
+
+def test_code_of_a_head_between_its_modules():
+    model = Detector(head=Head(target=lambda x: (x - 1).sqrt() / (x - 1)))
+    fault = trace(model, images()).fault
+    assert (fault.kind, fault.module) == ("code", "head")
+    assert (fault.consumer, fault.tensors) == ("head.loss_cls", ["input[1]"])
+
+
+def test_a_weight_that_is_not_finite():
+    model = Detector(Block(), Block())
+    with torch.no_grad():
+        model.backbone[1].conv.weight.fill_(math.inf)
+    fault = trace(model, images()).fault
+    assert (fault.kind, fault.module) == ("weights", "backbone.1.conv")
+    assert fault.tensors == ["weight"]
+
+
+def test_statistics_that_are_not_finite():
+    model = Detector(Block(), nn.BatchNorm2d(1))
+    model.backbone[1].running_mean.fill_(math.nan)
+    with ForwardTrace(model.eval(), 21, named_tensors) as t:
+        model(images())
+    assert (t.fault.kind, t.fault.module) == ("weights", "backbone.1")
+    assert t.fault.tensors == ["running_mean"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_the_model_is_given(value):
+    fault = trace(Detector(Block()), images(value)).fault
+    assert (fault.kind, fault.module) == ("input", "")
+
+
+def test_an_operation_in_place_does_not_hide_its_input():
+    """ReLU(inplace=True) maps -inf to 0 and NaN to NaN in its own input."""
+    model = Detector(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True)))
+    with torch.no_grad():
+        model.backbone[0][0].weight.fill_(3e38)
+    fault = trace(model, images(-100.0)).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.0.0")
+
+
+def test_the_call_of_a_shared_module():
+    conv = nn.Conv2d(1, 1, 1)
+    nn.init.ones_(conv.weight)
+    scale = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(scale.weight, 1e20)
+    fault = trace(Detector(conv, scale, conv, scale, conv), images()).fault
+    assert (fault.module, fault.call) == ("backbone.1", 2)
+
+
+class Mask(nn.Module):
+    def forward(self, x):
+        return x.masked_fill(x > 0, -math.inf)
+
+
+def test_masking_on_purpose_is_no_fault():
+    model = Detector(Mask(), nn.Softmax(0), Block())
+    assert trace(model, images(-1.0)).fault is None
+    mixed = torch.tensor([[[[1.0, -1.0]]], [[[-1.0, -1.0]]]])
+    assert trace(model, mixed).fault is None
+
+
+def test_a_mask_that_does_harm_is_named_for_it():
+    fault = trace(Detector(Mask(), nn.Softmax(0)), images()).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.0")
+
+
+def test_minus_infinity_of_a_convolution_is_overflow():
+    model = Detector(nn.Conv2d(1, 1, 1), nn.Softmax(0))
+    with torch.no_grad():
+        model.backbone[0].weight.fill_(-3e38)
+    fault = trace(model, images(100.0)).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.0")
+
+
+def test_half_precision_overflows_where_it_is_computed():
+    model = Detector(Block(), Block())
+    with torch.no_grad():
+        model.backbone[1].conv.weight.fill_(40000.0)
+    assert trace(model, images()).fault is None
+    with half_rehearsal():
+        fault = trace(model, images()).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.1.conv")
+
+
+def test_an_exception_leaves_the_path_to_it():
+    def fail(x):
+        raise ValueError("matrix contains invalid numeric entries")
+
+    model = Detector(Block(), Block(own=fail))
+    t = ForwardTrace(model, 21, named_tensors)
+    with pytest.raises(ValueError, match="invalid numeric"), t:
+        model(images())
+    assert t.open == ["", "backbone", "backbone.1"]
+    assert t.fault is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Counting(nn.Module):
+    """Keeps books in every way that mmdet's heads do."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(2)
+        self.register_buffer("average", torch.zeros(1))
+        self.steps, self.history, self.by_name = 0, [], {"a": [1]}
+
+    def forward(self, x):
+        self.steps += 1
+        self.history.append(float(x.mean()))
+        self.by_name["a"].append(2)
+        self.average = self.average * 0.9 + 1
+        return self.bn(x)
+
+
+def test_nothing_of_a_second_run_stays_in_the_model():
+    model = Counting().train()
+    model(torch.randn(4, 2))
+    buffers = {name: (b, b.clone()) for name, b in model.named_buffers()}
+    history, inner = model.history, model.by_name["a"]
+    with pytest.raises(ValueError, match="more than 1 value"), preserved(model):
+        model(torch.randn(1, 2))  # BatchNorm refuses it, after all the books were kept
+    for name, b in model.named_buffers():
+        assert b is buffers[name][0]
+        assert torch.equal(b, buffers[name][1])
+    assert (model.steps, len(model.history), model.by_name) == (1, 1, {"a": [1, 2]})
+    assert model.history is history
+    assert model.by_name["a"] is inner
