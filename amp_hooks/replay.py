@@ -17,6 +17,7 @@ from .batches import batch_tensors
 from .core.alone import alone
 from .core.finite import nonfinite_names
 from .core.forward_trace import Fault, ForwardTrace, Frame
+from .core.places import raised_at
 from .core.preserved import preserved
 from .rng import States, restore_rng, undisturbed_rng
 from .runtime import Runtime, bare_model
@@ -47,7 +48,7 @@ class Replay:
         fault: Where it arises; ``None`` if everything was finite.
         frames: The last module calls.
         losses: Each loss term.
-        error: What it raised, and in which module.
+        error: What it raised, and where.
         nonfinite_grads: Parameters whose gradient, or its norm, is not finite.
         grads: Parameters that got a gradient.
         skipped: Why the backward pass was not run.
@@ -127,8 +128,7 @@ def _run(
             with trace:
                 total = _losses(model, call, result)
         except Exception as e:  # as the iteration may have done
-            inside = f" in {trace.open[-1]}" if any(trace.open) else ""
-            result.error = f"{type(e).__name__}: {e}{inside}"
+            result.error = f"{type(e).__name__}: {e} ({raised_at(e)})"
     result.frames = list(trace.frames)
     result.fault = trace.fault
     bad = [name for name, loss in result.losses.items() if not math.isfinite(loss)]

@@ -39,6 +39,7 @@ def build(digits, tmp_path):
         made.append(runner)
         return runner
 
+    make.made = made
     yield make
     for runner in made:
         runner.visualizer.close()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import linecache
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +13,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .finite import named_tensors
+from .places import caller
 
 _LIMIT = 1000  # operations remembered: masks are made by some, too
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
-_NOT_THEIRS = (_TORCH + os.sep, _HERE + os.sep, "<")
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class FirstOperation(TorchFunctionMode):
         before = in_place and _finite(given)
         result = func(*args, **kwargs)
         if not _finite(result) and (before or not in_place and _finite(given)):
-            where, code = _caller()
+            where, code = caller()
             self.seen.append(Operation(name, self._inside(), where, code))
         return result
 
@@ -112,13 +107,3 @@ def _has_nonfinite_number(tree: Any) -> bool:
     if isinstance(tree, (list, tuple)):
         return any(_has_nonfinite_number(value) for value in tree)
     return False
-
-
-def _caller() -> tuple[str, str]:
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_NOT_THEIRS) and frame.f_back is not None:
-        frame = frame.f_back
-    path = frame.f_code.co_filename
-    code = linecache.getline(path, frame.f_lineno).strip()
-    short = path.rpartition("site-packages" + os.sep)[2]  # the whole, if not there
-    return f"{short}:{frame.f_lineno} in {frame.f_code.co_name}", code

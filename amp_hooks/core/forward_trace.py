@@ -85,8 +85,6 @@ class ForwardTrace:
     Attributes:
         frames: The last calls up to the fault, in the order in which they ended.
         fault: The first fault.
-        open: Paths of the modules whose call has not ended: where an exception was
-            raised.
     """
 
     def __init__(self, model: nn.Module, frames: int, walk: Walk) -> None:
@@ -96,14 +94,9 @@ class ForwardTrace:
         self._calls: Counter[str] = Counter()
         self._stack: list[_Open] = []
         self._masked: Fault | None = None  # outputs with -inf, maybe on purpose
-        self._operations = FirstOperation(lambda: self.open[-1] if self._stack else "")
+        self._operations = FirstOperation(self._inside)
         self._names = {module: name for name, module in model.named_modules()}
         self._handles: list[Any] = []
-
-    @property
-    def open(self) -> list[str]:
-        """Paths of the modules that are running, outermost first."""
-        return [call.module for call in self._stack]
 
     def __enter__(self) -> ForwardTrace:
         for module in self._names:
@@ -124,6 +117,9 @@ class ForwardTrace:
     def last_operation(self) -> Operation | None:
         """The last operation that made finite values non-finite."""
         return self._operations.seen[-1] if self._operations.seen else None
+
+    def _inside(self) -> str:
+        return self._stack[-1].module if self._stack else ""
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.fault is not None:
@@ -186,7 +182,7 @@ class ForwardTrace:
 
     def _in_code(self, consumer: str, tensors: list[str]) -> Fault:
         """Every module's output was finite, and yet ``consumer`` got what is not."""
-        around = self.open[-1] if self._stack else ""
+        around = self._inside()
         owner = consumer.rpartition(".")[0]
         # A head's loss method is no module call; its path tells more.
         if around and owner != around and not owner.startswith(around + "."):
