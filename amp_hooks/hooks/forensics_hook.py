@@ -65,7 +65,7 @@ class ForensicsHook(AmpHook):
         save_weights (bool): Keep the weights; without them the fault cannot be run
             again. Defaults to True.
         max_mib (float): Size of all folders of the run together, in MiB; weights or
-            batch that do not fit are left out. Defaults to 1024.
+            batch that do not fit are left out. Defaults to 1024.0.
         frames (int): Module calls that are shown. Defaults to 21.
 
     Raises:
@@ -86,7 +86,7 @@ class ForensicsHook(AmpHook):
         at: Sequence[int] | None = None,
         max_dumps: int = 3,
         save_weights: bool = True,
-        max_mib: float = 1024,
+        max_mib: float = 1024.0,
         frames: int = 21,
     ) -> None:
         owner = "ForensicsHook"
