@@ -8,6 +8,7 @@ from .findings import Findings
 from .history import RunHistory
 from .hooks_of import active_hooks
 from .recipe import read_recipe
+from .status import count
 
 ATTACH = "custom_hooks = [dict(type='amp_hooks.StabilityHook')]"
 
@@ -42,8 +43,9 @@ def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
         rows += [
             (
                 "batch",
-                f"{opening.get('batch_size')} samples on each of "
-                f"{opening.get('world_size')} processes, {opening.get('device')}",
+                f"{opening.get('batch_size')} samples in each of "
+                f"{count(opening.get('world_size') or 1, 'process', 'es')}, "
+                f"{opening.get('device')}",
             ),
             ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ]

@@ -174,7 +174,8 @@ def _warm_up(found: Findings, recipe: Recipe) -> Iterator[Advice]:
     place = "in place of the present one" if warmup else "first"
     change = (
         f"# in param_scheduler, {place}:\n"
-        f"dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={end}),"
+        "dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, "
+        f"end={end}),"
     )
     yield Advice(
         f"Lengthen the warm-up, to {end} iterations"

@@ -65,7 +65,8 @@ class Group:
                 "left out."
             )
         bad = of["overflow"] or of["veto"] or of["bad_batch"]
-        text = f"{len({h.iter for h in bad})} times {reason(_together(bad))}"
+        times = len({h.iter for h in bad})
+        text = f"{times} times {reason(_together(bad))}"
         scales = [h.line["scale"] for h in of["overflow"] if "scale" in h.line]
         if scales:
             text += f". Loss scale {scales[0]:g} to {scales[-1]:g}"

@@ -52,7 +52,7 @@ class Page:
         head += ["not finite", "overflows", "rollbacks"]
         rows = [
             [
-                f"{s.first}-{s.last}",
+                f"{s.first}-{s.last}" if s.first < s.last else f"{s.first}",
                 *map(number, s.worst),
                 s.bad,
                 str(s.overflows),
@@ -92,7 +92,8 @@ def verdict_sentence(
     end = _unfinished(run, found)
     faults = run.having("fault")
     injected = (
-        f"{count(len(faults), 'fault')} of these were injected on purpose. "
+        "FaultInjectionHook did damage on purpose "
+        f"({count(len(faults), 'time')}); the advice takes it for real."
         if faults and judged.status is not Status.HEALTHY
         else ""
     )
@@ -106,8 +107,9 @@ def verdict_sentence(
         what += f"The last {count(found.healthy_since, 'iteration')} were healthy."
     else:
         what = f"Lost: {'; '.join(judged.reasons)}."
-        if last_good := _last_good(run):
-            what += f" Last good checkpoint: {last_good}."
+        snapshots = run.having("snapshot", lost=False)
+        if snapshots and not run.having("abort"):  # which names it itself
+            what += f" Last good checkpoint: {snapshots[-1].line.get('file')}."
     return _join(what, injected, _metric(run), end, first)
 
 
@@ -117,13 +119,6 @@ def _join(*sentences: str) -> str:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _last_good(run: RunHistory) -> str | None:
-    """A verified one: of the abort line, else the last snapshot."""
-    named = [h.line.get("checkpoint") for h in run.having("abort")]
-    named += [h.line.get("file") for h in run.having("snapshot", lost=False)][-1:]
-    return next((str(name) for name in named if name), None)
 
 
 def _metric(run: RunHistory) -> str:

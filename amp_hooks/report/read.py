@@ -47,6 +47,8 @@ def read_run(work_dir: Path, use_checkpoint: bool = True) -> RunHistory:
             "the work_dir of the run, the folder with one <timestamp> folder per start."
             + "".join(f" {note}" for note in notes)
         )
+    if starts and not any(start.config for start in starts):
+        starts[-1].config = _config_beside(work_dir)
     return merge(str(work_dir), starts, checkpoint, notes)
 
 
@@ -70,12 +72,27 @@ def read_start(folder: Path, notes: list[str]) -> Start:
         notes.append(f"{scalars} could not be read: {e}.")
     if not (start.lines or start.curves):
         return start
-    try:
-        text = (data / "config.py").read_text(encoding="utf-8")
-        start.config = parse_config(text)
-    except (OSError, ValueError, SyntaxError, RecursionError) as e:
-        notes.append(f"The config of {folder.name} could not be read: {e}.")
+    dump = data / "config.py"
+    if dump.is_file():
+        start.config = _config(dump, notes)
     return start
+
+
+def _config(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        return parse_config(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError, RecursionError) as e:
+        notes.append(f"{path} could not be read: {e}.")
+        return {}
+
+
+def _config_beside(work_dir: Path) -> dict[str, Any]:
+    """The dump in work_dir, which each start replaces; LocalVisBackend writes others.
+
+    Only if there is one: with more it is not known which was used last.
+    """
+    dumps = list(work_dir.glob("*.py"))
+    return _config(dumps[0], []) if len(dumps) == 1 else {}
 
 
 def _ledger(path: Path, notes: list[str]) -> list[Line]:

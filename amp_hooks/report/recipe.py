@@ -83,8 +83,8 @@ def _warmup(scheduler: dict[str, Any]) -> float:
 
 def _in_words(scheduler: dict[str, Any]) -> str:
     unit = "epochs" if scheduler.get("by_epoch", True) else "iterations"
-    kind = str(scheduler.get("type"))
-    text = f"{kind}, {unit} {scheduler.get('begin', 0)} to {scheduler.get('end') or 'the end'}"
+    span = f"{scheduler.get('begin', 0)} to {scheduler.get('end') or 'the end'}"
+    text = f"{scheduler.get('type')}, {unit} {span}"
     if "milestones" in scheduler:
         text += f", at {', '.join(map(str, scheduler['milestones']))}"
     if "start_factor" in scheduler:

@@ -54,9 +54,9 @@ def judge(run: RunHistory, found: Findings) -> Judgement:
     return Judgement(Status.HEALTHY, [])
 
 
-def count(n: int, what: str) -> str:
+def count(n: int, what: str, plural: str = "s") -> str:
     """``3 rollbacks``, ``1 rollback``."""
-    return f"{n} {what}{'s' * (n != 1)}"
+    return f"{n} {what}{plural * (n != 1)}"
 
 
 def _lost(run: RunHistory, found: Findings) -> Iterator[str]:
@@ -84,7 +84,7 @@ def _given_up(run: RunHistory) -> str | None:
     if not aborts:
         return None
     told = in_words(aborts[-1]).rstrip(".")
-    return f"at iteration {aborts[-1]['iter']}: {told[:1].lower()}{told[1:]}"
+    return f"{told[:1].lower()}{told[1:]} (iteration {aborts[-1]['iter']})"
 
 
 def _ends_bad(found: Findings) -> str | None:

@@ -11,6 +11,7 @@ from .page import NO_LEDGER, NOTHING_TO_CHANGE, Page
 from .status import Status, count
 
 _WIDTH = 88
+_SPARK = 32
 _EVENTS = 40  # as many as fit on a screen or two; the HTML page has all
 _BOLD, _RESET = "\033[1m", "\033[0m"
 _COLOURS = {
@@ -98,17 +99,18 @@ def _health(page: Page, bars: str) -> list[str]:
     for q in page.shown:
         finite = q.curve.finite.values
         span = f"{finite.min():.3g} to {finite.max():.3g}" if len(finite) else "nan"
-        lines.append(f"{q.title.ljust(label)}  {spark(q, bars)}  {span}")
+        lines.append(f"{q.title.ljust(label)}  {spark(q, bars):{_SPARK}}  {span}")
     return lines
 
 
-def spark(quantity: Quantity, bars: str, width: int = 32) -> str:
+def spark(quantity: Quantity, bars: str, width: int = _SPARK) -> str:
     """A line of bars, one for the worst of each stretch; ``!`` where one has NaN."""
     curve = quantity.curve
     finite = curve.finite.values
     if not len(finite):
         return "!" * width
-    edges = np.linspace(curve.iters[0], curve.iters[-1] + 1, width + 1)
+    cells = min(width, len(curve))
+    edges = np.linspace(curve.iters[0], curve.iters[-1] + 1, cells + 1)
 
     def height(value: float) -> float:
         return float(np.log10(max(value, 1e-12))) if quantity.log else value
