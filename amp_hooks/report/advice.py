@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from .curves import Curve
-from .findings import Findings
+from .findings import Findings, any_within
 from .history import RunHistory
 from .hooks_of import has_hook
 from .recipe import Recipe, read_recipe
@@ -27,6 +28,7 @@ _SPIKE = 10.0
 # MMDetection logs the worst of ten iterations or a mean of them; twice its median lets
 # a healthy step pass.
 _CLIP_AT = 2.0
+_SHOWN = 5  # pieces of evidence of one kind
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ def _images(
 ) -> Iterator[Advice]:
     evidence = [
         f"{image} was in bad iterations {', '.join(map(str, iters))}"
-        for image, iters in list(suspects.images.items())[:5]
+        for image, iters in list(suspects.images.items())[:_SHOWN]
     ]
     if not evidence:
-        evidence = list(_lone_box_losses(run, found))
+        evidence = list(islice(_lone_box_losses(run, found), _SHOWN))
     if not evidence:
         return
     boxes = (
@@ -219,9 +221,7 @@ def _clip(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
 
 def _calm(norms: Curve, found: Findings) -> Curve:
     """Without the points that a bad iteration or what led to it may be in."""
-    near = np.zeros(len(norms), dtype=bool)
-    for first, last in found.streaks:
-        near |= (norms.iters >= first - _WINDOW) & (norms.iters <= last + _WINDOW)
+    near = any_within(found.bad, norms.iters - _WINDOW, norms.iters + _WINDOW)
     return Curve(norms.iters[~near], norms.values[~near])
 
 

@@ -38,7 +38,7 @@ class Curve:
 
     def within(self, first: int, end: float) -> Curve:
         """The points from iteration ``first`` to before ``end``."""
-        keep = (self.iters >= first) & (self.iters < end)
+        keep = slice(*np.searchsorted(self.iters, [first, end]))
         return Curve(self.iters[keep], self.values[keep])
 
     def then(self, later: Curve) -> Curve:

@@ -112,8 +112,22 @@ def _printed_only(run: RunHistory) -> Curve:
 
 def _unexplained(poisoned: Array, bad: set[int], window: int) -> Array:
     """Without the means that hold an iteration which is known to be bad."""
-    explained = [any(i - window < b <= i for b in bad) for i in poisoned.tolist()]
-    return poisoned[~np.array(explained, dtype=bool)]
+    return poisoned[~any_within(_sorted(bad), poisoned - window + 1, poisoned)]
+
+
+def any_within(iterations: Array, firsts: Array, lasts: Array) -> Array:
+    """For each pair of bounds, whether any of the iterations is within them.
+
+    Args:
+        iterations: Rising.
+        firsts: Lower bounds, shape ``(n,)``.
+        lasts: Upper bounds, included, shape ``(n,)``.
+
+    Returns:
+        Booleans of shape ``(n,)``.
+    """
+    before = np.searchsorted(iterations, firsts, side="left")
+    return np.searchsorted(iterations, lasts, side="right") > before
 
 
 def find(run: RunHistory) -> Findings:

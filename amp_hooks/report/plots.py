@@ -57,7 +57,7 @@ def draw(page: Page) -> str:
         _histogram(axes[-1], page.found)
         handles = _events(axes, page.run)
         axes[-1].set_xlabel("iteration (from 0)")
-        axes[-1].set_xlim(page.found.first, page.found.last + 1)
+        axes[-1].set_xlim(page.found.first, max(page.found.last, page.found.first) + 1)
         if handles:
             figure.legend(
                 handles.values(), handles.keys(), loc="upper center", ncols=4,
@@ -104,9 +104,8 @@ def _shade(ax: Any, iters: Any, bad: Any) -> None:
 
 
 def _histogram(ax: Any, found: Findings) -> None:
-    edges = np.linspace(
-        found.first, found.last + 1, min(_BINS, found.last - found.first + 1) + 1
-    )
+    number = max(found.last - found.first + 1, 1)
+    edges = np.linspace(found.first, found.first + number, min(_BINS, number) + 1)
     ax.hist(
         [np.concatenate([found.bad, found.poisoned]), found.overflows],
         bins=edges,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core.logits import FP16_MAX
-from .findings import Findings
+from .findings import Findings, any_within
 from .history import Happening, RunHistory
 from .status import count
 
@@ -123,14 +123,15 @@ def _images(run: RunHistory, batches: list[Happening]) -> dict[str, list[int]]:
     Of a streak only the first iteration is evidence: broken weights make every batch
     bad.
     """
+    of_iteration: dict[int, dict[str, None]] = {}
+    for h in batches:
+        images_here = of_iteration.setdefault(h.iter, {})
+        images_here.update(dict.fromkeys(map(str, h.line.get("images", []))))
     evidence: dict[str, list[int]] = {}
-    before = -2
-    for iteration in sorted({h.iter for h in batches}):
-        if iteration > before + 1:
-            here = [h.line.get("images", []) for h in batches if h.iter == iteration]
-            for image in dict.fromkeys(str(i) for images in here for i in images):
+    for iteration in sorted(of_iteration):
+        if iteration - 1 not in of_iteration:
+            for image in of_iteration[iteration]:
                 evidence.setdefault(image, []).append(iteration)
-        before = iteration
     named = {
         str(h.line.get("image")): [int(i) for i in h.line.get("iters", [])]
         for h in run.having("suspect")
@@ -142,10 +143,11 @@ def _images(run: RunHistory, batches: list[Happening]) -> dict[str, list[int]]:
 
 
 def _explained(found: Findings, images: dict[str, list[int]]) -> bool:
-    accused = {i for iters in images.values() for i in iters}
-    return bool(accused) and all(
-        any(first <= i <= last for i in accused) for first, last in found.streaks
-    )
+    accused = np.unique([i for iters in images.values() for i in iters])
+    streaks = np.array(found.streaks).reshape(-1, 2)
+    if not len(accused) or not len(streaks):
+        return False
+    return bool(any_within(accused, streaks[:, 0], streaks[:, 1]).all())
 
 
 def _layers(run: RunHistory) -> Iterable[str]:
