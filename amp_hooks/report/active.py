@@ -43,7 +43,7 @@ def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
         rows += [
             (
                 "batch",
-                f"{opening.get('batch_size')} samples in each of "
+                f"{opening.get('batch_size') or 'unknown'} samples in each of "
                 f"{count(opening.get('world_size') or 1, 'process', 'es')}, "
                 f"{opening.get('device')}",
             ),

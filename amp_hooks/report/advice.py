@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 
+from ..core.finite import first_names
 from .curves import Curve
 from .findings import Findings, any_within
 from .history import RunHistory
@@ -66,7 +67,7 @@ def _images(
     run: RunHistory, found: Findings, suspects: Suspects, recipe: Recipe
 ) -> Iterator[Advice]:
     evidence = [
-        f"{image} was in bad iterations {', '.join(map(str, iters))}"
+        f"{image} was in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
         for image, iters in list(suspects.images.items())[:_SHOWN]
     ]
     if not evidence:

@@ -59,16 +59,20 @@ class Curve:
         """At most about ``limit`` points that keep every peak and every low.
 
         Of each of ``limit / 2`` equal bins of iterations, the points with the smallest
-        and the largest value are kept; NaN counts as the largest.
+        and the largest finite value are kept, or one that is not finite if all are so.
         """
         if len(self) <= limit:
             return self
         span = self.iters[-1] - self.iters[0] + 1
         bins = (self.iters - self.iters[0]) * (limit // 2) // span
-        order = np.lexsort((self.values, bins))  # NaN is sorted last
+        finite = np.isfinite(self.values)
+        alone = ~np.isin(bins, bins[finite])  # in bins without a finite value
+        candidates = np.flatnonzero(finite | alone)
+        bins = bins[candidates]
+        order = np.lexsort((self.values[candidates], bins))
         firsts = np.flatnonzero(np.diff(bins[order], prepend=-1))
         lasts = np.append(firsts[1:], len(order)) - 1
-        keep = np.unique(np.concatenate([order[firsts], order[lasts]]))
+        keep = np.unique(candidates[np.concatenate([order[firsts], order[lasts]])])
         return Curve(self.iters[keep], self.values[keep])
 
 

@@ -42,6 +42,7 @@ td { overflow-wrap: anywhere; }
 pre { background: #f3f3f3; padding: .5rem .7rem; overflow-x: auto; margin: .3rem 0; }
 svg { width: 100%; height: auto; }
 li > b { display: block; }
+ol > li { margin-bottom: .9rem; }
 """
 
 

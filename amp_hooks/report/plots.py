@@ -10,9 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ..core.logits import FP16_MAX
+from .curves import Curve
 from .findings import Findings
+from .health import Quantity
 from .history import Happening, RunHistory
 from .page import Page
 
@@ -30,6 +33,7 @@ _MARKS: dict[str, tuple[str, str, str]] = {
 _MOST_MARKS = 50  # of one kind; more would be a wall
 _CURVE, _NOT_FINITE, _OVERFLOW = "#0072B2", "#D55E00", "#56B4E9"
 _BINS = 100
+_SHADES = 300
 _WIDTH, _HEIGHT = 10.5, 1.75  # inches, of each plot
 
 
@@ -56,7 +60,10 @@ def draw(page: Page) -> str:
             _curve(ax, quantity)
         _histogram(axes[-1], page.found)
         handles = _events(axes, page.run)
+        if any(len(q.curve.finite) < len(q.curve) for q in panels):
+            handles["not finite"] = Patch(color=_NOT_FINITE, alpha=0.25)
         axes[-1].set_xlabel("iteration (from 0)")
+        axes[-1].ticklabel_format(axis="x", style="plain")
         axes[-1].set_xlim(page.found.first, max(page.found.last, page.found.first) + 1)
         if handles:
             figure.legend(
@@ -67,7 +74,7 @@ def draw(page: Page) -> str:
         return _as_element(figure)
 
 
-def _curve(ax: Any, quantity: Any) -> None:
+def _curve(ax: Any, quantity: Quantity) -> None:
     curve = quantity.curve
     finite = curve.finite
     if quantity.log and (finite.values > 0).any():
@@ -77,7 +84,7 @@ def _curve(ax: Any, quantity: Any) -> None:
     marker = "." if len(thin) < 200 else ","
     ax.plot(thin.iters, thin.values, color=_CURVE, lw=1, marker=marker, ms=3)
     if len(finite) < len(curve):
-        _shade(ax, thin.iters, ~np.isfinite(thin.values))
+        _shade(ax, curve)
     if "cls_score" in quantity.title:
         ax.axhline(FP16_MAX, color="#000000", lw=1, ls="--")
         ax.annotate(
@@ -90,17 +97,16 @@ def _curve(ax: Any, quantity: Any) -> None:
     ax.grid(axis="y", alpha=0.25)
 
 
-def _shade(ax: Any, iters: Any, bad: Any) -> None:
+def _shade(ax: Any, curve: Curve) -> None:
     """Mark where a curve has no finite value."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], bad.astype(int), [0]])))
-    for first, end in zip(edges[::2], edges[1::2]):
-        ax.axvspan(
-            iters[first] - 0.5,
-            iters[end - 1] + 0.5,
-            color=_NOT_FINITE,
-            alpha=0.25,
-            lw=0,
-        )
+    bad = np.flatnonzero(~np.isfinite(curve.values))
+    # Stretches closer than a few pixels are drawn as one, or a drawing has no end.
+    apart = (curve.iters[-1] - curve.iters[0]) // _SHADES
+    gaps = (np.diff(bad) > 1) & (np.diff(curve.iters[bad]) > apart)
+    firsts = bad[np.append(0, np.flatnonzero(gaps) + 1)]
+    lasts = bad[np.append(np.flatnonzero(gaps), len(bad) - 1)]
+    for first, last in zip(curve.iters[firsts], curve.iters[lasts]):
+        ax.axvspan(first - 0.5, last + 0.5, color=_NOT_FINITE, alpha=0.25, lw=0)
 
 
 def _histogram(ax: Any, found: Findings) -> None:
@@ -116,7 +122,9 @@ def _histogram(ax: Any, found: Findings) -> None:
     ax.set_title("bad iterations", loc="left", fontsize=10, fontweight="bold", pad=3)
     ax.set_ylabel("iterations")
     ax.yaxis.get_major_locator().set_params(integer=True)
-    ax.legend(loc="upper right", fontsize=8, frameon=False)
+    ax.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False
+    )
 
 
 def _events(axes: Any, run: RunHistory) -> dict[str, Any]:

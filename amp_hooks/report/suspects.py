@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.finite import first_names
 from ..core.logits import FP16_MAX
 from .findings import Findings, any_within
 from .history import Happening, RunHistory
@@ -54,6 +55,7 @@ class Suspects:
         images: Image to the iterations that speak against it; more than one each.
         all_by_images: Each streak of bad iterations began with one of them.
         images_seen: How many images were in a bad iteration at all.
+        images_back: How many of them began several streaks of those.
         layers: Lines on layers, the most telling first.
         rates: Of the learning rate, if it is known.
     """
@@ -61,6 +63,7 @@ class Suspects:
     images: dict[str, list[int]] = field(default_factory=dict)
     all_by_images: bool = False
     images_seen: int = 0
+    images_back: int = 0
     layers: list[str] = field(default_factory=list)
     rates: LearningRates | None = None
 
@@ -89,15 +92,15 @@ class Suspects:
 
     def _image_lines(self) -> list[str]:
         if not self.images and self.images_seen:
-            return [
-                f"none came back: {count(self.images_seen, 'image')} in bad "
-                "iterations, none at the start of two streaks of them"
-            ]
+            text = f"none stands out among {count(self.images_seen, 'image')} in bad "
+            if self.images_back:
+                return [f"{text}iterations: {self.images_back} of them came back"]
+            return [f"{text}iterations: none began two streaks of them"]
         if not self.images:
             return ["no bad iteration with known images"]
         shown = list(self.images.items())[:_SHOWN]
         lines = [
-            f"{image}: in bad iterations {', '.join(map(str, iters))}"
+            f"{image}: in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
             for image, iters in shown
         ]
         more = len(self.images) - len(shown)
@@ -107,21 +110,27 @@ class Suspects:
 def suspect(run: RunHistory, found: Findings) -> Suspects:
     """Find what the bad iterations have in common."""
     batches = run.having("bad_batch")
-    images = _images(run, batches)
+    images, back = _images(run, batches)
     return Suspects(
         images=images,
         all_by_images=_explained(found, images),
+        images_back=back,
         images_seen=len({i for h in batches for i in h.line.get("images", [])}),
         layers=list(_layers(run)),
         rates=_rates(run, found),
     )
 
 
-def _images(run: RunHistory, batches: list[Happening]) -> dict[str, list[int]]:
+def _images(
+    run: RunHistory, batches: list[Happening]
+) -> tuple[dict[str, list[int]], int]:
     """BadBatchHook's suspects; and by its rule those with less evidence than it asks.
 
     Of a streak only the first iteration is evidence: broken weights make every batch
     bad.
+
+    Returns:
+        The suspects with their iterations, and how many images began several streaks.
     """
     of_iteration: dict[int, dict[str, None]] = {}
     for h in batches:
@@ -137,9 +146,14 @@ def _images(run: RunHistory, batches: list[Happening]) -> dict[str, list[int]]:
         for h in run.having("suspect")
     }
     back = {image: iters for image, iters in evidence.items() if len(iters) > 1}
+    # If most came back, then because so many iterations were bad, and none stands out;
+    # unless it is one batch that came back.
+    batch = max(map(len, of_iteration.values()), default=0)
+    few = 2 * len(back) <= len(evidence) or len(evidence) <= batch
+    stand_out = back if few else {}
     # Where BadBatchHook named some, others were only beside them.
-    images = named or back
-    return dict(sorted(images.items(), key=lambda item: -len(item[1])))
+    images = named or stand_out
+    return dict(sorted(images.items(), key=lambda item: -len(item[1]))), len(back)
 
 
 def _explained(found: Findings, images: dict[str, list[int]]) -> bool:

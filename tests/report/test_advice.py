@@ -213,3 +213,12 @@ def test_stock_scale_of_nothing():
 
 def test_the_thresholds_are_those_of_the_hooks():
     assert HeadClampHook().trigger == _TRIGGER
+
+
+def test_images_of_which_most_come_back_do_not_stand_out():
+    """A small data set and many bad iterations: every image has bad luck twice."""
+    lines = [x for i in range(500, 700, 10) for x in (*bad(i), batch(i, i % 3, i % 7))]
+    history = run([START, *lines, END])
+    suspects = suspect(history, find(history))
+    assert suspects.images == {}
+    assert suspects.images_back > suspects.images_seen / 2

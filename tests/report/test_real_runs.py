@@ -48,7 +48,7 @@ def test_rescued(page_of):
     assert "iteration 5: The forward pass was not finite" in events
     assert "iteration 7: Rollback 1:" in events
     suspects = section(text, "Suspects", "Advice")
-    assert "none came back: 6 images" in suspects
+    assert "none stands out among 6 images in bad iterations: none" in suspects
     assert "its logits were not finite in 3 iterations" in suspects
     assert "8 iterations in all; below it there were 4, none" in suspects
     advice = section(text, "Advice")
