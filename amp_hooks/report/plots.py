@@ -16,7 +16,7 @@ from ..core.logits import FP16_MAX
 from .curves import Curve
 from .findings import Findings
 from .health import Quantity
-from .history import Happening, RunHistory
+from .history import RunHistory
 from .page import Page
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each event has a
@@ -27,7 +27,7 @@ _MARKS: dict[str, tuple[str, str, str]] = {
     "clamp_off": ("head clamp off", "#009E73", ":"),
     "fallback": ("precision changed", "#CC79A7", "-."),
     "early_warning": ("early warning", "#E69F00", ":"),
-    "resume": ("resumed", "#555555", "--"),
+    "resumed": ("resumed", "#555555", "--"),
     "abort": ("given up", "#000000", "-"),
 }
 _MOST_MARKS = 50  # of one kind; more would be a wall
@@ -130,12 +130,13 @@ def _histogram(ax: Any, found: Findings) -> None:
 def _events(axes: Any, run: RunHistory) -> dict[str, Any]:
     """Vertical lines through all plots; returns one of each kind by its label."""
     handles: dict[str, Any] = {}
+    places = {e: [h.iter for h in run.having(e, lost=False)] for e in _MARKS}
+    places["resumed"] = [start.begins for start in run.starts[1:]]
     for event, (label, colour, style) in _MARKS.items():
-        lines: list[Happening] = run.having(event, lost=False)
-        for happening in lines[:_MOST_MARKS]:
+        for iteration in places[event][:_MOST_MARKS]:
             for ax in axes:
                 handles[label] = ax.axvline(
-                    happening.iter, color=colour, ls=style, lw=1.1, alpha=0.8
+                    iteration, color=colour, ls=style, lw=1.1, alpha=0.8
                 )
     return handles
 

@@ -87,7 +87,7 @@ class Suspects:
             f"{rates.below}, none of them bad"
         )
         if rates.telling:
-            text += f". By chance alone that has a probability of {rates.chance:.2g}"
+            text += f". By chance alone the probability of that is {rates.chance:.2g}"
         return [*rows, ("learning rate", text)]
 
     def _image_lines(self) -> list[str]:
