@@ -36,7 +36,7 @@ class Curve:
         """How many points there are."""
         return len(self.iters)
 
-    def within(self, first: int, end: float) -> Curve:
+    def within(self, first: float, end: float) -> Curve:
         """The points from iteration ``first`` to before ``end``."""
         keep = slice(*np.searchsorted(self.iters, [first, end]))
         return Curve(self.iters[keep], self.values[keep])

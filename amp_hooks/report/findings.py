@@ -104,8 +104,8 @@ def _printed_only(run: RunHistory) -> Curve:
     found = EMPTY
     for i, start in enumerate(run.starts):
         end = min((s.begins for s in run.starts[i + 1 :]), default=float("inf"))
-        if not start.watched and "loss" in start.curves:
-            first = max(run.exact_until, start.begins)
+        first = max(run.exact_until, start.begins, start.told_until)
+        if "loss" in start.curves:
             found = found.then(start.curves["loss"].within(first, end))
     return found
 
@@ -155,7 +155,9 @@ def find(run: RunHistory) -> Findings:
     printed = _printed_only(run)
     poisoned = _unexplained(printed.iters[~np.isfinite(printed.values)], bad, window)
     # Only of the last start do the last means tell how the run ended.
-    to_end = len(poisoned) > 0 and poisoned[-1] == printed.iters[-1]
+    to_end = len(poisoned) > 0 and (
+        poisoned[-1] == printed.iters[-1] >= run.starts[-1].begins
+    )
     openings = [h.iter for h in run.having("start", "resume")][:1]
     lost = {h.iter for h in run.having("overflow") if h.lost and _is_bad(h)}
     return Findings(
@@ -166,7 +168,7 @@ def find(run: RunHistory) -> Findings:
         collapses=_sorted(collapses),
         undone=frozenset(h.iter for h in run.having("veto", "rollback", lost=False)),
         poisoned=poisoned,
-        poisoned_to_end=bool(to_end) and not run.starts[-1].watched,
+        poisoned_to_end=bool(to_end),
         window=window,
         rollbacks=_sorted(h.iter for h in rollbacks),
         clamps=_sorted(h.iter for h in run.having("clamp_on", lost=False)),

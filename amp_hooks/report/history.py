@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,12 @@ class Start:
     def watched(self) -> bool:
         """Whether hooks of this package were attached."""
         return bool(self.lines) or any(c.startswith("amp/") for c in self.curves)
+
+    @property
+    def told_until(self) -> float:
+        """Before this iteration the ledger has every bad iteration."""
+        full = [int(x["iter"]) for x in self.lines if x["event"] == "truncated"]
+        return min(full, default=math.inf if self.lines else 0)
 
     @property
     def opening(self) -> Line | None:

@@ -123,7 +123,10 @@ def _scale_collapsed(run: RunHistory) -> str | None:
     scales = run.curve("amp/scale_log2")
     tracker = run.curve("amp/growth_tracker")
     checkpoint = run.checkpoint
-    if len(scales):
+    now = run.curve("amp/nonfinite")  # published with it, as long as there is a scale
+    if len(scales) and len(now) and now.iters[-1] > scales.iters[-1]:
+        return None  # PrecisionFallbackHook has left FP16
+    if len(scales) and run.starts[-1].watched:
         began, ended = 2.0 ** scales.values[0], 2.0 ** scales.values[-1]
         clean = len(tracker) > 0 and tracker.values[-1] > 0
         at = int(scales.iters[-1])

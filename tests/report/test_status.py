@@ -113,6 +113,24 @@ CASES = {
         HEALTHY,
         run([START, END], scale(16, -1, growth=50)),
     ),
+    "scale collapsed, and FP16 was left": (
+        RECOVERED,
+        run(
+            [START, line(30, "fallback", to="bfloat16", reason="x"), END],
+            scale(16, -30) | {"amp/nonfinite": curve([0.0] * 9)},
+        ),
+    ),
+    "the ledger is full, and then NaN to the end": (
+        LOST,
+        run(
+            [START, line(60, "truncated", max_events=9)],
+            dict(loss=curve([1.0] * 7 + [NAN] * 3)),
+        ),
+    ),
+    "hooks, but the ledger is gone; NaN to the end": (
+        LOST,
+        run([], scale(16, 16) | dict(loss=curve([1.0] * 7 + [NAN] * 3))),
+    ),
     "abort": (LOST, run([START, *bad(3), line(3, "abort", **ABORT)], FINE)),
     "checkpoint not finite": (
         LOST,
