@@ -26,7 +26,6 @@ WARM = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=200),
     *CONFIG["param_scheduler"],
 ]
-LOSSES = dict(loss=1.0, loss_bbox="nan")
 
 
 def config(**changes):
@@ -83,6 +82,10 @@ CASES = {
         ["Look at these images"],
     ),
     "a box loss alone": (run([START, *BOXES, END]), ["Filter boxes"]),
+    "a box loss alone, three in a row": (
+        run([START, *bad(700, 701, 702, losses=BOXES[0]["losses"]), END]),
+        ["Lower the learning"],
+    ),
     "a box loss beside the classification": (run([START, *CLASSES, END]), []),
     "a box loss beside large logits": (
         run([START, *BOXES, END], {"amp/cls_score_absmax": curve([2000.0], 1, 700)}),

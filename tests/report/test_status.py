@@ -201,7 +201,7 @@ def two_starts(first, second):
 
 def test_what_a_kill_took_back_is_marked_and_not_the_end():
     first = [START, *bad(80, 81, 82, vetoed=False)]
-    history = two_starts(first, [start_line(50), line(149, "end")])
+    history = two_starts(first, [start_line(45), line(149, "end")])
     assert [h.lost for h in history.happenings] == [
         False,
         True,
@@ -214,10 +214,16 @@ def test_what_a_kill_took_back_is_marked_and_not_the_end():
     assert not len(found.bad)
     assert found.lost_bad.tolist() == [80, 81, 82]
     assert judge(history, found).status is RECOVERED
-    # The first start's points end where the second begins.
+    # The first start's points end where the second begins: 49 is gone.
     assert history.curves["loss"].iters.tolist() == [
-        9, 19, 29, 39, 49, 59, 69, 79, 89, 99, 109, 119, 129, 139, 149,
+        9, 19, 29, 39, 59, 69, 79, 89, 99, 109, 119, 129, 139, 149,
     ]  # fmt: skip
+
+
+def test_a_state_found_broken_at_a_snapshot_counts():
+    """RollbackHook goes back at once, without an overflow line."""
+    history = run([START, rollback(50), END], FINE)
+    assert find(history).streaks == [(50, 50)]
 
 
 def test_given_up_and_then_resumed_with_success():
