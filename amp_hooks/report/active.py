@@ -16,11 +16,13 @@ ATTACH = "custom_hooks = [dict(type='amp_hooks.StabilityHook')]"
 def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
     """``(label, text)`` of everything that is known to have been active."""
     recipe, opening = read_recipe(run), run.opening or {}
-    versions = opening.get("versions") or {}
+    versions = opening.get("versions")
+    optimizers = opening.get("optimizers")
+    optimizers = optimizers if isinstance(optimizers, list) else []
     rows = [
         ("run", _starts(run, found)),
         ("hooks", _hooks(run)),
-        *(("optimizer", str(o)) for o in opening.get("optimizers") or []),
+        *(("optimizer", str(o)) for o in optimizers),
     ]
     if recipe.known:
         if not opening:
@@ -47,8 +49,9 @@ def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
                 f"{count(opening.get('world_size') or 1, 'process', 'es')}, "
                 f"{opening.get('device')}",
             ),
-            ("versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ]
+    if isinstance(versions, dict):
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
     rows += [("note", note) for note in run.notes]
     return rows
 

@@ -26,8 +26,8 @@ _WARMUP = 500  # iterations of it in MMDetection's own schedules
 _TRIGGER = 1000.0  # HeadClampHook's default for large logits
 # An order of magnitude: a smaller spike is within what batches differ by.
 _SPIKE = 10.0
-# MMDetection logs the worst of ten iterations or a mean of them; twice its median lets
-# a healthy step pass.
+# What is logged is the worst of ten iterations or a mean; twice its median lets a
+# healthy step pass.
 _CLIP_AT = 2.0
 _SHOWN = 5  # pieces of evidence of one kind
 
@@ -70,7 +70,7 @@ def _images(
         f"{image} was in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
         for image, iters in list(suspects.images.items())[:_SHOWN]
     ]
-    if not evidence:
+    if not evidence and not recipe.box_filter:
         evidence = list(islice(_lone_box_losses(run, found), _SHOWN))
     if not evidence:
         return
@@ -78,10 +78,10 @@ def _images(
         "# in train_pipeline, after the last step that changes boxes:\n"
         "dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)),"
     )
-    skip = (
-        "# in custom_hooks, to leave out images that come back:\n"
-        "dict(type='amp_hooks.BadBatchHook', skip=True),"
-    )
+    hook = "'amp_hooks.BadBatchHook', skip=True"
+    if recipe.whole_suite:
+        hook = "'amp_hooks.StabilityHook', bad_batch=dict(skip=True)"
+    skip = f"# in custom_hooks, to leave out images that come back:\ndict(type={hook}),"
     change = [] if recipe.box_filter else [boxes]
     change += [skip] if suspects.images else []
     yield Advice(
@@ -99,9 +99,9 @@ def _lone_box_losses(run: RunHistory, found: Findings) -> Iterator[str]:
     """
     lone = {first for first, last in found.streaks if first == last}
     for h in run.having("overflow", lost=False):
-        losses = [x for x in h.line.get("losses") or () if x != "loss"]
+        losses = [x for x in h.names("losses") if x != "loss"]
         of_boxes = all("bbox" in x or "iou" in x or "dfl" in x for x in losses)
-        if h.iter in lone and losses and of_boxes and not h.line.get("layers"):
+        if h.iter in lone and losses and of_boxes and not h.names("layers"):
             logits = run.curve("amp/cls_score_absmax").within(0, h.iter + 2).finite
             largest = float(max(logits.values[-3:], default=0))
             if largest < _TRIGGER:
@@ -119,13 +119,11 @@ def _lower_lr(
     judged: Judgement,
 ) -> Iterator[Advice]:
     evidence = []
-    factors = [
-        h
-        for h in run.having("rollback", "recover", lost=False)
-        if "lr_factor" in h.line
-    ]
-    factor = float(factors[-1].line["lr_factor"]) if factors else 1.0
+    changed = run.having("rollback", "recover", lost=False)
+    factor = changed[-1].number("lr_factor", 1.0) if changed else 1.0
     lost = judged.status is Status.LOST
+    if changed and not factor < 1 and not lost:
+        return  # it has risen again to what the config says, and that held
     longest = max(found.streaks, key=lambda s: s[1] - s[0], default=(0, -1))
     if longest[1] - longest[0] + 1 >= _STREAK:
         evidence.append(
@@ -143,7 +141,8 @@ def _lower_lr(
     if factor < 1:
         held = found.healthy_since
         evidence.append(
-            f"rollback at iteration {factors[-1].iter} lowered it to x{factor:g}; "
+            f"x{factor:g} since the {changed[-1].event} at iteration "
+            f"{changed[-1].iter}: "
             + ("that did not hold" if lost else f"the last {held} iterations held")
         )
     if not evidence:
@@ -237,9 +236,9 @@ def _clamp(run: RunHistory, found: Findings) -> Iterator[Advice]:
             f"|cls_score| reached {logits.values[top]:.4g} by iteration "
             f"{logits.iters[top]}; FP16 ends at 65504"
         )
-    layers = [h for h in run.having("overflow") if h.line.get("layers")]
+    layers = [h for h in run.having("overflow") if h.names("layers")]
     if layers:
-        names = sorted({x for h in layers for x in h.line["layers"]})
+        names = sorted({x for h in layers for x in h.names("layers")})
         evidence.append(
             f"logits of {', '.join(names[:3])} were not finite in "
             f"{count(len(layers), 'iteration')}, first {layers[0].iter}"
@@ -273,7 +272,7 @@ def _first_loss(run: RunHistory) -> Iterator[str]:
             others = [n for n in parts if firsts.get(n) != first]
             yield (
                 f"{name} was not finite by iteration {at}"
-                + (f", when {', '.join(others)} still were" if others else "")
+                + (f", while {', '.join(others)} were" if others else "")
             )
 
 

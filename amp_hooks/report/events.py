@@ -67,7 +67,7 @@ class Group:
         bad = of["overflow"] or of["veto"] or of["bad_batch"]
         times = len({h.iter for h in bad})
         text = f"{times} times {reason(_together(bad))}"
-        scales = [h.line["scale"] for h in of["overflow"] if "scale" in h.line]
+        scales = [h.number("scale", 0.0) for h in of["overflow"] if "scale" in h.line]
         if scales:
             text += f". Loss scale {scales[0]:g} to {scales[-1]:g}"
         if vetoed := len(of["veto"]):
@@ -82,7 +82,7 @@ def _together(happenings: list[Happening]) -> dict[str, Any]:
     """One line with the names of all, the most frequent first."""
     merged: dict[str, Any] = dict(verdict=happenings[0].line.get("verdict"))
     for key in ("losses", "layers", "nonfinite_grads"):
-        names = Counter(n for h in happenings for n in h.line.get(key) or ())
+        names = Counter(n for h in happenings for n in h.names(key))
         merged[key] = [name for name, _ in names.most_common()]
     return merged
 

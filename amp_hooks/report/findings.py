@@ -144,7 +144,7 @@ def find(run: RunHistory) -> Findings:
         h.iter
         for h in overflow_lines
         if not _is_bad(h)
-        and ("collapse" in _kinds(h) or not h.line.get("scale", 2.0) > 1.0)
+        and ("collapse" in _kinds(h) or not h.number("scale", 2.0) > 1.0)
     }
     if len(overflows) >= _COLLAPSE_STREAK:
         spans = overflows[_COLLAPSE_STREAK - 1 :] - overflows[: 1 - _COLLAPSE_STREAK]

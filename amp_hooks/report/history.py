@@ -118,6 +118,21 @@ class Happening:
         """Its kind."""
         return str(self.line["event"])
 
+    def names(self, field: str) -> list[str]:
+        """A field's items or keys as text; none if it is missing or holds none."""
+        value = self.line.get(field)
+        return list(map(str, value)) if isinstance(value, (list, tuple, dict)) else []
+
+    def number(self, field: str, default: float) -> float:
+        """A field's value; the default if it is missing or no number.
+
+        The ledger has NaN and infinities as strings.
+        """
+        try:
+            return float(self.line.get(field))  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return default
+
 
 @dataclass
 class RunHistory:

@@ -28,6 +28,7 @@ class Recipe:
         ema: EMAHook is attached.
         box_filter: FilterAnnotations is in the training pipeline.
         filter_cfg: Of the training data set.
+        whole_suite: StabilityHook is in custom_hooks.
     """
 
     known: bool
@@ -40,6 +41,7 @@ class Recipe:
     ema: bool
     box_filter: bool
     filter_cfg: Any
+    whole_suite: bool
 
 
 def read_recipe(run: RunHistory) -> Recipe:
@@ -66,6 +68,7 @@ def read_recipe(run: RunHistory) -> Recipe:
         ema=any("EMA" in str(hook.get("type")) for hook in hooks),
         box_filter=_holds(dataset, "FilterAnnotations"),
         filter_cfg=_find(dataset, "filter_cfg"),
+        whole_suite=any(h.get("type") == "amp_hooks.StabilityHook" for h in hooks),
     )
 
 
@@ -93,8 +96,8 @@ def _in_words(scheduler: dict[str, Any]) -> str:
 
 
 def _half(run: RunHistory, wrapper: Any, kind: str) -> str:
-    optimizers = (run.opening or {}).get("optimizers") or []
-    told = " ".join(map(str, optimizers)) or str(dig(wrapper, "dtype") or "")
+    optimizers = (run.opening or {}).get("optimizers")
+    told = str(optimizers or "") or str(dig(wrapper, "dtype") or "")
     for name in ("bfloat16", "float16"):
         if name in told:
             return name

@@ -76,8 +76,8 @@ class Suspects:
             return [*rows, ("learning rate", "no bad iteration at a known one")]
         if not rates.below:
             text = (
-                f"{rates.first:.3g} at the first bad iteration; the later ones are "
-                "spread over all learning rates down to the lowest"
+                f"{rates.first:.3g} at the first bad iteration; bad ones down to "
+                f"{rates.lowest:.3g}, the lowest of the run"
             )
             return [*rows, ("learning rate", text)]
         text = (
@@ -115,7 +115,7 @@ def suspect(run: RunHistory, found: Findings) -> Suspects:
         images=images,
         all_by_images=_explained(found, images),
         images_back=back,
-        images_seen=len({i for h in batches for i in h.line.get("images", [])}),
+        images_seen=len({i for h in batches for i in h.names("images")}),
         layers=list(_layers(run)),
         rates=_rates(run, found),
     )
@@ -135,14 +135,14 @@ def _images(
     of_iteration: dict[int, dict[str, None]] = {}
     for h in batches:
         images_here = of_iteration.setdefault(h.iter, {})
-        images_here.update(dict.fromkeys(map(str, h.line.get("images", []))))
+        images_here.update(dict.fromkeys(h.names("images")))
     evidence: dict[str, list[int]] = {}
     for iteration in sorted(of_iteration):
         if iteration - 1 not in of_iteration:
             for image in of_iteration[iteration]:
                 evidence.setdefault(image, []).append(iteration)
     named = {
-        str(h.line.get("image")): [int(i) for i in h.line.get("iters", [])]
+        str(h.line.get("image")): [int(i) for i in h.names("iters") if i.isdigit()]
         for h in run.having("suspect")
     }
     back = {image: iters for image, iters in evidence.items() if len(iters) > 1}
@@ -168,11 +168,11 @@ def _layers(run: RunHistory) -> Iterable[str]:
     for h in run.having("forensics")[:_SHOWN]:
         yield f"{h.line.get('module') or 'outside the model'}: {h.line.get('finding')}"
     lines = run.having("overflow")
-    logits = Counter(x for h in lines for x in h.line.get("layers") or ())
+    logits = Counter(x for h in lines for x in h.names("layers"))
     for layer, n in logits.most_common(_SHOWN):
         yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
-    few = [h for h in lines if h.line.get("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
-    gradients = Counter(x for h in few for x in h.line.get("nonfinite_grads") or ())
+    few = [h for h in lines if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
+    gradients = Counter(x for h in few for x in h.names("nonfinite_grads"))
     for parameter, n in gradients.most_common(_SHOWN):
         if n > 1:  # once is what calibration does to any of them
             yield f"{parameter}: its scaled gradient overflowed in {n} iterations"

@@ -97,6 +97,16 @@ CASES = {
         run([START, *bad(700), rollback(700, 0.5), END]),
         ["Lower the learning rate, to x0.5 (0.02 to 0.01)"],
     ),
+    "a rollback, and the learning rate rose again and held": (
+        run([START, *bad(700, 701, 702), rollback(702),
+             line(900, "recover", lr_factor=1.0), END]),
+        [],
+    ),
+    "a box loss alone, and boxes are filtered": (
+        run([START, *BOXES, END], config=config(train_dataloader=dict(dataset=dict(
+            pipeline=[dict(type="mmdet.FilterAnnotations")])))),
+        [],
+    ),
     "a rollback that did not": (
         run([START, *bad(998), rollback(998, 0.5), *bad(999, vetoed=False), END]),
         ["Lower the learning rate, to x0.05 (0.02 to 0.001)"],

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from amp_hooks.core.events import EVENTS
+from amp_hooks.core.verdict import Verdict
 from amp_hooks.report.events import group
 from amp_hooks.report.html_page import render as render_html
 from amp_hooks.report.page import make_page
@@ -146,6 +148,19 @@ def test_a_run_that_has_not_ended_says_so():
     assert "It has not ended: iteration 20 of 500" in page.sentence
     ended = make_page(run([start_line(max_iters=500), line(20, "end")]))
     assert "not ended" not in ended.sentence
+
+
+@pytest.mark.parametrize("value", ["left out", None, "inf", 3])
+def test_lines_without_their_fields_make_a_page(value):
+    """Of another version, or damaged: a poorer page, and no error."""
+    lines = []
+    for verdict in Verdict:
+        for i, (event, about) in enumerate(EVENTS.items()):
+            fields = {} if value == "left out" else dict.fromkeys(about.fields, value)
+            lines.append(line(i, event, verdict.value, **fields))
+    page = make_page(run(lines))
+    parse(render_html(page))
+    assert render(page)
 
 
 def test_next_to_nothing_is_still_a_page():

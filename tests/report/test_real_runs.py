@@ -53,7 +53,9 @@ def test_rescued(page_of):
     assert "8 iterations in all; below it there were 4, none" in suspects
     advice = section(text, "Advice")
     assert "optim_wrapper = dict(optimizer=dict(lr=0.0001))" in advice
-    assert "rollback at iteration 7 lowered it to x0.1; the last 4 iterations" in advice
+    assert (
+        "x0.1 since the rollback at iteration 7: the last 4 iterations held" in advice
+    )
 
 
 def test_rescued_table_of_health(page_of):
