@@ -22,7 +22,7 @@ def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
     rows = [
         ("run", _starts(run, found)),
         ("hooks", _hooks(run)),
-        *(("optimizer", str(o)) for o in optimizers),
+        *(("optimizer", str(o).removeprefix("optimizer: ")) for o in optimizers),
     ]
     if recipe.known:
         if not opening:

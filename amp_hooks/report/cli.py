@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..core.files import write_text
-from .html_page import render as render_html
 from .page import make_page
 from .read import NoRunError, read_run
 from .terminal import render
@@ -90,6 +89,8 @@ def _report(args: argparse.Namespace) -> int:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     _print(render(page, encoding, colour))
     if args.html:
+        from .html_page import render as render_html  # matplotlib takes a while
+
         try:
             write_text(str(args.html), render_html(page))
         except OSError as e:

@@ -92,8 +92,8 @@ def verdict_sentence(
     end = _unfinished(run, found)
     faults = run.having("fault")
     injected = (
-        "FaultInjectionHook did damage on purpose "
-        f"({count(len(faults), 'time')}); the advice takes it for real."
+        f"FaultInjectionHook did damage on purpose ({count(len(faults), 'time')})"
+        + ("; the advice takes it for real." if advice else ".")
         if faults and judged.status is not Status.HEALTHY
         else ""
     )

@@ -67,7 +67,7 @@ def draw(page: Page) -> str:
         axes[-1].set_xlim(page.found.first, max(page.found.last, page.found.first) + 1)
         if handles:
             figure.legend(
-                handles.values(), handles.keys(), loc="upper center", ncols=4,
+                handles.values(), handles.keys(), loc="upper center", ncols=len(handles),
                 frameon=False,
             )  # fmt: skip
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / (_HEIGHT * number + 0.6)))
@@ -77,7 +77,10 @@ def draw(page: Page) -> str:
 def _curve(ax: Any, quantity: Quantity) -> None:
     curve = quantity.curve
     finite = curve.finite
-    if quantity.log and (finite.values > 0).any():
+    positive = finite.values[finite.values > 0]
+    # Within one decade a logarithmic axis has no round numbers to show.
+    wide = len(positive) and positive.max() >= 10 * positive.min()
+    if quantity.log and (wide or "cls_score" in quantity.title):
         ax.set_yscale("log")
     thin = curve.thinned()
     # A line breaks at NaN; markers keep the points that stand alone between two.
@@ -121,6 +124,7 @@ def _histogram(ax: Any, found: Findings) -> None:
     )
     ax.set_title("bad iterations", loc="left", fontsize=10, fontweight="bold", pad=3)
     ax.set_ylabel("iterations")
+    ax.set_ylim(0, max(ax.get_ylim()[1], 1))
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False
