@@ -241,7 +241,9 @@ def merge(
     elif checkpoint:
         run.checkpoint = checkpoint
         for name, curve in checkpoint.curves.items():
-            run.curves[name] = curve.then(run.curve(name).within(checkpoint.iter, 1e18))
+            run.curves[name] = curve.then(
+                run.curve(name).within(checkpoint.iter, math.inf)
+            )
         run.exact_until = checkpoint.iter if "loss" in checkpoint.curves else 0
     return run
 

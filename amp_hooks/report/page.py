@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .active import describe
-from .advice import Advice, advise
+from .advice import advise
+from .change import Advice
 from .events import Group, group
 from .findings import Findings, find
 from .health import Quantity, Stretch, number, quantities, stretches

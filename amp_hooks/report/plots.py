@@ -67,9 +67,12 @@ def draw(page: Page) -> str:
         axes[-1].set_xlim(page.found.first, max(page.found.last, page.found.first) + 1)
         if handles:
             figure.legend(
-                handles.values(), handles.keys(), loc="upper center", ncols=len(handles),
+                handles.values(),
+                handles.keys(),
+                loc="upper center",
+                ncols=len(handles),
                 frameon=False,
-            )  # fmt: skip
+            )
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / (_HEIGHT * number + 0.6)))
         return _as_element(figure)
 

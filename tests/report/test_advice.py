@@ -4,7 +4,8 @@ import pytest
 
 from amp_hooks import HeadClampHook
 from amp_hooks.core.finite import first_names
-from amp_hooks.report.advice import _TRIGGER, advise
+from amp_hooks.report.advice import advise
+from amp_hooks.report.advice_training import TRIGGER
 from amp_hooks.report.findings import find
 from amp_hooks.report.status import judge
 from amp_hooks.report.suspects import suspect
@@ -225,7 +226,7 @@ def test_stock_scale_of_nothing():
 
 
 def test_the_thresholds_are_those_of_the_hooks():
-    assert HeadClampHook().trigger == _TRIGGER
+    assert HeadClampHook().trigger == TRIGGER
 
 
 def test_images_of_which_most_come_back_do_not_stand_out():
