@@ -48,7 +48,9 @@ $PY -W ignore scripts/compare_runs.py "stock AMP=$OUT/stock" \
     "with amp_hooks=$OUT/guarded" --check 0.7
 echo
 say "$((SECONDS - READY)) s after set-up ($((SECONDS - STARTED)) s in all)"
-echo "See why, in the browser (tab 'Custom Scalars'):"
+echo "See why:"
+echo "    $PY -m amp_hooks.report $OUT/guarded --html $OUT/guarded.html"
+echo "See it in the browser (tab 'Custom Scalars'):"
 echo "    .venv/bin/tensorboard --logdir $OUT"
 echo "Go on from the auto-rollback checkpoint of a killed run:"
 echo "    $PY scripts/train.py ${CONFIG}_stability.py --work-dir $OUT/guarded --resume"

@@ -1,0 +1,112 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ..core.files import write_text
+from .page import make_page
+from .read import NoRunError, read_run
+from .terminal import render
+
+# As in sysexits.h. 0, 1 and 2 say how the run ended, so no failure may use them.
+USAGE, NO_INPUT, FAILED, CANNOT_CREATE = 64, 66, 70, 73
+
+_EPILOG = """exit status:
+  0   healthy
+  1   recovered
+  2   lost
+  64  wrong arguments
+  66  WORK_DIR holds no run
+  70  the report itself failed
+  73  the HTML file cannot be written
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Exits with 64 where argparse would with 2, which is 'lost' here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = _Parser(
+        prog="python -m amp_hooks.report",
+        description="Explain how a mixed-precision training run went, and what to "
+        "change.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "work_dir",
+        type=Path,
+        metavar="WORK_DIR",
+        help="of the run; several resumed starts in it are read as one",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page with plots there as well",
+    )
+    parser.add_argument(
+        "--no-checkpoint",
+        action="store_true",
+        help="do not read the newest checkpoint, which takes seconds if it is large; "
+        "then the loss of each single iteration is not known",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; returns the exit status."""
+    args = parse_args(arguments)
+    try:
+        return _report(args)
+    except Exception:
+        # Python's own exit status, 1, would say that the run recovered.
+        traceback.print_exc()
+        return FAILED
+
+
+def _report(args: argparse.Namespace) -> int:
+    try:
+        run = read_run(args.work_dir, not args.no_checkpoint)
+    except NoRunError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return NO_INPUT
+    page = make_page(run)
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    _print(render(page, encoding, colour))
+    if args.html:
+        from .html_page import render as render_html  # matplotlib takes a while
+
+        try:
+            write_text(str(args.html), render_html(page))
+        except OSError as e:
+            print(
+                f"error: cannot write {args.html} ({e}); give a file in a folder that "
+                "exists and is writable.",
+                file=sys.stderr,
+            )
+            return CANNOT_CREATE
+    return int(page.judged.status)
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, head say, has seen enough; Python must not complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,79 @@
+"""Runs made by hand, for the tables."""
+
+import math
+
+from amp_hooks.report.curves import Curve
+from amp_hooks.report.history import Checkpoint, Start, Validation, merge
+
+NAN = math.nan
+FORWARD = "FORWARD_NONFINITE"
+CONFIG = dict(
+    optim_wrapper=dict(type="AmpOptimWrapper", optimizer=dict(type="SGD", lr=0.02)),
+    param_scheduler=[dict(type="CosineAnnealingLR", by_epoch=False, end=9999)],
+    log_processor=dict(window_size=50),
+)
+
+
+def line(iteration, event, verdict="HEALTHY", **fields):
+    return dict(iter=iteration, event=event, verdict=verdict, **fields)
+
+
+def start_line(iteration=0, hooks=("StabilityHook",), max_iters=1000, **fields):
+    optimizers = ["optimizer: AmpOptimWrapper, SGD, dtype float16"]
+    hooks = {hook: {} for hook in hooks}
+    given = dict(hooks=hooks, max_iters=max_iters, optimizers=optimizers)
+    return line(iteration, "start", **(given | fields))
+
+
+def bad(*iterations, vetoed=True, verdict=FORWARD, **fields):
+    """Overflow lines of bad iterations, undone or not."""
+    lines = []
+    for i in iterations:
+        lines.append(line(i, "overflow", verdict, **fields))
+        lines += [line(i, "veto", verdict, scale=1024.0)] if vetoed else []
+    return lines
+
+
+def overflows(*iterations, skip="calibration", scale=1024.0):
+    return [
+        line(i, "overflow", "SCALE_OVERFLOW", skip=skip, scale=scale)
+        for i in iterations
+    ]
+
+
+def rollback(iteration, factor=0.1, number=1):
+    return line(
+        iteration, "rollback", FORWARD, rollbacks=number, lr_factor=factor,
+        target_iter=0, scale=512.0, nonfinite_state=[],
+    )  # fmt: skip
+
+
+def curve(values, every=10, first=9):
+    """Values that were logged every so many iterations."""
+    return Curve.of((first + every * k, v) for k, v in enumerate(values))
+
+
+def checkpoint(losses, iteration=None, **fields):
+    losses = list(losses)
+    curves = dict(loss=curve(losses, 1, 0)) if losses else {}
+    done = len(losses) if iteration is None else iteration
+    return Checkpoint("work/iter.pth", done, curves=curves, **fields)
+
+
+def run(
+    lines=(),
+    curves=None,
+    config=None,
+    validations=(),
+    ckpt=None,
+    name="20260101_000000",
+):
+    """A run of one start."""
+    start = Start(
+        name,
+        list(lines),
+        curves or {},
+        [Validation(i, m) for i, m in validations],
+        CONFIG if config is None else config,
+    )
+    return merge("work", [start], ckpt)

@@ -1,0 +1,238 @@
+"""Advice: each piece where its evidence is, and nowhere else."""
+
+import pytest
+
+from amp_hooks import HeadClampHook
+from amp_hooks.core.finite import first_names
+from amp_hooks.report.advice import advise
+from amp_hooks.report.advice_training import TRIGGER
+from amp_hooks.report.findings import find
+from amp_hooks.report.status import judge
+from amp_hooks.report.suspects import suspect
+
+from .made import (
+    CONFIG,
+    bad,
+    checkpoint,
+    curve,
+    line,
+    overflows,
+    rollback,
+    run,
+    start_line,
+)
+
+START, END = start_line(), line(999, "end")
+WARM = [
+    dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=200),
+    *CONFIG["param_scheduler"],
+]
+
+
+def config(**changes):
+    return CONFIG | changes
+
+
+def clipped(at):
+    return dict(CONFIG["optim_wrapper"], clip_grad=dict(max_norm=at))
+
+
+def batch(iteration, *images):
+    return line(
+        iteration, "bad_batch", "FORWARD_NONFINITE", rank=0, images=list(images), ids=[]
+    )
+
+
+def norms(*spikes):
+    """Gradient norms of about 5, and spikes at iterations."""
+    values = dict.fromkeys(range(9, 1000, 10), 5.0) | dict(spikes)
+    return {"amp/gradnorm": curve([], 1).of(values.items())}
+
+
+def logits(largest, bits):
+    return {
+        "amp/cls_score_absmax": curve([3.0, largest, 3.0]),
+        "amp/headroom_bits/fc_cls": curve([14.0, bits, 14.0]),
+    }
+
+
+def lr(*values):
+    return dict(lr=curve(values, 1, 0))
+
+
+NO_CLAMP = start_line(hooks=["ClsScoreMonitorHook"])
+LATE = [START, *bad(700), END]  # one bad iteration, long after any warm-up
+BOXES = bad(700, losses=dict(loss="nan", loss_bbox="nan"))
+CLASSES = bad(700, losses=dict(loss="nan", loss_cls="nan", loss_bbox="nan"))
+
+# name: (run, the titles' beginnings in order)
+CASES = {
+    "healthy": (run([START, *overflows(0, 1), END]), []),
+    "one late bad iteration is no evidence for anything": (run(LATE), []),
+    "images that came back": (
+        run([START, *bad(300), batch(300, "a", "b"), *bad(700), batch(700, "a", "c"),
+             END]),
+        ["Look at these images"],
+    ),
+    "of one streak, an image twice is no evidence": (
+        run([START, *bad(700, 701), batch(700, "a"), batch(701, "a"), END]),
+        [],
+    ),
+    "suspects by BadBatchHook": (
+        run([*LATE, line(700, "suspect", image="a", id=1, iters=[300, 700])]),
+        ["Look at these images"],
+    ),
+    "a box loss alone": (run([START, *BOXES, END]), ["Filter boxes"]),
+    "a box loss alone, three in a row": (
+        run([START, *bad(700, 701, 702, losses=BOXES[0]["losses"]), END]),
+        ["Lower the learning"],
+    ),
+    "a box loss beside the classification": (run([START, *CLASSES, END]), []),
+    "a box loss beside large logits": (
+        run([START, *BOXES, END], {"amp/cls_score_absmax": curve([2000.0], 1, 700)}),
+        [],
+    ),
+    "three in a row": (run([START, *bad(700, 701, 702), END]), ["Lower the learning"]),
+    "two in a row are bad luck": (run([START, *bad(700, 701), END]), []),
+    "a rollback that held": (
+        run([START, *bad(700), rollback(700, 0.5), END]),
+        ["Lower the learning rate, to x0.5 (0.02 to 0.01)"],
+    ),
+    "a rollback, and the learning rate rose again and held": (
+        run([START, *bad(700, 701, 702), rollback(702),
+             line(900, "recover", lr_factor=1.0), END]),
+        [],
+    ),
+    "a box loss alone, and boxes are filtered": (
+        run([START, *BOXES, END], config=config(train_dataloader=dict(dataset=dict(
+            pipeline=[dict(type="mmdet.FilterAnnotations")])))),
+        [],
+    ),
+    "a rollback that did not": (
+        run([START, *bad(998), rollback(998, 0.5), *bad(999, vetoed=False), END]),
+        ["Lower the learning rate, to x0.05 (0.02 to 0.001)"],
+    ),
+    "a learning rate that cannot be chance": (
+        run([START, *bad(520, 560), END],
+            lr(*[0.01] * 500, *[0.02] * 80, *[0.01] * 420)),
+        ["Lower the learning"],
+    ),
+    "bad at a learning rate that half of the run had": (
+        run([START, *bad(520, 560), END], lr(*[0.01] * 500, *[0.02] * 500)),
+        [],
+    ),
+    "early, without warm-up": (run([START, *bad(120), END]), ["Warm up, for 242"]),
+    "very early in a short run": (run([START, *bad(3), END]), ["Warm up, for 100"]),
+    "soon after the warm-up": (
+        run([START, *bad(390), END], config=config(param_scheduler=WARM)),
+        ["Lengthen the warm-up, to 782"],
+    ),
+    "long after the warm-up": (
+        run([START, *bad(400), END], config=config(param_scheduler=WARM)),
+        [],
+    ),
+    "early, and nothing is known of the config": (
+        run([START, *bad(120), END], config={}),
+        [],
+    ),
+    "a spike, and no clip": (
+        run(LATE, norms((695, 600.0))),
+        ["Clip gradients, at 10"],
+    ),
+    "a spike, clipped": (
+        run(LATE, norms((695, 600.0)), config(optim_wrapper=clipped(35))),
+        [],
+    ),
+    "a spike, and a clip too far up": (
+        run(LATE, norms((695, 600.0)), config(optim_wrapper=clipped(100))),
+        ["Clip gradients, at 10"],
+    ),
+    "a spike that did no harm": (run(LATE, norms((495, 600.0))), []),
+    "large logits, and no clamp": (
+        run([NO_CLAMP, *bad(700), END], logits(5000.0, 3.0)),
+        ["Clamp the head"],
+    ),
+    "large logits, clamped": (run(LATE, logits(5000.0, 3.0)), []),
+    "clamp left out of StabilityHook": (
+        run([line(0, "start", hooks=dict(StabilityHook=dict(head_clamp=None))),
+             *bad(700, layers=["fc_cls"]), END]),
+        ["Clamp the head"],
+    ),
+    "an early warning, and no clamp": (
+        run([NO_CLAMP, line(650, "early_warning", layer="fc"), *bad(700), END]),
+        ["Clamp the head"],
+    ),
+    "no headroom": (run(LATE, logits(50000.0, 0.4)), ["Train in BF16"]),
+    "no headroom, but BF16 it is": (
+        run([start_line(optimizers=["dtype bfloat16"]), *LATE[1:]],
+            logits(50000.0, 0.4)),
+        [],
+    ),
+    "a collapsed loss scale": (
+        run([START, *overflows(700, skip="collapse"), END]),
+        ["Train in BF16"],
+    ),
+    "stock: the classification loss was the first": (
+        run([], dict(loss=curve([1.0] * 99 + [float("nan")]),
+                     loss_cls=curve([1.0] * 99 + [float("nan")]),
+                     loss_bbox=curve([1.0] * 100))),
+        ["Lower the learning", "Clamp the head"],
+    ),
+    "everything, in order": (
+        run([NO_CLAMP, *bad(20, 21, 22), batch(20, "a"), *bad(30), batch(30, "a"),
+             *bad(700, 701, 702, layers=["fc_cls"]), rollback(702),
+             *overflows(800, skip="collapse"), END],
+            norms((15, 600.0))),
+        ["Look at these", "Lower", "Warm up", "Clip", "Clamp", "Train in BF16"],
+    ),
+    "everything, but all of it by one image": (
+        run([NO_CLAMP, *bad(20, 21, 22, layers=["fc"]), batch(20, "a"), *bad(30),
+             batch(30, "a"), END], norms((15, 600.0))),
+        ["Look at these"],
+    ),
+}  # fmt: skip
+
+
+def advice_on(history):
+    found = find(history)
+    return advise(history, found, suspect(history, found), judge(history, found))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_advice(name):
+    history, titles = CASES[name]
+    given = advice_on(history)
+    told = first_names([a.title for a in given], 9)
+    assert len(given) == len(titles), told
+    for advice, title in zip(given, titles):
+        assert advice.title.startswith(title), told
+        assert advice.evidence
+        assert any(ch.isdigit() for ch in advice.evidence[0])
+
+
+def test_lines_to_paste_are_python():
+    given = advice_on(CASES["everything, in order"][0])
+    names = {}
+    for advice in given:
+        code = "\n".join(f"x = [{x}]" if x[:4] == "dict" else x
+                         for x in advice.change.splitlines())  # fmt: skip
+        exec(code, {}, names)
+    assert names["optim_wrapper"] == dict(dtype="bfloat16")
+
+
+def test_stock_scale_of_nothing():
+    (last,) = advice_on(run([], ckpt=checkpoint([1.0] * 1000, scale=0.0)))
+    assert last.evidence == ["loss scale 0 at iteration 1000"]
+
+
+def test_the_thresholds_are_those_of_the_hooks():
+    assert HeadClampHook().trigger == TRIGGER
+
+
+def test_images_of_which_most_come_back_do_not_stand_out():
+    """A small data set and many bad iterations: every image has bad luck twice."""
+    lines = [x for i in range(500, 700, 10) for x in (*bad(i), batch(i, i % 3, i % 7))]
+    history = run([START, *lines, END])
+    suspects = suspect(history, find(history))
+    assert suspects.images == {}
+    assert suspects.images_back > suspects.images_seen / 2

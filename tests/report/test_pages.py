@@ -1,0 +1,170 @@
+"""What the two pages look like."""
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from amp_hooks.core.events import EVENTS
+from amp_hooks.core.verdict import Verdict
+from amp_hooks.report.events import group
+from amp_hooks.report.html_page import render as render_html
+from amp_hooks.report.page import make_page
+from amp_hooks.report.terminal import render
+
+from .made import NAN, bad, curve, line, overflows, rollback, run, start_line
+
+VOID = ("meta", "br")
+
+
+class Checked(HTMLParser):
+    """Collects links and text, and sees to it that elements are closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.links, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parse(html):
+    page = Checked()
+    page.feed(html)
+    page.close()
+    assert page.open == []
+    return page
+
+
+def svg_of(html):
+    return html[html.index("<svg") : html.index("</svg>") + len("</svg>")]
+
+
+@pytest.mark.parametrize("name", ["healthy", "rescued", "lost", "stock"])
+def test_one_file_that_fetches_nothing(page_of, name):
+    html = render_html(page_of(name))
+    page = parse(html)
+    assert all(link.startswith("#") for link in page.links)
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert "@import" not in html
+    assert all(url.startswith("#") for url in re.findall(r"url\(['\"]?([^)]*)", html))
+    drawing = ET.fromstring(svg_of(html))
+    assert drawing.tag.endswith("svg")
+    assert len(html) < 1_000_000
+
+
+def test_the_html_page_has_every_section_in_order(page_of):
+    html = render_html(page_of("rescued"))
+    text = " ".join(parse(html).text)
+    titles = ["Recovered:", "What was active", "Health over time", "Events"]
+    titles += ["Suspects", "Advice"]
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+    drawn = " ".join(ET.fromstring(svg_of(html)).itertext())
+    for title in (
+        "loss",
+        "loss scale",
+        "largest |cls_score|",
+        "gradient norm before clipping",
+        "learning rate",
+        "bad iterations",
+        "FP16 ends: 65504",
+        "iteration (from 0)",
+        "rollback",
+        "head clamp on",
+    ):
+        assert title in drawn
+
+
+def test_names_are_escaped():
+    evil = "<script>alert(1)</script>&\udce9.png"
+    lines = [*bad(5), line(5, "suspect", image=evil, id=1, iters=[2, 5])]
+    page = make_page(run([start_line(), *lines]))
+    html = render_html(page)
+    assert "script" not in parse(html).tags
+    assert "&lt;script&gt;" in html
+    html.encode("utf-8")
+    assert "<script>" in render(page, "ascii")
+
+
+def test_what_repeats_is_told_once():
+    """14 overflows with their vetoes, then a rollback, then the same again."""
+    vetoes = [line(i, "veto", "SCALE_OVERFLOW", scale=8.0) for i in range(3, 17)]
+    pairs = [x for two in zip(overflows(*range(3, 17)), vetoes) for x in two]
+    history = run([*pairs, rollback(17), *bad(18, 19, losses=dict(loss="nan"))])
+    first, second, third = group(history.happenings)
+    assert first.where == "iterations 3-16"
+    assert first.text.startswith("14 times scaled gradients overflowed")
+    assert "14 steps refused" in first.text
+    assert second.text.startswith("Rollback 1")
+    assert third.text.startswith("2 times the forward pass was not finite")
+
+
+def test_long_runs_stay_readable_and_small():
+    lines = [start_line(max_iters=10**6)]
+    for i in range(0, 60_000, 20):
+        lines += overflows(i) + bad(i + 10, losses=dict(loss="nan"))
+    curves = {
+        "loss": curve([1.0, NAN] * 25_000),
+        "amp/scale_log2": curve([16.0, 3.0] * 25_000),
+    }
+    page = make_page(run(lines, curves))
+    terminal = render(page)
+    assert terminal.count("\n") < 200
+    assert "more events; --html shows them" in terminal
+    html = render_html(page)
+    assert "more events in stability.jsonl" in html
+    assert len(html) < 4_000_000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_any_terminal(page_of, encoding):
+    text = render(page_of("rescued"), encoding)
+    text.encode(encoding)
+    assert max(map(len, text.splitlines())) <= 120
+    assert ("█" in text) == (encoding == "utf-8")
+
+
+def test_colours_only_if_asked(page_of):
+    assert "\033[33m" in render(page_of("rescued"), colour=True)
+    assert "\033" not in render(page_of("rescued"))
+
+
+def test_a_run_that_has_not_ended_says_so():
+    page = make_page(run([start_line(max_iters=500), *overflows(20)]))
+    assert "It has not ended: iteration 20 of 500" in page.sentence
+    ended = make_page(run([start_line(max_iters=500), line(20, "end")]))
+    assert "not ended" not in ended.sentence
+
+
+@pytest.mark.parametrize("value", ["left out", None, "inf", 3])
+def test_lines_without_their_fields_make_a_page(value):
+    """Of another version, or damaged: a poorer page, and no error."""
+    lines = []
+    for verdict in Verdict:
+        for i, (event, about) in enumerate(EVENTS.items()):
+            fields = {} if value == "left out" else dict.fromkeys(about.fields, value)
+            lines.append(line(i, event, verdict.value, **fields))
+    page = make_page(run(lines))
+    parse(render_html(page))
+    assert render(page)
+
+
+def test_next_to_nothing_is_still_a_page():
+    page = make_page(run([start_line()]))
+    assert page.sentence.startswith("Healthy: 0 iterations")
+    parse(render_html(page))
+    render(page)

@@ -1,0 +1,248 @@
+"""How a run ended, on hand-made runs: a case for each way to misjudge one."""
+
+import pytest
+
+from amp_hooks.report.findings import find
+from amp_hooks.report.history import Start, merge
+from amp_hooks.report.status import Status, judge
+
+from .made import (
+    NAN,
+    bad,
+    checkpoint,
+    curve,
+    line,
+    overflows,
+    rollback,
+    run,
+    start_line,
+)
+
+HEALTHY, RECOVERED, LOST = Status
+START, END = start_line(max_iters=100), line(99, "end")
+FINE = dict(loss=curve([1.0] * 10))
+ABORT = dict(rollbacks=1, limit="max_rollbacks=1", checkpoint="c.pth", lr_factor=0.1)
+
+
+def scale(*log2, growth=0.0):
+    return FINE | {
+        "amp/scale_log2": curve(log2),
+        "amp/growth_tracker": curve([growth] * len(log2)),
+    }
+
+
+def val(*maps):
+    return [(10 * i, {} if x is None else {"bbox_mAP": x}) for i, x in enumerate(maps)]
+
+
+CASES = {
+    # name: (status, run)
+    "nothing happened": (HEALTHY, run([START, END], FINE)),
+    "calibration and an ordinary overflow": (
+        HEALTHY,
+        run([START, *overflows(0, 1, 2), *overflows(70, skip="ordinary"), END], FINE),
+    ),
+    "still calibrating at the end": (
+        HEALTHY,
+        run([START, *overflows(*range(12))], scale(5, growth=0)),
+    ),
+    "an early warning alone": (
+        HEALTHY,
+        run([START, line(5, "early_warning", layer="fc"), END], FINE),
+    ),
+    "killed in health": (HEALTHY, run([START], FINE)),
+    "stock in health": (HEALTHY, run([], FINE, ckpt=checkpoint([1.0] * 100))),
+    "undertrained: mAP 0 from the beginning": (
+        HEALTHY,
+        run([START, END], FINE, validations=val(0.0, 0.0)),
+    ),
+    "static scale below 1": (HEALTHY, run([START, END], scale(-10, -10))),
+    "one bad iteration": (RECOVERED, run([START, *bad(50), END], FINE)),
+    "one bad iteration, the very last, undone": (
+        RECOVERED,
+        run([START, *bad(99), END], FINE),
+    ),
+    "one bad iteration, the very last, not undone": (
+        LOST,
+        run([START, *bad(99, vetoed=False), END], FINE),
+    ),
+    "the last three, undone": (LOST, run([START, *bad(97, 98, 99), END], FINE)),
+    "the last three, rolled back at the last": (
+        RECOVERED,
+        run([START, *bad(97, 98, 99), rollback(99), END], FINE),
+    ),
+    "limping: 7 of the last 20": (
+        LOST,
+        run([START, *bad(*range(81, 99, 3), 98), END], FINE),
+    ),
+    "7 of 20 before a rollback": (
+        RECOVERED,
+        run([START, *bad(*range(81, 99, 3), 98), rollback(98), END], FINE),
+    ),
+    "raised": (RECOVERED, run([START, *bad(5, verdict="RAISED"), END], FINE)),
+    "a clamp alone": (
+        RECOVERED,
+        run([START, line(5, "clamp_on", reason="large logits"), END], FINE),
+    ),
+    "fallback": (
+        RECOVERED,
+        run([START, line(5, "fallback", to="bfloat16", reason="x"), END], FINE),
+    ),
+    "a collapse that ended": (
+        RECOVERED,
+        run([START, *overflows(50, skip="collapse"), END], scale(0, 16, growth=9)),
+    ),
+    "a collapse of one of two optimizers": (
+        RECOVERED,
+        run([START, *overflows(50, skip=dict(a="ordinary", b="collapse")), END], FINE),
+    ),
+    "16 overflows in a row, without LossScaleMonitorHook": (
+        RECOVERED,
+        run([START, *overflows(*range(20, 36), skip=None), END], FINE),
+    ),
+    "overflow at a loss scale of 0": (
+        RECOVERED,
+        run([START, *overflows(20, skip=None, scale=0.0), END], FINE),
+    ),
+    "15 overflows in a row are calibration": (
+        HEALTHY,
+        run([START, *overflows(*range(20, 35), skip=None), END], FINE),
+    ),
+    "scale collapsed to the end": (LOST, run([START, END], scale(16, 3, -30))),
+    "scale below 1 that bears clean steps": (
+        HEALTHY,
+        run([START, END], scale(16, -1, growth=50)),
+    ),
+    "scale collapsed, and FP16 was left": (
+        RECOVERED,
+        run(
+            [START, line(30, "fallback", to="bfloat16", reason="x"), END],
+            scale(16, -30) | {"amp/nonfinite": curve([0.0] * 9)},
+        ),
+    ),
+    "the ledger is full, and then NaN to the end": (
+        LOST,
+        run(
+            [START, line(60, "truncated", max_events=9)],
+            dict(loss=curve([1.0] * 7 + [NAN] * 3)),
+        ),
+    ),
+    "hooks, but the ledger is gone; NaN to the end": (
+        LOST,
+        run([], scale(16, 16) | dict(loss=curve([1.0] * 7 + [NAN] * 3))),
+    ),
+    "abort": (LOST, run([START, *bad(3), line(3, "abort", **ABORT)], FINE)),
+    "checkpoint not finite": (
+        LOST,
+        run([], FINE, ckpt=checkpoint([1.0] * 100, nonfinite=["bn.running_var"])),
+    ),
+    "mAP fell to 0": (LOST, run([], FINE, validations=val(0.3, 0.0, 0.0))),
+    "mAP fell: nothing found any more": (
+        LOST,
+        run([], FINE, validations=val(0.3, None)),
+    ),
+    "mAP came back": (HEALTHY, run([], FINE, validations=val(0.3, 0.0, 0.2))),
+    # Without our hooks: the loss of each iteration from the checkpoint ...
+    "stock, NaN to the end": (
+        LOST,
+        run([], FINE, ckpt=checkpoint([1.0] * 50 + [NAN] * 50)),
+    ),
+    "stock, scale at 0": (
+        LOST,
+        run([], FINE, ckpt=checkpoint([1.0] * 100, scale=0.0)),
+    ),
+    "stock, one NaN that poisons the last printed mean": (
+        RECOVERED,
+        run([], dict(loss=curve([1.0] * 5 + [NAN] * 5)),
+            ckpt=checkpoint([1.0] * 55 + [NAN] + [1.0] * 44)),
+    ),
+    # ... or only printed means of 50 iterations.
+    "printed only, one NaN in the middle": (
+        RECOVERED,
+        run([], dict(loss=curve([1.0] * 4 + [NAN] * 5 + [1.0]))),
+    ),
+    "printed only, NaN at the end": (
+        LOST,
+        run([], dict(loss=curve([1.0] * 9 + [NAN]))),
+    ),
+    "hooks attached: a printed NaN says nothing that they do not": (
+        RECOVERED,
+        run([START, *bad(95), END], dict(loss=curve([1.0] * 9 + [NAN]))),
+    ),
+    "checkpoint, then printed means that its last NaN poisons": (
+        RECOVERED,
+        run([], dict(loss=curve([1.0] * 9 + [NAN])),
+            ckpt=checkpoint([1.0] * 85 + [NAN] + [1.0] * 4)),
+    ),
+    "scalars without a ledger": (
+        RECOVERED,
+        run([], FINE | {"amp/rollbacks_total": curve([0.0, 1.0])}),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_status(name):
+    expected, history = CASES[name]
+    judged = judge(history, find(history))
+    assert judged.status is expected, judged.reasons
+    assert bool(judged.reasons) == (expected is not HEALTHY)
+
+
+def two_starts(first, second):
+    return merge(
+        "work",
+        [
+            Start("20260101_000000", first, dict(FINE)),
+            Start("20260102_000000", second, dict(loss=curve([1.0] * 10, first=59))),
+        ],
+    )
+
+
+def test_what_a_kill_took_back_is_marked_and_not_the_end():
+    first = [START, *bad(80, 81, 82, vetoed=False)]
+    history = two_starts(first, [start_line(45), line(149, "end")])
+    assert [h.lost for h in history.happenings] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    found = find(history)
+    assert not len(found.bad)
+    assert found.lost_bad.tolist() == [80, 81, 82]
+    assert judge(history, found).status is RECOVERED
+    # The first start's points end where the second begins: 49 is gone.
+    assert history.curves["loss"].iters.tolist() == [
+        9, 19, 29, 39, 59, 69, 79, 89, 99, 109, 119, 129, 139, 149,
+    ]  # fmt: skip
+
+
+def test_a_state_found_broken_at_a_snapshot_counts():
+    """RollbackHook goes back at once, without an overflow line."""
+    history = run([START, rollback(50), END], FINE)
+    assert find(history).streaks == [(50, 50)]
+
+
+def test_given_up_and_then_resumed_with_success():
+    first = [START, *bad(40), line(40, "abort", **ABORT)]
+    history = two_starts(first, [start_line(30), line(149, "end")])
+    assert judge(history, find(history)).status is RECOVERED
+
+
+def test_a_training_that_began_anew_is_not_judged_by_the_one_before():
+    first = [START, *bad(40), line(40, "abort", **ABORT)]
+    history = two_starts(first, [start_line(0), line(149, "end")])
+    assert judge(history, find(history)).status is HEALTHY
+    assert [s.name for s in history.starts] == ["20260102_000000"]
+    assert "1 earlier start in this folder" in history.notes[0]
+
+
+def test_a_checkpoint_of_the_training_before_is_not_read():
+    old = checkpoint([NAN] * 100, saved="20251231_000000")
+    history = run([START, END], FINE, ckpt=old)
+    assert history.checkpoint is None
+    assert judge(history, find(history)).status is HEALTHY
+    assert "before this training began" in history.notes[0]
