@@ -49,9 +49,11 @@ class TensorBoardPanel:
             folder = osp.abspath(backend._save_dir)
             work_dir = osp.abspath(runner.work_dir)
             inside = osp.commonpath([folder, work_dir]) == work_dir
+            # TensorBoard smooths by default, which bends steps and spikes.
             print_log(
                 "[amp_hooks] stability panels: tensorboard --logdir "
-                f"{work_dir if inside else folder}, tab 'Custom Scalars'",
+                f"{work_dir if inside else folder}, tab 'Custom Scalars': "
+                "http://localhost:6006/#custom_scalars&_smoothingWeight=0",
                 logger="current",
             )
 
