@@ -57,5 +57,5 @@ CARDS = frozenset(
 def card_text(line: Line) -> str:
     """A ledger line in plain words, as Markdown that shows them letter by letter."""
     text = " ".join(in_words(line).split())
-    text = re.sub(r"([\\`*_{}\[\]()#+\-.!~])", r"\\\1", html.escape(text, quote=False))
+    text = re.sub(r"([\\`*_{}\[\]()#+\-.!])", r"\\\1", html.escape(text, quote=False))
     return f"**iteration {line['iter']}** {text}"
