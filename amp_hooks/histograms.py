@@ -54,8 +54,9 @@ class HistogramProbe:
         self._runtime.tap.listeners.remove(self._on_gradients)
         norms, self._norms = self._norms, {}
         for name, values in norms.items():
+            host = values.cpu().numpy()
             # A parameter without a gradient has no place on a log axis.
-            logs = torch.log2(values[values > 0]).cpu().numpy()
+            logs = np.log2(host[host > 0])
             yield "amp/gradnorm_log2_by_parameter" + f"/{name}" * bool(name), logs
 
     def _on_logits(self, name: str, logits: Tensor) -> None:
