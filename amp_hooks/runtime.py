@@ -239,4 +239,5 @@ class Runtime:
         # They refer to the runner, which could never be freed with them in place.
         self.observers.clear()
         self.listeners.clear()
+        self.opening.clear()
         self.last_resorts.clear()

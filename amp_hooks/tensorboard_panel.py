@@ -46,9 +46,8 @@ class TensorBoardPanel:
         self._write(lambda writer: writer.add_custom_scalars(LAYOUT))
         for backend in self._backends:
             # A folder of the user's own may lie outside the work dir.
-            folder = osp.abspath(backend._save_dir)
-            work_dir = osp.abspath(runner.work_dir)
-            inside = osp.commonpath([folder, work_dir]) == work_dir
+            folder, work_dir = map(osp.abspath, (backend._save_dir, runner.work_dir))
+            inside = folder.startswith(osp.join(work_dir, ""))
             # TensorBoard smooths by default, which bends steps and spikes.
             print_log(
                 "[amp_hooks] stability panels: tensorboard --logdir "

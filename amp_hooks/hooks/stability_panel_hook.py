@@ -163,16 +163,16 @@ class StabilityPanelHook(AmpHook):
         self._worst = merge_worst(self._worst, scalars_of(record))
 
     def _publish(self, runner: Runner, step: int) -> None:
-        if not self._worst or not dist.is_main_process():
-            return
         scalars = {legal_name(name): value for name, value in self._worst.items()}
         self._worst = {}
+        if not scalars or not dist.is_main_process():
+            return
         # Not through the visualizer, where a backend that fails takes the points of
         # those after it.
         for name, backend in runner.visualizer._vis_backends.items():
-            alike = isinstance(backend, _LIKE_FILES)
+            files = isinstance(backend, _LIKE_FILES)
             try:
-                backend.add_scalars(as_files(scalars) if alike else scalars, step)
+                backend.add_scalars(as_files(scalars) if files else scalars, step)
             except Exception as e:  # it must not cost the run
                 if name not in self._failed:
                     warn(f"could not publish to {name}: {e!r}. Training goes on.")
