@@ -30,11 +30,15 @@ class LogitWatch:
 
     Args:
         recorder: Gets ``logit_absmax``, ``logit_nan`` and ``logit_inf`` by layer.
+
+    Attributes:
+        listeners: Called as ``listen(name, logits)`` with those of a known layer.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
         self.layers: dict[str, nn.Module] = {}
+        self.listeners: list[Callable[[str, Tensor], None]] = []
         self._limits: dict[str, float] = {}  # largest number of the layer's precision
         self._model: nn.Module | None = None
         self._finder: ClassifierFinder | None = None
@@ -153,6 +157,8 @@ class LogitWatch:
                 if tensor.is_floating_point():
                     self._limits[name] = largest_number(tensor)
                     self._note(name, logit_stats(tensor))
+                    for listen in self.listeners:
+                        listen(name, tensor)
 
         # First in line, so that it sees the logits before anything clamps them.
         self._handles.append(module.register_forward_hook(hook, prepend=True))
@@ -186,3 +192,4 @@ class LogitWatch:
             handle.remove()
         self._handles.clear()
         self._callbacks.clear()
+        self.listeners.clear()

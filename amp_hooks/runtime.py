@@ -93,6 +93,7 @@ class Runtime:
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
+        opening: Lines from before the first iteration, for hooks that attach late.
         last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
@@ -111,6 +112,7 @@ class Runtime:
         self.clamped: set[str] = set()
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.opening: list[dict[str, Any]] = []
         self.last_resorts: list[Callable[[Verdict, int], bool]] = []
         self.saver: Callable[[str], Save] = lambda path: torch.save
         self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
@@ -208,6 +210,8 @@ class Runtime:
             except OSError as e:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
         line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
+        if self._record is None:
+            self.opening.append(line)
         for listener in self.listeners:
             listener(line)
 
@@ -248,5 +252,6 @@ class Runtime:
         # They refer to the runner, which could never be freed with them in place.
         self.observers.clear()
         self.listeners.clear()
+        self.opening.clear()
         self.last_resorts.clear()
         self.replayed.clear()

@@ -45,6 +45,14 @@ def active_scaler(wrapper: OptimWrapper) -> Any:
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
+def clip_max_norm(wrapper: OptimWrapper) -> float | None:
+    """The L2 norm to which ``clip_grad`` scales down, if it does; None by value."""
+    clip = wrapper.clip_grad_kwargs
+    if not clip or wrapper.grad_name != "grad_norm" or clip.get("norm_type", 2) != 2:
+        return None
+    return float(clip["max_norm"])
+
+
 class StepTap:
     """Wraps ``backward`` and ``step`` of each optimizer and notes scale and overflow.
 

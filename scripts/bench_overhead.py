@@ -25,6 +25,8 @@ as full as in such a run; 'cost' is what the monitors add, in ms. A stock run sl
 down with age as well, because MMEngine copies its log history in every iteration: that
 is left out of the first two rows and in the third.
 
+Of StabilityPanelHook, what each thing that it writes takes.
+
 What a hook does at longer intervals (GradNormMonitorHook's log line every 500
 iterations, RollbackHook's snapshots) is not in the numbers.
 """
@@ -39,6 +41,7 @@ from statistics import median, quantiles
 import mmengine.device.utils
 import torch
 from bench_counts import KEYS, count
+from bench_panel import publishing
 from bench_rivals import rows
 from bench_runs import DETECTORS, Live, build_model
 from compare_runs import show
@@ -107,6 +110,7 @@ def bench(detector, args):
     same = "yes" if len(losses) == 1 else f"no: {sorted(losses)}"
     print(f"\nSame loss in every row: {same}", flush=True)
     lives.clear()
+    print("\n" + show(publishing(model, batch, optimizer, args)), flush=True)
     age(model, batch, optimizer, args)
     gc.unfreeze()
 

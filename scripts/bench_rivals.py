@@ -25,6 +25,9 @@ SUITE = [
 ]
 
 
+PANEL = "amp_hooks.StabilityPanelHook"
+
+
 class NormItemsHook(Hook):
     """``.item()`` of every parameter's gradient norm, before each optimizer step."""
 
@@ -120,6 +123,18 @@ def rows() -> dict[str, tuple[str, list]]:
         "grad_norm": ("GradNormMonitorHook", MONITORS[2:]),
         "monitors": ("all monitors", MONITORS),
         "guard": ("StepGuardHook", GUARD),
+        "panel_idle": (
+            "monitors, idle panel",
+            [*MONITORS, dict(type=PANEL, interval=10**9)],
+        ),
+        "panel": (
+            "monitors, panel publishing in every iteration",
+            [*MONITORS, dict(type=PANEL, interval=1)],
+        ),
+        "histograms": (
+            "the same with histograms in every iteration",
+            [*MONITORS, dict(type=PANEL, interval=1, histogram_interval=1)],
+        ),
         "suite": ("whole suite, no snapshots", SUITE),
         "check_loss": (
             "CheckInvalidLossHook(interval=1)",

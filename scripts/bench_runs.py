@@ -90,6 +90,13 @@ class Live:
                 checkpoint=dict(type="CheckpointHook", interval=10**8, by_epoch=False),
             ),
             custom_hooks=copy.deepcopy(hooks),
+            visualizer=dict(
+                type="Visualizer",
+                vis_backends=[
+                    dict(type="LocalVisBackend"),
+                    dict(type="TensorboardVisBackend"),
+                ],
+            ),
             log_processor=dict(by_epoch=False),
             log_level="ERROR",
             experiment_name=name,

@@ -14,7 +14,8 @@ def tables():
     done = subprocess.run(
         [sys.executable, helpers.ROOT / "scripts/bench_overhead.py", "--tiny"]
         + "--detectors faster_rcnn --size 64 --blocks 1 --block-iters 1".split()
-        + "--rows monitors suite norm_items underflow --threads 1".split(),
+        + "--rows monitors panel_idle panel histograms suite norm_items underflow "
+        "--threads 1".split(),
         capture_output=True,
         text=True,
         check=False,
@@ -36,7 +37,7 @@ def tables():
 
 def test_every_row_has_a_ratio(tables):
     rows = tables["time of an iteration"]
-    assert len(rows) == 4
+    assert len(rows) == 7
     for cells in rows.values():
         assert float(cells["ratio"]) > 0
         assert float(cells["paired ratio"].split()[0]) > 0
@@ -49,9 +50,20 @@ def test_counts(tables):
         assert counts[row]["recorder"] == "1"
         assert counts[row]["copies"] == counts[row]["host syncs"] == waits
         assert counts[row]["collectives"] == "0"
+    # What is published has been on the host already; only histograms are copied.
+    idle, busy = "monitors, idle panel", "monitors, panel publishing in every iteration"
+    assert counts[idle] == counts[busy] == counts["all monitors"]
+    histograms = counts["the same with histograms in every iteration"]
+    assert float(histograms["copies"]) == 1 + 3  # two layers' logits, the norms
     for rival in (".item() per parameter norm", "DebugUnderflowOverflow"):
         (cells,) = [c for name, c in counts.items() if name.startswith(rival)]
         assert float(cells["host syncs"]) > 30
+
+
+def test_what_the_panel_writes_is_timed(tables):
+    rows = tables["written by StabilityPanelHook"]
+    assert len(rows) == 5
+    assert all(float(cells["ms"]) > 0 for cells in rows.values())
 
 
 def test_age_adds_nothing_to_the_counts(tables):

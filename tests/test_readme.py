@@ -15,7 +15,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_config_of_the_readme_trains(build, block):
+def test_every_config_of_the_readme_trains(build, block, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # some name a folder of their own
     shown = {}
     exec(block, {}, shown)
     hooks = shown.pop("custom_hooks", helpers.SUITE)

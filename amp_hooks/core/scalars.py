@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import posixpath
+import re
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .logits import headroom_bits
+from .logits import FP16_MAX, headroom_bits
 from .recorder import IterationRecord
 
 Reduce = Callable[[Iterable[float]], float]
 
 # log2 of the smallest float32 above 0: what a scale of exactly 0.0 is drawn as.
 SCALE_LOG2_MIN = -149.0
+
+# MLflow is the strictest about names.
+_ILLEGAL = re.compile(r"[^\w.\- /]", re.ASCII)
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ _WORST_ONLY: dict[str, Reduce] = {
 
 # One value each, which hooks add to the record.
 _COUNTS_AND_FLAGS = (
+    "nonfinite_total",
     "vetoes_total",
     "clamp_active",
     "fallback_active",
@@ -71,8 +79,17 @@ SCALARS = {
         _latest, "iterations", "iterations undone by StepGuardHook so far"
     ),
     "amp/nonfinite": Scalar(max, "0 or 1", "an iteration had NaN or inf somewhere"),
+    "amp/nonfinite_total": Scalar(
+        _latest, "iterations", "iterations with NaN or inf so far"
+    ),
     "amp/gradnorm": Scalar(max, "L2 norm", "unscaled gradient norm before clipping"),
     "amp/gradnorm/<group>": Scalar(max, "L2 norm", "the same, of one parameter group"),
+    "amp/clip_max_norm": Scalar(
+        min, "L2 norm", "the gradient norm above which `clip_grad` scales down"
+    ),
+    "amp/clip_max_norm/<optimizer>": Scalar(
+        min, "L2 norm", "the same, of one optimizer of an OptimWrapperDict"
+    ),
     "amp/adaptive_clip": Scalar(
         min, "factor", "what the adaptive clip multiplied the gradients by"
     ),
@@ -81,6 +98,16 @@ SCALARS = {
     ),
     "amp/cls_score_absmax/<module path>": Scalar(
         max, "logits", "the same, of one classifier layer"
+    ),
+    "amp/cls_score_log2": Scalar(max, "log2", "log2 of cls_score_absmax"),
+    "amp/cls_score_log2/<module path>": Scalar(
+        max, "log2", "the same, of one classifier layer"
+    ),
+    "amp/fp16_limit_log2": Scalar(
+        _latest, "log2", "log2 of 65504, FP16's largest number: a constant"
+    ),
+    "amp/clamp_limit_log2": Scalar(
+        min, "log2", "log2 of HeadClampHook's limit, of several the smallest"
     ),
     "amp/cls_score_nan": Scalar(max, "values", "logits that are NaN, in all layers"),
     "amp/cls_score_inf": Scalar(
@@ -129,9 +156,12 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     put("amp/nonfinite", float(record.verdict.value != "HEALTHY"))
     for group, norm in record.values.get("gradnorm", {}).items():
         put(f"amp/gradnorm/{group}" if group else "amp/gradnorm", norm)
+    put_all("clip_max_norm", record.values.get("clip_max_norm", {}), min)
     layers = record.values.get("logit_absmax", {})
     put_all("cls_score_absmax", layers, max)
+    put_all("cls_score_log2", {k: _log2_logit(v) for k, v in layers.items()}, max)
     if layers:
+        put("amp/fp16_limit_log2", math.log2(FP16_MAX))
         put("amp/cls_score_nan", sum(record.all("logit_nan")))
         put("amp/cls_score_inf", sum(record.all("logit_inf")))
         put("amp/headroom_bits", headroom_bits(max(layers.values())))
@@ -139,6 +169,8 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
         limit = record.get("logit_limit", layer)
         if limit is not None:
             put(f"amp/headroom_bits/{layer}", headroom_bits(absmax, limit))
+    if limits := record.all("clamp_limit"):
+        put("amp/clamp_limit_log2", math.log2(min(limits)))
     if clamped := record.all("clamped"):
         put("amp/clamped_fraction", max(clamped))
     for name in _COUNTS_AND_FLAGS:
@@ -148,6 +180,11 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
 
 def _log2(x: float) -> float:
     return max(SCALE_LOG2_MIN, math.log2(x)) if x > 0 else SCALE_LOG2_MIN
+
+
+def _log2_logit(absmax: float) -> float:
+    """Smallest logits count as 1/256, as in the headroom; NaN stays NaN."""
+    return math.log2(FP16_MAX) - headroom_bits(absmax)
 
 
 def merge_worst(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
@@ -161,5 +198,33 @@ def merge_worst(old: dict[str, float], new: dict[str, float]) -> dict[str, float
 def _spec(name: str) -> Scalar:
     if name in SCALARS:
         return SCALARS[name]
-    stem = name.rsplit("/", 1)[0]
+    stem = "/".join(name.split("/")[:2])  # what follows may hold slashes of its own
     return next(s for key, s in SCALARS.items() if key.startswith(stem + "/<"))
+
+
+def legal_name(name: str) -> str:
+    """The name under which every backend accepts a scalar.
+
+    A group or an optimizer may be called what its user likes. What MLflow would refuse
+    (other characters than ASCII letters, digits and ``_-. /``, a path that is not
+    normalised, too long a name) is replaced. A changed name ends with a checksum of the
+    original, so that two that would become equal stay two.
+    """
+    # Normalised below a root, so that '..' cannot leave it.
+    legal = posixpath.normpath("/" + _ILLEGAL.sub("_", name)).lstrip("/")[:_LONGEST]
+    legal = legal.rstrip("/")
+    if legal == name:
+        return name
+    return f"{legal}-{zlib.crc32(name.encode()) & 0xFFFF:04x}"
+
+
+def as_files(scalars: dict[str, float]) -> dict[str, float]:
+    """The names for a store in which a name cannot also be a folder of names.
+
+    ``amp/gradnorm/backbone`` beside ``amp/gradnorm`` becomes ``amp/gradnorm.backbone``.
+    """
+    out = {}
+    for name, value in scalars.items():
+        head, _, tail = name.partition("/")
+        out[f"{head}/{tail.replace('/', '.')}" if tail else name] = value
+    return out

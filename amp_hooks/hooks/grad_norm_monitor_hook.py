@@ -24,7 +24,7 @@ from ..core.gradnorm import group_norms
 from ..core.recorder import FlightRecorder, IterationRecord
 from ..registry import HOOKS
 from ..runtime import Runtime, bare_model
-from ..step_tap import trained_parameters
+from ..step_tap import clip_max_norm, iter_wrappers, trained_parameters
 from .base import AmpHook
 
 _NAMED = 5  # parameters with non-finite gradients that are named
@@ -130,7 +130,10 @@ class GradNormMonitorHook(AmpHook):
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
-        """Log the largest gradients if this iteration noted them."""
+        """Add the clip line; log the largest gradients if this iteration noted them."""
+        for name, wrapper in iter_wrappers(runner.optim_wrapper):
+            if (max_norm := clip_max_norm(wrapper)) is not None:
+                record.put("clip_max_norm", max_norm, name)
         indices = record.values.pop("top_index", {})
         if not indices:
             return

@@ -154,6 +154,8 @@ class HeadClampHook(AmpHook):
         # Of several clamps in one config, the one that is on.
         active = max(float(self.active), record.get("clamp_active") or 0.0)
         record.put("clamp_active", active)
+        limits = [self.limit, *record.all("clamp_limit")]
+        record.put("clamp_limit", min(limits))
 
     def after_train(self, runner: Runner) -> None:
         """Give the model back as it was."""

@@ -66,6 +66,35 @@ def test_one_copy_per_iteration_at_iteration_ten_and_a_million(build, precision)
     assert set(extra.values()) == {1}
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("interval", [1, 1000], ids=["publishing", "idle"])
+def test_panel_and_ledger_add_no_copy(build, precision, interval):
+    """What they show is on the host already, for the monitors."""
+    panel = dict(type="amp_hooks.StabilityPanelHook", interval=interval)
+    extra = reads_per_iteration(
+        build,
+        [*helpers.MONITORS, panel],
+        precision,
+        iters=6,
+        options={"optim_wrapper.loss_scale": 128.0} if precision == "float16" else {},
+    )
+    assert set(extra.values()) == {1}
+
+
+def test_histograms_are_copied_where_they_are_due_and_nowhere_else(build):
+    panel = dict(type="amp_hooks.StabilityPanelHook", histogram_interval=3)
+    extra = reads_per_iteration(
+        build,
+        [*helpers.MONITORS, panel],
+        "float16",
+        iters=7,
+        options={"optim_wrapper.loss_scale": 128.0},
+    )
+    # The logits of RetinaNet's one classifier layer, and the gradient norms; each is
+    # counted twice, as .cpu().numpy().
+    assert list(extra.values()) == [1, 1, 5, 1, 1, 5, 1]
+
+
 @pytest.mark.parametrize(
     ("precision", "waits"), [("float16", 0), ("bfloat16", 0), ("float32", 1)]
 )
