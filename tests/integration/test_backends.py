@@ -5,14 +5,13 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
+import mlflow
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from amp_hooks.core.scalars import as_files, legal_name
 from tests import helpers
-
-mlflow = pytest.importorskip("mlflow")
-wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture
