@@ -90,6 +90,44 @@ class BatchView:
                     yield branch, i, *image
 
 
+class Contents:
+    """What a batch consists of at a time, by reference.
+
+    Containers and data samples are noted, not tensors: what is written into one of
+    those stays written.
+    """
+
+    def __init__(self, tree: Any) -> None:
+        self._undo: list[tuple[Any, Any]] = []
+        self._note(tree)
+
+    def restore(self) -> None:
+        """Let every container and data sample hold what it held then."""
+        for thing, content in self._undo:
+            thing.clear()
+            if isinstance(thing, list):
+                thing.extend(content)
+            else:
+                thing.update(content)
+
+    def _note(self, tree: Any) -> None:
+        if isinstance(tree, tuple):
+            for value in tree:
+                self._note(value)
+            return
+        if isinstance(tree, BaseDataElement) or isinstance(
+            getattr(tree, "tensor", None), Tensor
+        ):
+            tree = vars(tree)  # which holds the fields and sets of their names
+        if type(tree) not in (list, dict, set):
+            return
+        self._undo.append((tree, tree.copy()))
+        if not isinstance(tree, set):
+            values = tree.values() if isinstance(tree, dict) else tree
+            for value in list(values):
+                self._note(value)
+
+
 def batch_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a model is called with, data samples looked into."""
     if isinstance(tree, Tensor):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
 from .batches import batch_tensors
-from .core.files import flush_to_disk
+from .core.files import remove
 from .core.ledger import strict_json
 from .fault_report import as_text
 from .replay import Call
@@ -49,40 +51,50 @@ def save_dump(
     Raises:
         OSError: It cannot be written. Nothing of it is left.
     """
-    notes = list(data["notes"])
-    batch = _moved(dict(args=call.args, kwargs=call.kwargs))
-    files: dict[str, Any] = {}
-    wanted: list[tuple[str, Any]] = [(BATCH, dict(batch, rng=rng_state(call.rng)))]
-    if model is not None:
-        wanted.append((WEIGHTS, _weights(model)))
-    for name, content in wanted:
-        size = sum(t.numel() * t.element_size() for _, t in batch_tensors(content))
-        if size > max_bytes:
-            notes.append(
-                f"{name} was left out: it needs {size / _MIB:.0f} MiB, and max_mib "
-                f"leaves {max_bytes / _MIB:.0f}."
-            )
-            continue
-        max_bytes -= size
-        files[name] = content
-    data = dict(data, notes=notes)
     temporary = folder + ".tmp"
     shutil.rmtree(temporary, ignore_errors=True)
+    notes, used = list(data["notes"]), 0
+    wanted: dict[str, Callable[[], Any]] = {
+        BATCH: lambda: dict(args=call.args, kwargs=call.kwargs, rng=rng_state(call.rng))
+    }
+    if model is not None:
+        wanted[WEIGHTS] = lambda: _weights(model)
     try:
         os.makedirs(temporary)
-        for name, content in files.items():
-            torch.save(_moved(content), os.path.join(temporary, name))
-        sizes = (os.path.getsize(os.path.join(temporary, name)) for name in files)
-        data["bytes"] = sum(sizes)
-        text = json.dumps(strict_json(data), indent=1, allow_nan=False)
+        for name, content in wanted.items():
+            note, size = _save(
+                content(), os.path.join(temporary, name), max_bytes - used
+            )
+            notes += [f"{name} was left out: {note}."] if note else []
+            used += size
+        data = dict(data, notes=notes, bytes=used)
+        text = json.dumps(strict_json(data), indent=1, allow_nan=False, default=str)
         Path(temporary, REPORT).write_text(text, encoding="utf-8")
         Path(temporary, TEXT).write_text(as_text(data), encoding="utf-8")
         os.replace(temporary, folder)
-        flush_to_disk(os.path.dirname(folder))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return data
+
+
+def _save(content: Any, path: str, room: float) -> tuple[str, int]:
+    """Why a file was not kept, or '', and its size in bytes."""
+    size = sum(t.numel() * t.element_size() for _, t in batch_tensors(content))
+    if size <= room:
+        try:
+            torch.save(_moved(content), path)
+        except OSError:
+            raise
+        except Exception as e:  # of a class that cannot be pickled
+            remove(path)
+            return f"{type(e).__name__}: {e}", 0
+        size = os.path.getsize(path)  # masks are no tensors
+        if size <= room:
+            return "", size
+        remove(path)
+    needed, left = size / _MIB, max(room, 0) / _MIB
+    return f"it needs {needed:.1f} MiB, and max_mib leaves {left:.1f}", 0
 
 
 def load_report(folder: str) -> dict[str, Any]:
@@ -145,13 +157,24 @@ def _weights(model: nn.Module) -> dict[str, Any]:
 
 def _moved(tree: Any, device: Any = "cpu") -> Any:
     """The same on a device, with tensors that bring no larger storage along."""
-    if isinstance(tree, BaseDataElement):
-        return tree.to(device)
+    if isinstance(tree, Tensor):
+        return tree.detach().to(device).clone()
     if isinstance(tree, dict):
         return {key: _moved(value, device) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_moved(value, device) for value in tree))
     if isinstance(tree, (list, tuple)):
         return type(tree)(_moved(value, device) for value in tree)
-    return tree.detach().to(device).clone() if isinstance(tree, Tensor) else tree
+    if isinstance(tree, BaseDataElement):
+        moved = tree.new()
+        for name, value in tree.items():
+            moved.set_data({name: _moved(value, device)})
+        return moved
+    if isinstance(getattr(tree, "tensor", None), Tensor):  # mmdet's boxes
+        moved = copy.copy(tree)
+        moved.tensor = _moved(tree.tensor, device)
+        return moved
+    return tree
 
 
 def _structures() -> list[Any]:

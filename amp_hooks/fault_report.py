@@ -33,7 +33,11 @@ def brief(replay: Replay) -> str:
     if fault is None:
         if replay.error:
             return f"does not run: {replay.error}"
-        return "gradients are not finite" if replay.nonfinite_grads else "finite"
+        if replay.nonfinite_grads:
+            return "gradients are not finite"
+        if replay.skipped:
+            return f"losses are finite, backward does not run: {replay.skipped}"
+        return "finite"
     if fault.kind == "input":
         return "the input is not finite"
     if fault.kind == "loss":
@@ -50,15 +54,20 @@ def finding(replay: Replay) -> str:
         if fault.operation is not None:
             text += f" ({fault.operation.name}, {fault.operation.where})"
     elif replay.error:
-        text = f"The training step raised {replay.error}; all before it was finite"
+        text = f"The forward pass raised {replay.error}; all before it was finite"
     elif replay.nonfinite_grads:
         text = (
             "Losses and the output of every module are finite, but the gradients of "
             f"{len(replay.nonfinite_grads)} of {replay.grads} parameters, or their "
             f"norms, are not: {first_names(replay.nonfinite_grads)}"
         )
+    elif replay.skipped:
+        text = (
+            "Losses and the output of every module are finite; the backward pass could "
+            f"not be run once more ({replay.skipped})"
+        )
     else:
-        text = "Run once more, everything was finite: the fault does not repeat"
+        text = "Run once more, everything was finite"
     flawed = [
         f"{image['path']} box {i}: {flaw}"
         for image in images((replay.call.args, replay.call.kwargs))
@@ -75,14 +84,16 @@ def _of_fault(fault: Fault, replay: Replay) -> str:
         return f"The model was given values that are not finite: {what}"
     if fault.kind == "loss":
         return f"Not finite, although the output of every module is: {what}"
-    frame = replay.frames[-1]
     if fault.kind == "code":
         return (
             f"Values that are not finite arise in the code of {_path(fault.module)}, "
-            f"before it calls {fault.consumer} with them ({what})"
+            f"before {fault.consumer} is called with them ({what})"
         )
+    frame = fault.frame
+    if frame is None:
+        return f"Not finite: {what}"
     whose = f"{_path(fault.module)} ({frame.kind}"
-    whose += f", call {fault.call})" if fault.call > 1 else ")"
+    whose += f", call {frame.call})" if frame.call > 1 else ")"
     if fault.kind == "weights":
         return f"Weights or buffers of {whose} are not finite: {what}"
     bad = [row for row in frame.rows if row.name in fault.tensors]
@@ -122,7 +133,7 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
         finding=finding(replay),
         kind=kind_of(replay),
         module=None if fault is None else fault.module,
-        call=None if fault is None else fault.call,
+        call=fault.frame.call if fault and fault.frame else None,
         tensors=[] if fault is None else fault.tensors,
         consumer=None if fault is None else fault.consumer or None,
         operation=operation,
@@ -150,19 +161,24 @@ def images(tree: Any) -> Iterator[dict[str, Any]]:
             yield from images(value)
     elif isinstance(tree, BaseDataElement):
         named = image_of(tree) or (None, None)
-        size = getattr(tree, "img_shape", None)
+        shape = getattr(tree, "img_shape", None)
+        size = None if shape is None else (int(shape[0]), int(shape[1]))
         boxes: Any = getattr(getattr(tree, "gt_instances", None), "bboxes", None)
         boxes = getattr(boxes, "tensor", boxes)
-        rows = boxes.tolist() if isinstance(boxes, Tensor) else []
+        rows = boxes.flatten(1).tolist() if _is_table(boxes) else []
         plain = [row for row in rows if len(row) == 4]  # rotated ones have five
         flaws = {str(i): box_flaw(row, size) for i, row in enumerate(plain)}
         yield dict(
             path=named[0],
             id=plain_id(named[1]),
-            size=None if size is None else list(size[:2]),
+            size=size,
             boxes=rows,
             flaws={i: flaw for i, flaw in flaws.items() if flaw},
         )
+
+
+def _is_table(boxes: Any) -> bool:
+    return isinstance(boxes, Tensor) and boxes.dim() > 1
 
 
 def as_text(data: dict[str, Any]) -> str:

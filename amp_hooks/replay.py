@@ -13,10 +13,11 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .batches import batch_tensors
+from .batches import Contents, batch_tensors
 from .core.alone import alone
 from .core.finite import nonfinite_names
 from .core.forward_trace import Fault, ForwardTrace, Frame
+from .core.half_rehearsal import rehearsing_half
 from .core.places import raised_at
 from .core.preserved import preserved
 from .rng import States, restore_rng, undisturbed_rng
@@ -24,19 +25,33 @@ from .runtime import Runtime, bare_model
 from .step_tap import iter_wrappers
 
 
-@dataclass(frozen=True)
 class Call:
     """What the model was called with, by reference, and the generators' state then.
 
-    Attributes:
+    Args:
         args: Positional arguments, after the data preprocessor.
         kwargs: Keyword arguments.
         rng: Of :func:`capture_rng`.
     """
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    rng: States
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rng: States
+    ) -> None:
+        self.args, self.kwargs, self.rng = args, kwargs, rng
+        self._contents = Contents((args, kwargs))
+
+    @contextmanager
+    def as_given(self) -> Iterator[None]:
+        """The arguments consist meanwhile of what they consisted of then.
+
+        Forward passes exchange fields of data samples (RTMDet-Ins its masks).
+        """
+        now = Contents((self.args, self.kwargs))
+        self._contents.restore()
+        try:
+            yield
+        finally:
+            now.restore()
 
 
 @dataclass
@@ -52,6 +67,7 @@ class Replay:
         nonfinite_grads: Parameters whose gradient, or its norm, is not finite.
         grads: Parameters that got a gradient.
         skipped: Why the backward pass was not run.
+        dtype: What was computed in: ``float32``, or autocast's.
     """
 
     call: Call
@@ -62,11 +78,12 @@ class Replay:
     nonfinite_grads: list[str] = field(default_factory=list)
     grads: int = 0
     skipped: str = ""
+    dtype: str = "float32"
 
     @property
     def finite(self) -> bool:
-        """Whether nothing was found."""
-        return not (self.fault or self.error or self.nonfinite_grads)
+        """Whether forward and backward pass were run and nothing was found."""
+        return not (self.fault or self.error or self.nonfinite_grads or self.skipped)
 
 
 def run_again(
@@ -112,7 +129,7 @@ def run_call(
         scale: The loss is multiplied by it.
         frames: So many last module calls are kept.
     """
-    with undisturbed_rng(), preserved(model), _eager():
+    with undisturbed_rng(), preserved(model), _eager(), call.as_given():
         restore_rng(call.rng)
         return _run(model, wrapper, call, scale, frames)
 
@@ -123,19 +140,26 @@ def _run(
     result = Replay(call)
     trace = ForwardTrace(model, frames, batch_tensors)
     total = None
+    device = next(model.parameters()).device.type
     with torch.enable_grad(), wrapper.optim_context(model):
+        if rehearsing_half():
+            result.dtype = "float16"
+        elif torch.is_autocast_enabled(device):
+            result.dtype = str(torch.get_autocast_dtype(device)).rsplit(".", 1)[-1]
         try:
             with trace:
                 total = _losses(model, call, result)
+        except torch.cuda.OutOfMemoryError:
+            raise  # of the second run, not of the iteration
         except Exception as e:  # as the iteration may have done
             result.error = f"{type(e).__name__}: {e} ({raised_at(e)})"
     result.frames = list(trace.frames)
     result.fault = trace.fault
     bad = [name for name, loss in result.losses.items() if not math.isfinite(loss)]
     if trace.fault is None and bad:
-        result.fault = Fault("loss", "", 1, bad, operation=trace.last_operation())
+        result.fault = Fault("loss", "", bad, operation=trace.last_operation())
     if total is not None:
-        _gradients(model, total * scale, result)
+        _gradients(model, total * scale / wrapper._accumulative_counts, result)
     return result
 
 

@@ -15,11 +15,11 @@ States = tuple[Any, Any, torch.Tensor, "torch.Tensor | None"]
 
 
 def capture_rng() -> States:
-    """State of Python's, numpy's and torch's generators; takes some 50 µs.
+    """State of Python's, numpy's and torch's generators; takes some 0.1 ms.
 
-    CUDA's generator keeps its state on the host, so nothing waits for the device.
+    Of CUDA that of the current device; it is kept on the host, so nothing waits.
     """
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     # numpy's global generator, which is what pipelines and models use.
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
 

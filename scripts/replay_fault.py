@@ -23,7 +23,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from amp_hooks import CpuAmpOptimWrapper, FlightRecorder
+from amp_hooks import CpuAmpOptimWrapper, FlightRecorder, HeadClampHook
 from amp_hooks.fault_dump import (
     WEIGHTS,
     load_call,
@@ -34,8 +34,6 @@ from amp_hooks.fault_dump import (
 from amp_hooks.fault_report import brief
 from amp_hooks.head_guard import HeadGuard
 from amp_hooks.replay import Call, Replay, run_call
-
-LIMIT = 100.0  # HeadClampHook's
 
 
 def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:
@@ -48,9 +46,11 @@ def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:
     return wrapper(optimizer=optimizer, dtype=dtype, loss_scale=1.0)
 
 
-def run(model: nn.Module, call: Call, dtype: str, layers: list[str]) -> Replay:
+def run(
+    model: nn.Module, call: Call, dtype: str, layers: list[str], limit: float
+) -> Replay:
     """Run the batch in one precision, with these layers clamped."""
-    guard = HeadGuard(FlightRecorder(), LIMIT, soft=False)
+    guard = HeadGuard(FlightRecorder(), limit, soft=False)
     for layer in layers:
         guard.add(model, layer)
     guard.on = bool(layers)
@@ -108,7 +108,9 @@ def main() -> None:
     for dtype in precisions:
         for clamp in clamps:
             # Without more, as it was: a clamp may have been on already.
-            result = run(model, call, dtype, layers if clamp else report["clamped"])
+            guarded = layers if clamp else report["clamped"]
+            limit = report["clamp_limit"] or HeadClampHook().limit
+            result = run(model, call, dtype, guarded, limit)
             finite.append(result.finite)
             name = dtype + (" with the head clamp" if clamp else "")
             print(f"{name:30} {brief(result)}")

@@ -14,6 +14,10 @@ from .patch import replace
 _IN_PLACE = ("all_reduce", "broadcast", "reduce", "broadcast_object_list", "barrier")
 _GATHER = ("all_gather", "all_gather_object")
 _INTO_TENSOR = ("all_gather_into_tensor", "reduce_scatter_tensor")
+_IMPOSSIBLE = (
+    "all_to_all all_to_all_single gather gather_object scatter scatter_object_list "
+    "reduce_scatter send recv isend irecv batch_isend_irecv new_group"
+).split()
 
 
 class _Done:
@@ -32,9 +36,12 @@ def alone() -> Iterator[None]:
     """No collective of ``torch.distributed`` waits for another process meanwhile.
 
     Code that asks is told that nothing is initialised; code that does not ask gets its
-    own values back, of every process the same. A collective imported by name, before,
-    is not reached.
+    own values back, of every process the same. What one process cannot do alone raises
+    RuntimeError. A collective imported by name, before, is not reached.
     """
+
+    def impossible(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a collective that one process cannot do alone")
 
     def in_place(*args: Any, async_op: bool = False, **kwargs: Any) -> _Done | None:
         return _Done() if async_op else None
@@ -63,6 +70,7 @@ def alone() -> Iterator[None]:
             **dict.fromkeys(_IN_PLACE, in_place),
             **dict.fromkeys(_GATHER, gather),
             **dict.fromkeys(_INTO_TENSOR, into_tensor),
+            **dict.fromkeys(_IMPOSSIBLE, impossible),
         }
         for name, stand_in in stand_ins.items():
             if hasattr(distributed, name):  # all of them, unless torch lacks it

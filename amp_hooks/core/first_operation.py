@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .finite import named_tensors
 from .places import caller
 
-_LIMIT = 1000  # operations remembered: masks are made by some, too
+_LIMIT = 10_000  # operations remembered: masks are made by some, too
+_UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Operation:
 
     Attributes:
         name: As torch calls it.
-        module: Path of the module that was running.
+        module: Path of the module in whose code it stands; '' is the model itself.
         where: ``file:line in function``, of the first code that is not torch's.
         code: That line.
     """
@@ -42,26 +43,27 @@ class FirstOperation(TorchFunctionMode):
     do not count. What C++ operators of other packages do is not seen.
 
     Args:
-        inside: Tells which module is running.
+        names: Paths of the model's modules.
 
     Attributes:
         seen: The operations.
+        off: It does not look any more.
     """
 
-    def __init__(self, inside: Callable[[], str]) -> None:
+    def __init__(self, names: Mapping[nn.Module, str]) -> None:
         super().__init__()
         self.seen: list[Operation] = []
-        self._inside = inside
-        self._off = False
+        self.off = False
+        self._names = names
 
     @contextmanager
-    def off(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Do not look: these are not the model's operations."""
-        self._off = True
+        was, self.off = self.off, True
         try:
             yield
         finally:
-            self._off = False
+            self.off = was
 
     def __torch_function__(
         self,
@@ -71,17 +73,17 @@ class FirstOperation(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self._off or len(self.seen) >= _LIMIT:
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if self.off or len(self.seen) >= _LIMIT or name in _UNINITIALISED:
+            return func(*args, **kwargs)
         given = (list(args), kwargs)
         # An operation in place leaves nothing of what it was given.
         in_place = name.endswith("_") and not name.endswith("__")
         before = in_place and _finite(given)
         result = func(*args, **kwargs)
         if not _finite(result) and (before or not in_place and _finite(given)):
-            where, code = caller()
-            self.seen.append(Operation(name, self._inside(), where, code))
+            place = caller(self._names)
+            self.seen.append(Operation(name, *place))
         return result
 
 
@@ -89,14 +91,18 @@ class FirstOperation(TorchFunctionMode):
 def _finite(tree: Any) -> bool:
     """Whether all tensors and plain numbers in it are finite; none is finite, too."""
     for _, tensor in named_tensors(tree):
-        if tensor.is_floating_point() and not _all_finite(tensor):
+        measured = tensor.is_floating_point() or tensor.is_complex()
+        if measured and not _all_finite(tensor):
             return False
     return not _has_nonfinite_number(tree)
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    with torch._C.DisableTorchFunction():
-        return bool(torch.isfinite(tensor.detach()).all())
+    try:
+        with torch._C.DisableTorchFunction():
+            return bool(torch.isfinite(tensor.detach()).all())
+    except (NotImplementedError, RuntimeError):  # of a kind that cannot be asked
+        return True
 
 
 def _has_nonfinite_number(tree: Any) -> bool:

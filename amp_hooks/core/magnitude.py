@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from .finite import named_tensors
 
 
 class Magnitude(NamedTuple):
@@ -49,34 +48,39 @@ class Magnitude(NamedTuple):
 
 @torch.no_grad()
 def magnitude(name: str, tensor: Tensor) -> Magnitude:
-    """Measure a floating-point tensor of any shape; waits for the device once."""
-    x = tensor.detach()
-    dtype = str(x.dtype).rsplit(".", 1)[-1]
-    if not x.numel():
-        return Magnitude(name, tuple(x.shape), dtype, 0.0, 0.0, 0, 0, 0)
-    finite = torch.isfinite(x)
-    size = x.abs()
-    low = torch.where(finite, size, torch.inf).min().double()
-    high = torch.where(finite, size, 0.0).max().double()
-    counts = [finite.sum(), x.isnan().sum(), (x == torch.inf).sum()]
-    n, nan, inf = (int(count) for count in torch.stack(counts).tolist())
-    absmin, absmax = torch.stack([low, high]).tolist()
+    """Measure a floating-point or complex tensor of any shape; waits for the device.
+
+    A complex one counts as its real and imaginary parts. One of a kind that cannot be
+    measured (sparse, or of eight bits) counts as finite.
+    """
+    shape, dtype = tuple(tensor.shape), str(tensor.dtype).rsplit(".", 1)[-1]
+    unknown = Magnitude(name, shape, dtype, 0.0, 0.0, 0, 0, 0)
+    try:
+        x = tensor.detach()
+        x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+        if not x.numel():
+            return unknown
+        finite = torch.isfinite(x)
+        size = x.abs()
+        low = torch.where(finite, size, torch.inf).min().double()
+        high = torch.where(finite, size, 0.0).max().double()
+        counts = [finite.sum(), x.isnan().sum(), (x == torch.inf).sum()]
+        n, nan, inf = (int(count) for count in torch.stack(counts).tolist())
+        absmin, absmax = torch.stack([low, high]).tolist()
+    except (NotImplementedError, RuntimeError) as e:
+        if isinstance(e, torch.cuda.OutOfMemoryError):
+            raise
+        return unknown
+    neg_inf = x.numel() - n - nan - inf
     return Magnitude(
-        name,
-        tuple(x.shape),
-        dtype,
-        absmin if n else 0.0,
-        absmax,
-        nan,
-        inf,
-        x.numel() - n - nan - inf,
+        name, shape, dtype, absmin if n else 0.0, absmax, nan, inf, neg_inf
     )
 
 
-def magnitudes(tree: Any, prefix: str) -> list[Magnitude]:
-    """Measure every floating-point tensor in nested dicts, lists and tuples."""
+def magnitudes(named: Iterable[tuple[str, Tensor]]) -> list[Magnitude]:
+    """Measure those of the tensors that can hold NaN."""
     return [
         magnitude(name, tensor)
-        for name, tensor in named_tensors(tree, prefix)
-        if tensor.is_floating_point()
+        for name, tensor in named
+        if tensor.is_floating_point() or tensor.is_complex()
     ]

@@ -6,8 +6,11 @@ import linecache
 import os
 import sys
 import traceback
+from collections.abc import Mapping
+from types import FrameType
 
 import torch
+from torch import nn
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
@@ -20,18 +23,27 @@ def _shown(path: str, line: int, function: str) -> str:
     return f"{short}:{line} in {function}"
 
 
-def caller() -> tuple[str, str]:
+def caller(names: Mapping[nn.Module, str]) -> tuple[str, str, str]:
     """Where the model's own code called what runs now.
 
+    Args:
+        names: Paths of the model's modules.
+
     Returns:
-        ``file:line in function``, and the line.
+        Path of the module whose method is running, innermost; ``file:line in
+        function``; and the line.
     """
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_ON_THE_WAY) and frame.f_back is not None:
+    frame: FrameType | None = sys._getframe(1)
+    module, place = None, None
+    while frame is not None and (module is None or place is None):
+        path, owner = frame.f_code.co_filename, frame.f_locals.get("self")
+        if module is None and isinstance(owner, nn.Module):
+            module = names.get(owner)
+        if place is None and not path.startswith(_ON_THE_WAY):
+            code = linecache.getline(path, frame.f_lineno).strip()
+            place = _shown(path, frame.f_lineno, frame.f_code.co_name), code
         frame = frame.f_back
-    path = frame.f_code.co_filename
-    code = linecache.getline(path, frame.f_lineno).strip()
-    return _shown(path, frame.f_lineno, frame.f_code.co_name), code
+    return module or "", *(place or ("unknown", ""))
 
 
 def raised_at(error: BaseException) -> str:

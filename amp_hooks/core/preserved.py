@@ -3,62 +3,127 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-_OF_MODULE = frozenset(vars(nn.Module()))  # its modules, parameters, hooks
-_NUMBERS = (int, float, bool, str, type(None))
+# Of a module itself: hooks, and what is looked at apart. Not ``training``.
+_OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
 # Exactly these: a config, say, is a dict with a mind of its own.
 _CONTAINERS = (list, dict, set, deque)
+_DEPTH = 3  # a head's list of assigners, an assigner, its numbers
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Give buffers, and what modules keep in plain attributes, back afterwards.
+    """Give everything that a forward pass writes back afterwards.
 
-    Forward passes write to both: BatchNorm to its statistics, and heads to numbers and
-    lists of their own (Dynamic R-CNN's history of IoU, for one). Parameters are not
-    copied: a forward pass does not change them.
+    Buffers and frozen parameters are exchanged for copies meanwhile, so that autograd,
+    which may still need them, does not see them change. Attributes of the modules, and
+    of the plain objects that they hold (assigners, samplers), are noted by reference
+    and put back; so are the elements of lists, dicts and sets, and the state of
+    generators. What is not seen: arrays and tensors in attributes that are written to
+    in place, and objects further away than that.
     """
-    with torch.no_grad():
-        buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-    attributes = [
-        (vars(module), name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name not in _OF_MODULE and type(value) in (*_NUMBERS, *_CONTAINERS)
-    ]
-    containers: dict[int, tuple[Any, Any]] = {}
-    for _, _, value in attributes:
-        _remember(value, containers)
+    undo: list[Callable[[], None]] = []
+    seen: set[int] = set()
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        _note_attributes(vars(module), _OF_MODULE, undo, seen, _DEPTH)
+        for kind in (module._buffers, module._parameters):
+            frozen: dict[str, Any] = {
+                name: t
+                for name, t in kind.items()
+                if t is not None and not t.requires_grad
+            }
+            undo.append(_put_back(kind, frozen))
+            for name, tensor in frozen.items():
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = _copy(tensor)
+                kind[name] = copies[id(tensor)]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for module, name, buffer, saved in buffers:
-                buffer.copy_(saved)
-                module._buffers[name] = buffer
-        for own, name, value in attributes:
-            own[name] = value
-        for container, content in containers.values():
-            container.clear()
-            add = getattr(container, "update", None) or container.extend
+        for action in undo:
+            with suppress(Exception):  # one that fails keeps none of the others
+                action()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    clone = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(clone, requires_grad=False)
+    return clone
+
+
+def _put_back(kind: dict[str, Any], tensors: dict[str, Any]) -> Callable[[], None]:
+    before = dict(kind)
+
+    def put_back() -> None:
+        for name in set(kind) - set(before):
+            del kind[name]
+        kind.update({n: t for n, t in before.items() if n in tensors or t is None})
+
+    return put_back
+
+
+def _note_attributes(
+    own: dict[str, Any],
+    leave: frozenset[str],
+    undo: list[Callable[[], None]],
+    seen: set[int],
+    depth: int,
+) -> None:
+    noted = {name: value for name, value in own.items() if name not in leave}
+
+    def put_back() -> None:
+        for name in set(own) - set(noted) - leave:
+            del own[name]
+        own.update(noted)
+
+    undo.append(put_back)
+    for value in noted.values():
+        _note(value, undo, seen, depth)
+
+
+def _note(
+    value: Any, undo: list[Callable[[], None]], seen: set[int], depth: int
+) -> None:
+    if id(value) in seen or depth == 0:
+        return
+    if type(value) in _CONTAINERS:
+        seen.add(id(value))
+        content = value.copy()
+
+        def refill() -> None:
+            value.clear()
+            add = getattr(value, "update", None) or value.extend
             add(content)
 
+        undo.append(refill)
+        items = content.values() if type(value) is dict else content
+        for item in list(items):
+            _note(item, undo, seen, depth)
+    elif isinstance(value, torch.Generator):
+        state = value.get_state()
 
-def _remember(value: Any, containers: dict[int, tuple[Any, Any]]) -> None:
-    """Shallow copies of a container and of all that it holds."""
-    if type(value) not in _CONTAINERS or id(value) in containers:
-        return
-    containers[id(value)] = value, value.copy()
-    for item in list(value.values()) if type(value) is dict else list(value):
-        _remember(item, containers)
+        def rewind() -> None:
+            value.set_state(state)
+
+        undo.append(rewind)
+    elif _is_plain_object(value):
+        seen.add(id(value))
+        _note_attributes(vars(value), frozenset(), undo, seen, depth - 1)
+
+
+def _is_plain_object(value: Any) -> bool:
+    """An instance of a class of Python's, and neither a tensor nor a module."""
+    return (
+        type(getattr(value, "__dict__", None)) is dict
+        and not isinstance(value, (Tensor, nn.Module, type, dict, ModuleType))
+        and not callable(value)
+    )

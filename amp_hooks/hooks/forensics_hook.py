@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mmengine.dist as dist
+import torch
 from mmengine.runner import Runner
 from torch import nn
 
@@ -17,7 +18,7 @@ from ..core.recorder import IterationRecord
 from ..core.verdict import Verdict
 from ..describe import describe_optimizer, utc_now
 from ..fault_dump import save_dump
-from ..fault_report import finding, kind_of, report
+from ..fault_report import kind_of, report
 from ..faults import ForwardFaults
 from ..registry import HOOKS
 from ..replay import Call, Replay, run_again
@@ -25,6 +26,7 @@ from ..rng import capture_rng
 from ..runtime import Runtime, bare_model, refuse_sharded, warn
 from ..step_tap import accumulating, active_scaler, iter_wrappers
 from .base import AmpHook
+from .head_clamp_hook import HeadClampHook
 
 _MAX_CALLS = 8  # of the model in one iteration
 
@@ -48,20 +50,22 @@ class ForensicsHook(AmpHook):
     fault is looked into once a healthy step has been taken.
 
     Training afterwards is bit for bit what it would have been. Before a fault, the hook
-    keeps the state of the random number generators at each forward pass, some 50 µs on
-    the host; the device does nothing more and is not waited for. The second run needs
-    about as much memory as the first; if there is not enough, training goes on without
-    a report.
+    notes at each forward pass what the batch consists of and the state of the random
+    number generators, some 0.2 ms on the host; the device does nothing more and is not
+    waited for. The second run needs about as much memory as the first; if there is not
+    enough, training goes on without a report.
 
-    Without StepGuardHook, an optimizer that steps on NaN has spoiled the weights before
-    anybody can look; the report says so. With several processes, the first rank whose
-    loss or logits failed looks into its batch, alone: averages over the ranks are its
-    own.
+    Without StepGuardHook, the second run finds buffers, and in FP32 the weights, as the
+    fault has left them; the report says so. With several processes, the first rank
+    whose loss or logits failed looks into its batch, or, if only gradients failed,
+    each, and the first that finds something writes; alone, so that averages over the
+    ranks are its own.
 
     Args:
-        at (list[int], optional): Iterations to look into although nothing is wrong.
+        at (list[int], optional): Iterations to look into although nothing may be wrong.
             Defaults to None.
-        max_dumps (int): Folders in the whole run, also if it is resumed. Defaults to 3.
+        max_dumps (int): Faults that are looked into in the whole run, also if it is
+            resumed; those of ``at`` do not count. Defaults to 3.
         save_weights (bool): Keep the weights; without them the fault cannot be run
             again. Defaults to True.
         max_mib (float): Size of all folders of the run together, in MiB; weights or
@@ -77,9 +81,9 @@ class ForensicsHook(AmpHook):
         ...     dict(type='amp_hooks.ForensicsHook')]
     """
 
-    # After the monitors, and before StepGuardHook and HeadClampHook change what the
-    # iteration has found.
-    priority = 31
+    # After StepGuardHook, so that buffers are as the iteration found them, and before
+    # HeadClampHook and RollbackHook change what it has found.
+    priority = 33
 
     def __init__(
         self,
@@ -95,19 +99,19 @@ class ForensicsHook(AmpHook):
         self.save_weights = check_bool(owner, "save_weights", save_weights)
         self.max_mib = check_number(owner, "max_mib", max_mib, above=0)
         self.frames = check_int(owner, "frames", frames, 1)
-        self.dumps = 0  # folders written in this run
-        self.bytes = 0
+        self.dumps = 0  # looks into faults, in this run
+        self.bytes = 0  # of all folders
         self._looked = False  # into this incident: no healthy step since
-        self._iter = -1  # looked into by the handler of its exception
         self._calls: list[Call] = []  # of this iteration
         self._failed: list[Call] = []  # of the window's first bad iteration, this rank
         self._asked: Replay | None = None
+        self._training = False
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """See what the model is called with, and exceptions."""
         refuse_sharded(self, runner)
-        self._training = False
 
+        @torch.compiler.disable
         def on_call(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not self._training or runtime.recorder.muted:
                 return
@@ -118,7 +122,9 @@ class ForensicsHook(AmpHook):
         model = bare_model(runner)
         self._handle = model.register_forward_pre_hook(on_call, with_kwargs=True)
         runtime.errors.attach(runner)
-        runtime.errors.handlers.insert(0, lambda e: self._on_error(runner, runtime, e))
+        # The last to be asked: an exception that StepGuardHook bears is looked into
+        # later, when its traceback holds no memory any more.
+        runtime.errors.handlers.append(lambda e: self._on_error(runner, runtime, e))
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -137,12 +143,12 @@ class ForensicsHook(AmpHook):
         here = ForwardFaults()
         here.add(record, runtime.logits.faulty(record, runtime.clamped))
         self._failed = self._failed or (self._calls if here else [])
+        # Verdicts are the same on every rank, so all of them come to the same places.
         if record.verdict.is_bad and not self._looked:
             self._looked = True
-            if self._iter != record.iter:
-                self._look(runner, runtime, record.verdict, record)
+            self._look(runner, runtime, record.verdict, record)
         elif record.iter in self.at:
-            self._write(runner, runtime, record.verdict, record, self._asked)
+            self._tell(runner, runtime, record.verdict, record, self._asked)
         if record.stepped and record.verdict is Verdict.HEALTHY:
             self._looked = False
         # Nothing is held from one iteration to the next, but a bad one of a window.
@@ -155,7 +161,7 @@ class ForensicsHook(AmpHook):
         self._calls, self._failed = [], []
 
     def state(self) -> dict[str, Any]:
-        """How many folders there are, and their size."""
+        """How often it has looked, and the size of what it has written."""
         return dict(dumps=self.dumps, bytes=self.bytes)
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -163,10 +169,9 @@ class ForensicsHook(AmpHook):
         self.dumps, self.bytes = int(state["dumps"]), int(state["bytes"])
 
     def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
-        """Look before the run ends; whether it ends is for others to say."""
+        """Nobody has dealt with it, so the run ends: look before that."""
         alone = dist.get_world_size() == 1
         if alone and not self._looked and self._calls and is_nan_error(error):
-            self._iter = runner.iter
             self._look(runner, runtime, Verdict.RAISED, None)
         return False
 
@@ -179,12 +184,14 @@ class ForensicsHook(AmpHook):
     ) -> None:
         if self.dumps >= self.max_dumps:
             return
+        self.dumps += 1  # also if it fails: it shall not be tried for ever
         ranks = record.ranks if record is not None else []
         replay = None
-        if dist.get_rank() == (ranks[0] if ranks else 0):
+        # Of gradients nobody knows whose they were, so every rank looks at its own.
+        if not ranks or dist.get_rank() == ranks[0]:
             calls = self._failed or self._calls
             replay = self._run(runner, runtime, calls, record) if calls else None
-        self._write(runner, runtime, verdict, record, replay)
+        self._tell(runner, runtime, verdict, record, replay)
 
     def _run(
         self,
@@ -193,14 +200,13 @@ class ForensicsHook(AmpHook):
         calls: list[Call],
         record: IterationRecord | None,
     ) -> Replay | None:
-        scales = record.all("scale") if record is not None else []
-        for _, wrapper in iter_wrappers(runner.optim_wrapper):
-            if not scales and (scaler := active_scaler(wrapper)) is not None:
-                scales = [scaler.get_scale()]
         try:
-            return run_again(
-                runner, runtime, calls, min(scales, default=1.0), self.frames
-            )
+            scales = record.all("scale") if record is not None else []
+            for _, wrapper in iter_wrappers(runner.optim_wrapper):
+                if not scales and (scaler := active_scaler(wrapper)) is not None:
+                    scales = [scaler.get_scale()]
+            scale = min(scales, default=1.0)
+            return run_again(runner, runtime, calls, scale, self.frames)
         except Exception as e:  # no memory, for one
             warn(
                 f"ForensicsHook could not look into iteration {runner.iter}: "
@@ -208,7 +214,7 @@ class ForensicsHook(AmpHook):
             )
             return None
 
-    def _write(
+    def _tell(
         self,
         runner: Runner,
         runtime: Runtime,
@@ -216,12 +222,37 @@ class ForensicsHook(AmpHook):
         record: IterationRecord | None,
         replay: Replay | None,
     ) -> None:
-        """Write the folder on the rank that has looked; tell it on all of them."""
-        told: dict[str, Any] | None = None
-        if replay is not None and self.dumps < self.max_dumps:
-            folder = os.path.join(runner.log_dir, "faults", f"iter_{runner.iter}")
-            about = self._about(runner, runtime, verdict, record)
-            try:
+        """The rank that has found something writes the folder; all ranks tell of it."""
+        several = record is not None and dist.get_world_size() > 1
+        if several:
+            kinds = dist.all_gather_object(None if replay is None else kind_of(replay))
+            looked = [rank for rank, kind in enumerate(kinds) if kind]
+            found = [rank for rank in looked if kinds[rank] != "unknown"]
+            if dist.get_rank() not in (found or looked)[:1]:
+                replay = None
+        told = None
+        if replay is not None:
+            told = self._write(runner, runtime, verdict, record, replay)
+        if several:
+            told = next((t for t in dist.all_gather_object(told) if t), None)
+        if told is None:
+            return
+        self.bytes += told["bytes"]
+        runtime.emit("forensics", runner.iter, verdict, **told)
+        warn(f"iteration {runner.iter}: {told['finding']} See {told['folder']}.")
+
+    def _write(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        record: IterationRecord | None,
+        replay: Replay,
+    ) -> dict[str, Any] | None:
+        folder = os.path.join(runner.log_dir, "faults", f"iter_{runner.iter}")
+        try:
+            with replay.call.as_given():
+                about = self._about(runner, runtime, verdict, record, replay)
                 data = save_dump(
                     folder,
                     report(replay, about),
@@ -229,24 +260,17 @@ class ForensicsHook(AmpHook):
                     bare_model(runner) if self.save_weights else None,
                     self.max_mib * 2**20 - self.bytes,
                 )
-                told = dict(
-                    folder=folder,
-                    kind=kind_of(replay),
-                    module=data["module"],
-                    finding=finding(replay),
-                    rank=dist.get_rank(),
-                    bytes=data["bytes"],
-                )
-            except Exception as e:  # a full disk, or a batch that cannot be pickled
-                warn(f"could not write {folder}: {e!r}. Training goes on.")
-        if record is not None and dist.get_world_size() > 1:
-            told = next((t for t in dist.all_gather_object(told) if t), None)
-        if told is None:
-            return
-        self.dumps += 1
-        self.bytes += told["bytes"]
-        runtime.emit("forensics", runner.iter, verdict, **told)
-        warn(f"iteration {runner.iter}: {told['finding']} See {told['folder']}.")
+        except Exception as e:  # a full disk, for one
+            warn(f"could not write {folder}: {e!r}. Training goes on.")
+            return None
+        return dict(
+            folder=folder,
+            kind=data["kind"],
+            module=data["module"],
+            finding=data["finding"],
+            rank=dist.get_rank(),
+            bytes=data["bytes"],
+        )
 
     def _about(
         self,
@@ -254,11 +278,16 @@ class ForensicsHook(AmpHook):
         runtime: Runtime,
         verdict: Verdict,
         record: IterationRecord | None,
+        replay: Replay,
     ) -> dict[str, Any]:
         optimizers = dict(iter_wrappers(runner.optim_wrapper))
         notes = []
-        # Of a step that was taken, the batch has been run again with other weights.
         guarded = runtime.tap.gate is not None
+        if verdict.is_bad and not guarded:
+            notes.append(
+                "Without StepGuardHook, buffers are as the fault "
+                "has left them, BatchNorm statistics among them."
+            )
         for name, wrapper in optimizers.items():
             bad = record is not None and record.get("found_inf", name)
             if bad and not guarded and active_scaler(wrapper) is None:
@@ -270,15 +299,16 @@ class ForensicsHook(AmpHook):
         spoiled = nonfinite_names(dict(bare_model(runner).named_parameters()))
         if spoiled:
             notes.append(f"Weights that are not finite: {', '.join(spoiled)}.")
-        dtypes = [getattr(w, "cast_dtype", None) for w in optimizers.values()]
+        limits = [h.limit for h in runner.hooks if isinstance(h, HeadClampHook)]
         return dict(
             iter=runner.iter,
             verdict=verdict.value,
             rank=dist.get_rank(),
             time=utc_now(),
             optimizers=[describe_optimizer(*item) for item in optimizers.items()],
-            dtype=str(dtypes[0] or "torch.float32").rsplit(".", 1)[-1],
+            dtype=replay.dtype,
             layers=list(runtime.logits.layers),
             clamped=sorted(runtime.clamped),
+            clamp_limit=min(limits, default=None),
             notes=notes,
         )

@@ -32,8 +32,8 @@ MEMBERS: dict[str, type[AmpHook]] = {
     "loss_scale": LossScaleMonitorHook,
     "cls_score": ClsScoreMonitorHook,
     "grad_norm": GradNormMonitorHook,
-    "forensics": ForensicsHook,
     "step_guard": StepGuardHook,
+    "forensics": ForensicsHook,
     "bad_batch": BadBatchHook,
     "head_clamp": HeadClampHook,
     "rollback": RollbackHook,
@@ -68,9 +68,9 @@ class StabilityHook(Hook):
     30       LossScaleMonitorHook    Monitors measure before anybody acts.
     30       ClsScoreMonitorHook     Its early warning is for HeadClampHook.
     30       GradNormMonitorHook     It names the gradients for the ledger.
-    31       ForensicsHook           Runs a bad batch again as it was found.
     32       StepGuardHook           Undoes the iteration before anybody decides on it
                                      and before anybody averages it.
+    33       ForensicsHook           Runs a bad batch again as the iteration found it.
     34       BadBatchHook            Blames images by the verdict on the iteration,
                                      before anybody changes it.
     35       HeadClampHook           Needs the forward pass's verdict; RollbackHook may
@@ -94,9 +94,9 @@ class StabilityHook(Hook):
             to True.
         grad_norm (dict or bool, optional): Of :class:`GradNormMonitorHook`. Defaults
             to True.
-        forensics (dict or bool, optional): Of :class:`ForensicsHook`. Defaults to
-            True.
         step_guard (dict or bool, optional): Of :class:`StepGuardHook`. Defaults to
+            True.
+        forensics (dict or bool, optional): Of :class:`ForensicsHook`. Defaults to
             True.
         bad_batch (dict or bool, optional): Of :class:`BadBatchHook`. Defaults to True.
         head_clamp (dict, list[dict] or bool, optional): Of :class:`HeadClampHook`; a
@@ -139,8 +139,8 @@ class StabilityHook(Hook):
         loss_scale: dict | bool | None = True,
         cls_score: dict | bool | None = True,
         grad_norm: dict | bool | None = True,
-        forensics: dict | bool | None = True,
         step_guard: dict | bool | None = True,
+        forensics: dict | bool | None = True,
         bad_batch: dict | bool | None = True,
         head_clamp: dict | list[dict] | bool | None = True,
         rollback: dict | bool | None = True,

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -144,7 +145,7 @@ def test_the_call_of_a_shared_module():
     scale = nn.Conv2d(1, 1, 1)
     nn.init.constant_(scale.weight, 1e20)
     fault = trace(Detector(conv, scale, conv, scale, conv), images()).fault
-    assert (fault.module, fault.call) == ("backbone.1", 2)
+    assert (fault.module, fault.frame.call) == ("backbone.1", 2)
 
 
 class Mask(nn.Module):
@@ -182,6 +183,128 @@ def test_half_precision_overflows_where_it_is_computed():
     assert (fault.kind, fault.module) == ("overflow", "backbone.1.conv")
 
 
+def test_a_mask_is_not_blamed_for_what_comes_later():
+    """As in Grounding DINO, whose text masks are there in every forward pass."""
+    later = Block(before=lambda x: (x - x).log() * 0)
+    t = trace(Detector(Mask(), nn.Softmax(0), later), images_of_two())
+    assert (t.fault.kind, t.fault.module) == ("code", "backbone.2")
+    assert t.fault.consumer == "backbone.2.conv"
+
+
+def images_of_two():
+    return torch.tensor([[[[1.0, -1.0]]], [[[-1.0, -1.0]]]])
+
+
+class Neck(nn.Module):
+    """Sums between the calls of what it keeps in lists, as FPN does."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)])
+
+    def forward(self, x):
+        return self.convs[1](self.convs[0](x) / 0.0)
+
+
+def test_a_list_of_modules_has_no_code():
+    fault = trace(Detector(Neck()), images()).fault
+    assert (fault.kind, fault.module) == ("code", "backbone.0")
+
+
+class Shifted(Detector):
+    def forward(self, x):
+        return self.head.loss(self.backbone(x) / 0.0)
+
+
+def test_code_of_the_detector_between_its_parts():
+    fault = trace(Shifted(Block()), images()).fault
+    assert (fault.kind, fault.module, fault.consumer) == ("code", "", "head.fc")
+
+
+class Averaging(nn.Module):
+    """Spoils a buffer with what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        y = (x - 2).log()
+        self.mean += y.detach().mean()
+        return y
+
+
+def test_a_buffer_that_the_fault_spoils_is_not_its_cause():
+    fault = trace(Detector(Averaging()), images()).fault
+    assert (fault.kind, fault.module) == ("nan", "backbone.0")
+    assert fault.operation.name == "log"
+
+
+class Trying(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Block(own=self.fail), Block(own=lambda x: x / 0.0)
+
+    def fail(self, x):
+        raise KeyError(x)
+
+    def forward(self, x):
+        try:
+            return self.a(x)
+        except KeyError:
+            return self.b(x)
+
+
+def test_an_exception_that_the_model_bears():
+    fault = trace(Detector(Trying()), images()).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.0.b")
+
+
+class Odd(nn.Module):
+    """Hands on what can hold NaN and is no ordinary tensor."""
+
+    def __init__(self, convert):
+        super().__init__()
+        self.convert = convert
+
+    def forward(self, x):
+        self.kept = self.convert(x)
+        return self.kept
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.to_sparse(),
+        lambda x: x.flatten(1).to_sparse_csr(),
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x.to("meta"),
+        lambda x: None,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_what_cannot_be_measured_stops_nothing(convert):
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd = Odd(convert)
+
+        def forward(self, x):
+            self.odd(x)
+            return x
+
+    fault = trace(Detector(Aside(), Block(own=lambda x: x / 0.0)), images()).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.1")
+
+
+def test_a_complex_output():
+    spectrum = Odd(lambda x: torch.fft.fft(x * 1e38 * 10))
+    back = Odd(lambda x: x.abs())
+    fault = trace(Detector(spectrum, back), images()).fault
+    assert (fault.kind, fault.module) == ("overflow", "backbone.0")
+
+
 def test_an_exception_leaves_no_hook():
     def fail(x):
         raise ValueError("matrix contains invalid numeric entries")
@@ -194,6 +317,13 @@ def test_an_exception_leaves_no_hook():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+class Assigner:
+    """A plain object that a head holds, in a list."""
+
+    def __init__(self):
+        self.threshold, self.seen = 0.5, []
+
+
 class Counting(nn.Module):
     """Keeps books in every way that mmdet's heads do."""
 
@@ -201,26 +331,54 @@ class Counting(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm1d(2)
         self.register_buffer("average", torch.zeros(1))
+        self.register_buffer("expanded", torch.zeros(1).expand(4))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.beta, self.pair, self.last = np.float64(1.0), (1, 2), torch.zeros(2)
         self.steps, self.history, self.by_name = 0, [], {"a": [1]}
+        self.assigners = [Assigner()]
+        self.generator = torch.Generator()
 
     def forward(self, x):
         self.steps += 1
         self.history.append(float(x.mean()))
         self.by_name["a"].append(2)
+        self.beta, self.pair, self.last = np.float64(2.0), (3, 4), x
+        self.assigners[0].threshold *= 0.5
+        self.assigners[0].seen.append(1)
+        self.new_one = 1
+        torch.rand(1, generator=self.generator)
+        with torch.no_grad():
+            self.frozen.mul_(0.9)
         self.average = self.average * 0.9 + 1
+        self.eval()
+        self.train()
         return self.bn(x)
 
 
 def test_nothing_of_a_second_run_stays_in_the_model():
     model = Counting().train()
     model(torch.randn(4, 2))
-    buffers = {name: (b, b.clone()) for name, b in model.named_buffers()}
+    del model.new_one
+    # As autograd would see it, were the model in the middle of an iteration.
+    tensors = {n: (t, t.clone(), t._version) for n, t in both(model)}
+    before = {k: v for k, v in vars(model).items() if not k.startswith("_")}
     history, inner = model.history, model.by_name["a"]
+    rng = model.generator.get_state()
     with pytest.raises(ValueError, match="more than 1 value"), preserved(model):
         model(torch.randn(1, 2))  # BatchNorm refuses it, after all the books were kept
-    for name, b in model.named_buffers():
-        assert b is buffers[name][0]
-        assert torch.equal(b, buffers[name][1])
-    assert (model.steps, len(model.history), model.by_name) == (1, 1, {"a": [1, 2]})
+    for name, t in both(model):
+        original, value, version = tensors[name]
+        assert t is original, name
+        assert torch.equal(t, value), name
+        assert t._version == version, name
+    assert before == {k: v for k, v in vars(model).items() if not k.startswith("_")}
     assert model.history is history
     assert model.by_name["a"] is inner
+    assert (model.steps, len(history), model.by_name) == (1, 1, {"a": [1, 2]})
+    assert (model.assigners[0].threshold, model.assigners[0].seen) == (0.25, [1])
+    assert torch.equal(model.generator.get_state(), rng)
+    assert model.bn.training
+
+
+def both(model):
+    return [*model.named_parameters(), *model.named_buffers()]

@@ -6,11 +6,17 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData
 
 import amp_hooks
-from amp_hooks.fault_dump import load_call, load_weights
+from amp_hooks.fault_dump import load_call, load_weights, save_dump
+from amp_hooks.fault_report import report
+from amp_hooks.replay import Call, Replay
+from amp_hooks.rng import capture_rng
 from tests import helpers
 from tests.hooks.test_optim_wrapper_dict import options as two_optimizers
 
@@ -162,7 +168,8 @@ def test_fp16_without_a_guard_finds_the_weights_as_they_were(build):
     runner = train(build, nan_at(2), forensics(), iters=3, precision="float16")
     report = helpers.dumps(runner)[2]
     assert report["module"] == "backbone.layer1.0.conv1"
-    assert report["notes"] == []
+    (note,) = report["notes"]
+    assert "buffers are as the fault has left them" in note
     assert report["dtype"] == "float16"
 
 
@@ -209,17 +216,8 @@ def test_a_full_disk_costs_the_report_not_the_run(build, monkeypatch):
     assert helpers.ledger(runner, "forensics") == []
 
 
-def test_no_memory_for_a_second_run_costs_the_report_not_the_run(build):
-    """The model has no room for it: every forward pass but the first of an iteration
-    raises, as CUDA does."""
-    options = {"log_level": "WARNING"}
-    runner = build(
-        "retinanet",
-        iters=5,
-        hooks=[*helpers.MONITORS, nan_at(2), GUARD, forensics()],
-        precision="float32",
-        options=options,
-    )
+def no_room(runner):
+    """Every forward pass but the first of an iteration raises, as CUDA does."""
     extract = runner.model.extract_feat
     seen = []
 
@@ -230,10 +228,148 @@ def test_no_memory_for_a_second_run_costs_the_report_not_the_run(build):
         return extract(*args)
 
     runner.model.extract_feat = once
+    return seen
+
+
+def test_no_memory_for_a_second_run_costs_the_report_not_the_run(build):
+    options = {"log_level": "WARNING"}
+    hooks = [*helpers.MONITORS, nan_at(2), GUARD, forensics()]
+    runner = build(
+        "retinanet", iters=5, hooks=hooks, precision="float32", options=options
+    )
+    seen = no_room(runner)
     runner.train()
     assert seen == [0, 1, 2, 2, 3, 4]
+    assert helpers.dumps(runner) == {}
+    assert "could not look into iteration 2: OutOfMemoryError" in helpers.log(runner)
+
+
+def test_what_fails_is_not_tried_for_ever(build):
+    hooks = [*helpers.MONITORS, nan_at(1, 3, 5, 7), GUARD, forensics(max_dumps=2)]
+    runner = build("retinanet", iters=9, hooks=hooks, precision="float32")
+    seen = no_room(runner)
+    runner.train()
+    assert [i for i in seen if seen.count(i) > 1] == [1, 1, 3, 3]
+
+
+def test_a_failure_while_writing_costs_no_run(build, monkeypatch):
+    """Also where the run is about to go on after an exception."""
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("no room for a norm")
+
+    monkeypatch.setattr("amp_hooks.hooks.forensics_hook.nonfinite_names", fail)
+    fault = helpers.fault("raise", 2)
+    options = {"log_level": "WARNING"}
+    runner = train(build, fault, GUARD, forensics(), options=options)
     assert runner.iter == 5
-    assert "CUDA out of memory" in helpers.dumps(runner)[2]["error"]
+    assert "no room for a norm" in helpers.log(runner)
+
+
+class Foreign:
+    """Cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle it")
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_a_batch_that_cannot_be_kept_still_has_a_report(build):
+    runner = build(
+        "retinanet",
+        iters=4,
+        hooks=[*helpers.MONITORS, nan_at(2), GUARD, forensics()],
+        precision="float32",
+    )
+    preprocess = runner.model.data_preprocessor.forward
+
+    def odd(data, training=False):
+        data = preprocess(data, training)
+        for sample in data["data_samples"]:
+            sample.set_metainfo(dict(odd=Foreign(), img_shape=np.array([64, 64])))
+        return data
+
+    runner.model.data_preprocessor.forward = odd
+    runner.train()
+    folder = Path(runner.log_dir) / "faults" / "iter_2"
+    assert not (folder / "batch.pth").exists()
+    report = helpers.dumps(runner)[2]
+    assert any("batch.pth was left out: TypeError" in n for n in report["notes"])
+    assert report["images"][0]["size"] == [64, 64]
+
+
+def test_masks_count_towards_the_size(tmp_path):
+    """They are numpy arrays in objects of mmdet's."""
+    sample = InstanceData(
+        masks=BitmapMasks(np.zeros((40, 400, 400), np.uint8), 400, 400)
+    )
+    # And a view does not bring the whole along.
+    sample.boxes = torch.zeros(100_000, 4)[:40]
+    call = Call((), dict(data_samples=[sample]), capture_rng())
+    told = report(Replay(call), ABOUT)
+    data = save_dump(str(tmp_path / "small"), told, call, None, 2**20)
+    assert "it needs 6.1 MiB, and max_mib leaves 1.0" in data["notes"][0]
+    assert not (tmp_path / "small" / "batch.pth").exists()
+    data = save_dump(
+        str(tmp_path / "large"), report(Replay(call), ABOUT), call, None, 2**23
+    )
+    size = (tmp_path / "large" / "batch.pth").stat().st_size
+    assert 6.4e6 < size == data["bytes"] < 6.5e6
+
+
+ABOUT = dict(
+    iter=0,
+    verdict="HEALTHY",
+    rank=0,
+    notes=[],
+    optimizers=[],
+    dtype="float32",
+    layers=[],
+    clamped=[],
+    clamp_limit=None,
+)
+
+
+def test_gradients_under_accumulation_and_a_large_scale(build):
+    """The wrapper divides the loss before it scales it."""
+    runner = train(
+        build,
+        forensics(at=[1]),
+        iters=4,
+        precision="float16",
+        accumulate=4,
+        options={"optim_wrapper.loss_scale": 2.0**14},
+    )
+    replay = helpers.dumps(runner)[1]
+    assert (replay["kind"], replay["dtype"]) == ("unknown", "float16")
+
+
+def test_the_precision_is_that_of_the_forward_pass(build):
+    """Not what the wrapper was made with: a fallback may have changed it."""
+    fallback = dict(
+        type="amp_hooks.PrecisionFallbackHook",
+        to="float32",
+        on_verdict="FORWARD_NONFINITE",
+        patience=1,
+        after_rollbacks=1000,
+    )
+    rollback = dict(type="amp_hooks.RollbackHook", interval=4, probation=0)
+    hooks = (nan_at(1), GUARD, rollback, fallback, forensics(at=[4]))
+    runner = train(build, *hooks, iters=6, precision="float16")
+    found = helpers.dumps(runner)
+    assert (found[1]["dtype"], found[4]["dtype"]) == ("float16", "float32")
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_backward_pass_that_cannot_be_run_again_is_not_called_finite(build):
+    options = {"model.backbone.with_cp": True}  # re-entrant checkpointing
+    runner = train(build, forensics(at=[2]), options=options)
+    report = helpers.dumps(runner)[2]
+    assert "could not be run once more" in report["finding"]
+    assert report["backward_skipped"]
 
 
 def test_nothing_is_held_or_attached_after_training(build):
@@ -291,11 +427,11 @@ def test_a_batch_with_foreign_code_is_refused(build, tmp_path):
     runner = train(build, nan_at(2), GUARD, forensics())
     folder = Path(runner.log_dir) / "faults" / "iter_2"
 
-    class Foreign:
+    class Running:
         def __reduce__(self):
             return builtins.exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
 
-    torch.save(dict(args=(), kwargs=Foreign(), rng=None), folder / "batch.pth")
+    torch.save(dict(args=(), kwargs=Running(), rng=None), folder / "batch.pth")
     with pytest.raises(pickle.UnpicklingError):
         load_call(str(folder))
     assert not (tmp_path / "ran").exists()

@@ -197,14 +197,14 @@ def test_members_can_be_left_out_and_doubled(build):
         "StabilityHook",
         "LossScaleMonitorHook",
         "GradNormMonitorHook",
-        "ForensicsHook",
         "StepGuardHook",
+        "ForensicsHook",
         "BadBatchHook",
         "HeadClampHook",
         "HeadClampHook",
     ]
     assert line(runner) == (
-        "loss_scale, grad_norm, forensics, step_guard, bad_batch, head_clamp on; off: "
+        "loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp on; off: "
         "cls_score (switched off), rollback (switched off), panel (switched off), "
         "precision_fallback (rollback is off, so there is nothing to count)"
     )

@@ -1,5 +1,6 @@
 """The first module with non-finite output is named, in real detectors."""
 
+import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -181,6 +182,28 @@ def stop_at_the_first(runner):
     hook.after_record = stopping
 
 
+WITHOUT = [h for h in helpers.SUITE if h["type"] != "amp_hooks.ForensicsHook"]
+
+
+def outcome(runner):
+    """Everything that a second run could have changed."""
+    runner.train()
+    records = [(r.verdict, r.values) for r in helpers.records(runner)]
+    learned = helpers.losses(runner), helpers.state(runner)
+    return *learned, str(records), torch.get_rng_state()
+
+
+def check_equal(without, with_forensics):
+    (losses, state, records, rng), (losses2, state2, records2, rng2) = (
+        without,
+        with_forensics,
+    )
+    assert str(losses) == str(losses2)  # NaN among them
+    assert records == records2
+    assert [n for n in state if not torch.equal(state[n], state2[n])] == []
+    assert torch.equal(rng, rng2)
+
+
 @pytest.mark.parametrize(
     ("loop", "options"),
     [
@@ -190,25 +213,60 @@ def stop_at_the_first(runner):
     ],
 )
 def test_training_goes_on_bit_for_bit_as_without(build, loop, options):
-    fault = helpers.infinite_images(4)
-    runs = []
+    name = "retinanet" if options["precision"] == "bfloat16" else "faster_rcnn"
+    scale = {"optim_wrapper.loss_scale": 128.0}
+    options["options"] = None if options["precision"] == "float32" else scale
+    outcomes = []
     for forensics in ([], [dict(FORENSICS, at=[1])]):
-        hooks = [fault, *helpers.SUITE, *forensics]
-        name = "retinanet" if options["precision"] == "bfloat16" else "faster_rcnn"
-        scale = {"optim_wrapper.loss_scale": 128.0}
-        if options["precision"] == "float32":
-            scale = None
-        runner = build(name, **loop, **options, hooks=hooks, options=scale)
-        runner.train()
-        records = [r.values for r in helpers.records(runner)]
-        learned = helpers.losses(runner), helpers.state(runner)
-        runs.append((*learned, records, torch.get_rng_state()))
-    assert set(helpers.dumps(runner)) == {1, 4}
-    (losses, state, records, rng), (losses2, state2, records2, rng2) = runs
-    assert str(losses) == str(losses2)  # NaN among them
-    assert str(records) == str(records2)
-    assert [n for n in state if not torch.equal(state[n], state2[n])] == []
-    assert torch.equal(rng, rng2)
+        hooks = [helpers.infinite_images(4), *WITHOUT, *forensics]
+        runner = build(name, **loop, **options, hooks=hooks)
+        outcomes.append(outcome(runner))
+        assert set(helpers.dumps(runner)) == ({1, 4} if forensics else set())
+    check_equal(*outcomes)
+
+
+DYNAMIC = {
+    "model.train_cfg.rcnn.dynamic_rcnn.update_iter_interval": 2,
+    "model.train_cfg.rcnn.dynamic_rcnn.initial_iou": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dynamic_rcnn", DYNAMIC),  # changes its assigner by what it has seen
+        ("rtmdet_ins", {}),  # exchanges the masks of its data samples
+    ],
+)
+def test_detectors_that_keep_books_in_the_forward_pass(
+    monkeypatch, tmp_path, name, options
+):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import sweep_detectors
+
+    family = sweep_detectors.FAMILIES[name]
+    family = dataclasses.replace(family, options={**family.options, **options})
+    outcomes = []
+    for forensics in ([], [dict(FORENSICS, at=[0, 4])]):
+        hooks = [helpers.fault("loss", 2, where="*cls*"), *WITHOUT[:5], *forensics]
+        runner = sweep_detectors.build_runner(family, str(tmp_path), hooks, 6)
+        torch.manual_seed(0)
+        outcomes.append(outcome(runner))
+    assert sorted(helpers.dumps(runner)) == [0, 2, 4]
+    assert {r["kind"] for r in helpers.dumps(runner).values()} == {"unknown", "loss"}
+    check_equal(*outcomes)
+
+
+def test_gradients_of_one_rank(digits, tmp_path):
+    """Nobody knows whose they were: each rank looks, and the right one tells."""
+    fault = helpers.fault("gradient", 3, where="backbone.conv1.weight", rank=1)
+    hooks = [fault, *helpers.MONITORS, UNDO[0], FORENSICS]
+    train_on_two_ranks(
+        digits, tmp_path / "w", iters=5, hooks=hooks, precision="float32"
+    )
+    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
+    (line,) = [e for e in helpers.read_ledger(path) if e["event"] == "forensics"]
+    assert (line["iter"], line["rank"], line["kind"]) == (3, 1, "gradient")
 
 
 def test_the_fault_of_one_rank_of_two(digits, tmp_path):
