@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import helpers
-from tests.test_scripts import call
+from tests.test_scripts import call as call_in_a_process
 
 HOOKS = [
     *helpers.MONITORS,
@@ -32,6 +32,23 @@ def overflown(build, tmp_path):
     return folder, config
 
 
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The script's main, and what it has printed and returned."""
+    monkeypatch.syspath_prepend(str(helpers.ROOT / "scripts"))
+    import replay_fault
+
+    def run(*args, status=0):
+        monkeypatch.setattr("sys.argv", ["replay_fault.py", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            replay_fault.main()
+        assert int(end.value.code) == status
+        return capsys.readouterr()
+
+    return run
+
+
 def cells(output):
     """The verdict by precision and remedy."""
     lines = output.splitlines()[1:]
@@ -39,7 +56,7 @@ def cells(output):
 
 
 def test_every_precision_and_remedy(overflown):
-    done = call("replay_fault.py", *overflown)
+    done = call_in_a_process("replay_fault.py", *overflown)
     assert "iteration 2, FORWARD_NONFINITE" in done.stdout
     report = json.loads((overflown[0] / "report.json").read_text())
     assert (report["kind"], report["module"]) == ("overflow", "bbox_head.retina_cls")
@@ -53,41 +70,31 @@ def test_every_precision_and_remedy(overflown):
     }
 
 
-def test_one_remedy(overflown):
-    done = call("replay_fault.py", *overflown, "--fp32")
-    assert cells(done.stdout) == {"float32": "finite"}
-    done = call("replay_fault.py", *overflown, "--clamp")
-    assert cells(done.stdout) == {"float16 with the head clamp": "finite"}
-    done = call("replay_fault.py", *overflown, "--fp32", "--clamp")
-    assert cells(done.stdout) == {"float32 with the head clamp": "finite"}
+def test_one_remedy(overflown, call):
+    done = call(*overflown, "--fp32")
+    assert cells(done.out) == {"float32": "finite"}
+    done = call(*overflown, "--clamp")
+    assert cells(done.out) == {"float16 with the head clamp": "finite"}
+    done = call(*overflown, "--fp32", "--clamp")
+    assert cells(done.out) == {"float32 with the head clamp": "finite"}
 
 
-def test_what_no_precision_cures(build, tmp_path):
+def test_what_no_precision_cures(build, tmp_path, call):
     fault = helpers.fault("boxes", 2, value="zero")
     runner = build("retinanet", iters=3, hooks=[fault, *HOOKS])
     runner.train()
     config = tmp_path / "config.py"
     runner.cfg.dump(config)
-    folder = Path(runner.log_dir) / "faults" / "iter_2"
-    done = call("replay_fault.py", folder, config, check=False)
-    assert done.returncode == 1
-    told = set(cells(done.stdout).values())
+    done = call(Path(runner.log_dir) / "faults" / "iter_2", config, status=1)
+    told = set(cells(done.out).values())
     assert told == {"code in bbox_head, before bbox_head.loss_bbox"}
 
 
-def test_what_is_missing_is_said(overflown, tmp_path):
+def test_what_is_missing_is_said(overflown, tmp_path, call):
     folder, config = overflown
-    done = call("replay_fault.py", folder.parent, config, check=False)
-    assert done.returncode == 2
-    assert "faults/iter_N" in done.stderr
-    done = call("replay_fault.py", folder, tmp_path / "none.py", check=False)
-    assert done.returncode == 2
-    assert "none.py" in done.stderr
+    assert "faults/iter_N" in call(folder.parent, config, status=2).err
+    assert "none.py" in call(folder, tmp_path / "none.py", status=2).err
     other = helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16.py"
-    done = call("replay_fault.py", folder, other, check=False)
-    assert done.returncode == 2
-    assert "not the config of that run" in done.stderr
+    assert "not the config of that run" in call(folder, other, status=2).err
     (folder / "weights.pth").unlink()
-    done = call("replay_fault.py", folder, config, check=False)
-    assert done.returncode == 2
-    assert "--weights" in done.stderr
+    assert "--weights" in call(folder, config, status=2).err
