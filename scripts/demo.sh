@@ -5,7 +5,8 @@
 #   bash scripts/demo.sh
 #
 # After set-up it takes about 6 minutes on 2 cores. The two runs go side by side, each
-# on half of the cores; nothing but configs/_base_/stability.py differs.
+# on half of the cores. Nothing differs but what amp_hooks may do: in the first run
+# look (configs/_base_/watch.py), in the second act (configs/_base_/stability.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 STARTED=$SECONDS
@@ -26,6 +27,7 @@ $PY scripts/make_digits.py --out data/digits
 rm -rf $OUT
 mkdir -p $OUT
 say "training twice, side by side: [stock  ] plain AMP, [guarded] with amp_hooks"
+say "the stock run is watched by the monitors, which changes no bit of it"
 say "whole logs: $OUT/stock.log and $OUT/guarded.log"
 
 train() { # name, config
@@ -35,7 +37,7 @@ train() { # name, config
         sed -uE "s/^.* - mmengine - (INFO|WARNING) - //; s/  data_time: [0-9.]+//; s/  loss_rpn.*//; \
 s/^/$(printf '[%-7s] ' "$1")/"
 }
-train stock $CONFIG.py & stock=$!
+train stock ${CONFIG}_watched.py & stock=$!
 train guarded ${CONFIG}_stability.py & guarded=$!
 status=0
 wait $stock || { say "the stock run failed; see $OUT/stock.log"; status=1; }

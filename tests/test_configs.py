@@ -2,6 +2,7 @@
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from amp_hooks.runtime import Runtime
@@ -40,11 +41,20 @@ def test_amp_is_what_users_expect():
     assert cfg.clip_grad == dict(max_norm=35, norm_type=2)
 
 
+def test_watching_leaves_the_members_that_only_look():
+    (hook,) = Config.fromfile(helpers.ROOT / "configs/_base_/watch.py").custom_hooks
+    members = HOOKS.build(hook).members
+    on = [name for name, hooks in members.items() if hooks]
+    assert on == ["loss_scale", "cls_score", "grad_norm", "panel"]
+
+
 def test_the_demo_differs_by_the_suite_alone():
     stem = helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16_hot"
     stock = Config.fromfile(f"{stem}.py").to_dict()
+    watched = Config.fromfile(f"{stem}_watched.py").to_dict()
     guarded = Config.fromfile(f"{stem}_stability.py").to_dict()
     hooks = guarded.pop("custom_hooks")
-    assert stock == guarded
+    watched.pop("custom_hooks")
+    assert stock == guarded == watched
     stability = Config.fromfile(helpers.ROOT / "configs/_base_/stability.py")
     assert hooks == stability.to_dict()["custom_hooks"]
