@@ -14,11 +14,14 @@ MONITORS = [
     dict(type="amp_hooks.GradNormMonitorHook"),
 ]
 GUARD = [dict(type="amp_hooks.StepGuardHook")]
+FORENSICS = [dict(type="amp_hooks.ForensicsHook")]
 # RollbackHook takes its first snapshot before the first iteration; the later ones,
 # which cost what writing a checkpoint costs, are left out.
 SUITE = [
     *MONITORS,
     *GUARD,
+    *FORENSICS,
+    dict(type="amp_hooks.BadBatchHook"),
     dict(type="amp_hooks.HeadClampHook"),
     dict(type="amp_hooks.RollbackHook", interval=10**9),
     dict(type="amp_hooks.StabilityPanelHook", interval=10),
@@ -123,6 +126,7 @@ def rows() -> dict[str, tuple[str, list]]:
         "grad_norm": ("GradNormMonitorHook", MONITORS[2:]),
         "monitors": ("all monitors", MONITORS),
         "guard": ("StepGuardHook", GUARD),
+        "forensics": ("ForensicsHook", FORENSICS),
         "panel_idle": (
             "monitors, idle panel",
             [*MONITORS, dict(type=PANEL, interval=10**9)],
