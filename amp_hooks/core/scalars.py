@@ -159,7 +159,9 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     put_all("clip_max_norm", record.values.get("clip_max_norm", {}), min)
     layers = record.values.get("logit_absmax", {})
     put_all("cls_score_absmax", layers, max)
-    put_all("cls_score_log2", {k: _log2_logit(v) for k, v in layers.items()}, max)
+    # 0 is the largest of no finite value at all, or of zeros: no point on a log axis.
+    log2 = {k: _log2_logit(v) for k, v in layers.items() if v}
+    put_all("cls_score_log2", log2, max)
     if layers:
         put("amp/fp16_limit_log2", math.log2(FP16_MAX))
         put("amp/cls_score_nan", sum(record.all("logit_nan")))

@@ -138,3 +138,10 @@ def test_no_name_is_a_folder_of_others_where_that_matters():
         "amp/x.a.b",
         "amp/x.roi_head.fc_cls",
     ]
+
+
+def test_logits_that_are_all_nan_leave_no_point_on_a_log_axis():
+    record = record_of(logit_absmax={"fc_cls": 0.0}, logit_nan={"fc_cls": 100.0})
+    published = scalars_of(record)
+    assert published["amp/cls_score_absmax"] == 0.0
+    assert not [name for name in published if name.startswith("amp/cls_score_log2")]
