@@ -1,5 +1,7 @@
 """Real runners from the project's own configs, and faults that really happen."""
 
+import copy
+import functools
 import json
 import uuid
 from pathlib import Path
@@ -33,6 +35,11 @@ MONITORS = SUITE[:3]
 REQUIRED = {"FaultInjectionHook": dict(faults=[dict(what="loss", at=0)])}
 
 
+@functools.cache
+def _read(detector):
+    return Config.fromfile(ROOT / CONFIGS[detector])
+
+
 def make_config(
     detector,
     data,
@@ -47,7 +54,7 @@ def make_config(
     options=None,
 ):
     """A config of the project, made small: 64-pixel images, narrow layers."""
-    cfg = Config.fromfile(ROOT / CONFIGS[detector])
+    cfg = copy.deepcopy(_read(detector))
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = uuid.uuid4().hex  # the message hub is global by name
     cfg.visualizer.name = cfg.experiment_name  # and so is the visualizer
