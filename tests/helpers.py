@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import time
 import uuid
 from pathlib import Path
 
@@ -107,6 +108,9 @@ def build_runner(detector, data, work_dir, **kwargs):
     cfg = make_config(detector, data, work_dir, **kwargs)
     if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    # MMEngine names a start's folder by the second: two starts need two of them.
+    while Path(work_dir, time.strftime("%Y%m%d_%H%M%S")).exists():
+        time.sleep(0.05)
     return Runner.from_cfg(cfg)
 
 
