@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+from .core.finite import named_tensors
 
 # What a sample consists of, by branch: its data sample, and its part of each input.
 Sample = dict[str, list[Any]]
@@ -130,18 +132,14 @@ class Contents:
 
 def batch_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a model is called with, data samples looked into."""
-    if isinstance(tree, Tensor):
-        yield prefix, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from batch_tensors(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(tree, (list, tuple)):
-        for i, value in enumerate(tree):
-            yield from batch_tensors(value, f"{prefix}[{i}]")
-    elif isinstance(tree, BaseDataElement):
-        yield from batch_tensors(dict(tree.items()), prefix)
-    elif isinstance(getattr(tree, "tensor", None), Tensor):  # mmdet's boxes
-        yield prefix, tree.tensor
+    return named_tensors(tree, prefix, _fields)
+
+
+def _fields(thing: Any) -> Any:
+    if isinstance(thing, BaseDataElement):
+        return dict(thing.items())
+    boxes = getattr(thing, "tensor", None)  # of mmdet's boxes
+    return boxes if isinstance(boxes, Tensor) else ()
 
 
 def _branches(batch: Any) -> Iterator[tuple[str, list[Any]]]:

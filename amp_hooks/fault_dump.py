@@ -22,6 +22,7 @@ from .fault_report import as_text
 from .replay import Call
 from .rng import capture_rng, rng_state, set_rng_state, undisturbed_rng
 from .safe_load import allow_mmengine_checkpoints
+from .snapshot import left_out_buffers
 
 REPORT, TEXT = "report.json", "report.txt"
 BATCH, WEIGHTS = "batch.pth", "weights.pth"
@@ -151,8 +152,7 @@ def load_weights(model: nn.Module, folder: str) -> None:
 def _weights(model: nn.Module) -> dict[str, Any]:
     """As a checkpoint holds them, and beside them the buffers that it leaves out."""
     state = model.state_dict()
-    left_out = {n: b.detach() for n, b in model.named_buffers() if n not in state}
-    return dict(state_dict=dict(state), buffers=left_out)
+    return dict(state_dict=dict(state), buffers=left_out_buffers(model, state))
 
 
 def _moved(tree: Any, device: Any = "cpu") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,11 +47,16 @@ def brief(replay: Replay) -> str:
     return f"{fault.kind} in {_path(fault.module)}{before}"
 
 
-def finding(replay: Replay) -> str:
-    """In a sentence or two: where it arises, and what is known of it."""
+def finding(replay: Replay, batch: list[dict[str, Any]]) -> str:
+    """In a sentence or two: where it arises, and what is known of it.
+
+    Args:
+        replay: The second run.
+        batch: Of :func:`images`.
+    """
     fault = replay.fault
     if fault is not None:
-        text = _of_fault(fault, replay)
+        text = _of_fault(fault)
         if fault.operation is not None:
             text += f" ({fault.operation.name}, {fault.operation.where})"
     elif replay.error:
@@ -70,7 +76,7 @@ def finding(replay: Replay) -> str:
         text = "Run once more, everything was finite"
     flawed = [
         f"{image['path']} box {i}: {flaw}"
-        for image in images((replay.call.args, replay.call.kwargs))
+        for image in batch
         for i, flaw in image["flaws"].items()
     ]
     if flawed:
@@ -78,7 +84,7 @@ def finding(replay: Replay) -> str:
     return f"{text}."
 
 
-def _of_fault(fault: Fault, replay: Replay) -> str:
+def _of_fault(fault: Fault) -> str:
     what = first_names(fault.tensors)
     if fault.kind == "input":
         return f"The model was given values that are not finite: {what}"
@@ -110,9 +116,7 @@ def _path(module: str) -> str:
 
 
 def _not_finite(row: Magnitude) -> str:
-    total = 1
-    for length in row.shape:
-        total *= length
+    total = math.prod(row.shape)
     counts = {"NaN": row.nan, "+inf": row.inf, "-inf": row.neg_inf}
     parts = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     return f"{row.name} {parts} of {total} values, else up to {row.absmax:.4g}"
@@ -125,12 +129,13 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
         replay: The second run.
         about: What is known beside it: iteration, verdict, rank, precision.
     """
+    batch = list(images((replay.call.args, replay.call.kwargs)))
     fault, operation = replay.fault, None
     if fault is not None and fault.operation is not None:
         operation = vars(fault.operation)
     return dict(
         about,
-        finding=finding(replay),
+        finding=finding(replay, batch),
         kind=kind_of(replay),
         module=None if fault is None else fault.module,
         call=fault.frame.call if fault and fault.frame else None,
@@ -142,7 +147,7 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
         nonfinite_grads=replay.nonfinite_grads[:_GRADS],
         nonfinite_grads_total=len(replay.nonfinite_grads),
         backward_skipped=replay.skipped or None,
-        images=list(images((replay.call.args, replay.call.kwargs))),
+        images=batch,
         frames=[_frame(frame) for frame in replay.frames],
     )
 

@@ -90,6 +90,7 @@ class Runtime:
         raised: The exception that ended the present iteration and was dealt with.
         clamped: Layers whose logits HeadClampHook bounds at present: infinities in
             them do no harm.
+        here: Faults of the present iteration's forward pass on this rank.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
@@ -118,6 +119,7 @@ class Runtime:
         self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
+        self.here = ForwardFaults()
         self._faults = ForwardFaults()  # since the last optimizer step
         self._hooks = 0  # attached at present
 
@@ -170,7 +172,10 @@ class Runtime:
 
     def _judge(self, record: IterationRecord) -> ForwardFaults:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
-        self._faults.add(record, self.logits.faulty(record, self.clamped))
+        layers = self.logits.faulty(record, self.clamped)
+        self.here = ForwardFaults()
+        for faults in (self.here, self._faults):
+            faults.add(record, layers)
         faults = self._faults
         grads_finite = not any(record.all("found_inf"))
         if self.raised is not None:

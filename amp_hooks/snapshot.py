@@ -25,14 +25,18 @@ def learned_state(runner: Runner) -> dict[str, Any]:
     model = bare_model(runner).state_dict()
     return dict(
         model=model,
-        # Those that a checkpoint leaves out.
-        buffers={n: b for n, b in bare_model(runner).named_buffers() if n not in model},
+        buffers=left_out_buffers(bare_model(runner), model),
         optimizer={
             name: wrapper.state_dict()
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
         },
         ema=[hook.ema_model.state_dict() for hook in ema_hooks(runner)],
     )
+
+
+def left_out_buffers(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Buffers that a checkpoint leaves out; ``state`` is the model's state dict."""
+    return {name: b for name, b in model.named_buffers() if name not in state}
 
 
 def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:

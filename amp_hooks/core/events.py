@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .finite import first_names
+
 Line = Mapping[str, Any]
 
 
@@ -25,13 +27,9 @@ class Event:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-_EXAMPLES = 3  # names that a sentence gives of a list
-
-
 def _names(value: Any) -> str:
-    names = list(value) if isinstance(value, (list, tuple, dict)) else [value]
-    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
-    return ", ".join(map(str, names[:_EXAMPLES])) + more
+    names = value if isinstance(value, (list, tuple, dict)) else [value]
+    return first_names([str(name) for name in names])
 
 
 def _all(values: list[Any]) -> str:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def named_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield ``(path, tensor)`` for every tensor in nested dicts, lists and tuples."""
+def named_tensors(
+    tree: Any, prefix: str = "", look_into: Callable[[Any], Any] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(path, tensor)`` for every tensor in nested dicts, lists and tuples.
+
+    Args:
+        tree: What holds them.
+        prefix: Its own path.
+        look_into: Gives what any other object in it consists of; ``()`` for nothing.
+    """
     if isinstance(tree, Tensor):
         yield prefix, tree
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield from named_tensors(value, path, look_into)
     elif isinstance(tree, (list, tuple)):
         for i, value in enumerate(tree):
-            yield from named_tensors(value, f"{prefix}[{i}]")
+            yield from named_tensors(value, f"{prefix}[{i}]", look_into)
+    elif look_into is not None:
+        yield from named_tensors(look_into(tree), prefix, look_into)
 
 
 def first_names(names: list[str], limit: int = 3) -> str:

@@ -13,7 +13,6 @@ from ..core.checks import check_bool, check_int
 from ..core.recorder import IterationRecord
 from ..core.suspects import Batch, Suspects, to_blame
 from ..core.verdict import Verdict
-from ..faults import ForwardFaults
 from ..registry import HOOKS
 from ..runtime import Runtime, warn
 from ..stand_ins import StandIns
@@ -114,10 +113,8 @@ class BadBatchHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Write down who is to blame for a bad iteration, and count."""
-        here = ForwardFaults()
-        here.add(record, runtime.logits.faulty(record, runtime.clamped))
         raised = record.verdict is Verdict.RAISED and dist.get_rank() in record.ranks
-        self._window[-1].failed = bool(here) or raised
+        self._window[-1].failed = bool(runtime.here) or raised
         if record.verdict.is_bad:
             self._blame(runtime, record)
         elif record.verdict is Verdict.HEALTHY:

@@ -19,7 +19,6 @@ from ..core.verdict import Verdict
 from ..describe import describe_optimizer, utc_now
 from ..fault_dump import save_dump
 from ..fault_report import kind_of, report
-from ..faults import ForwardFaults
 from ..registry import HOOKS
 from ..replay import Call, Replay, run_again
 from ..rng import capture_rng
@@ -140,9 +139,7 @@ class ForensicsHook(AmpHook):
     ) -> None:
         """Look into a fault, once for each incident."""
         self._training = False
-        here = ForwardFaults()
-        here.add(record, runtime.logits.faulty(record, runtime.clamped))
-        self._failed = self._failed or (self._calls if here else [])
+        self._failed = self._failed or (self._calls if runtime.here else [])
         # Verdicts are the same on every rank, so all of them come to the same places.
         if record.verdict.is_bad and not self._looked:
             self._looked = True

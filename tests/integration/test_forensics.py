@@ -265,6 +265,13 @@ def test_detectors_that_keep_books_in_the_forward_pass(
     check_equal(*outcomes)
 
 
+def told(work_dir):
+    """The one line that the ranks have written of a fault."""
+    (path,) = work_dir.glob("*/stability.jsonl")
+    (line,) = [e for e in helpers.read_ledger(path) if e["event"] == "forensics"]
+    return line
+
+
 def test_gradients_of_one_rank(digits, tmp_path):
     """Nobody knows whose they were: each rank looks, and the right one tells."""
     fault = helpers.fault("gradient", 3, where="backbone.conv1.weight", rank=1)
@@ -272,8 +279,7 @@ def test_gradients_of_one_rank(digits, tmp_path):
     train_on_two_ranks(
         digits, tmp_path / "w", iters=5, hooks=hooks, precision="float32"
     )
-    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
-    (line,) = [e for e in helpers.read_ledger(path) if e["event"] == "forensics"]
+    line = told(tmp_path / "w")
     assert (line["iter"], line["rank"], line["kind"]) == (3, 1, "gradient")
 
 
@@ -290,8 +296,7 @@ def test_the_fault_of_one_rank_of_two(digits, tmp_path):
             "optim_wrapper.loss_scale": 128.0,
         },
     )
-    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
-    (line,) = [e for e in helpers.read_ledger(path) if e["event"] == "forensics"]
+    line = told(tmp_path / "w")
     assert (line["iter"], line["rank"], line["kind"]) == (3, 1, "input")
     text = Path(line["folder"], "report.txt").read_text()
     assert "rank 1" in text
@@ -309,6 +314,5 @@ def test_the_batch_of_an_accumulation_window_is_the_one_that_failed(digits, tmp_
         accumulate=3,
         options={"optim_wrapper.loss_scale": 128.0},
     )
-    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
-    (line,) = [e for e in helpers.read_ledger(path) if e["event"] == "forensics"]
+    line = told(tmp_path / "w")
     assert (line["iter"], line["rank"], line["kind"]) == (5, 1, "input")
