@@ -1,0 +1,35 @@
+"""What a check made before training has found, in words a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or will go wrong.
+
+    Args:
+        name: Stable key, as in ``no_clip_grad``; tests and the ledger use it.
+        what: What was found, with the numbers or the config key it was found in.
+        remedy: What to do about it.
+        lines: Config lines to paste, if the remedy is one.
+        fails: Training will fail, or learn nothing, as it stands. Otherwise it may.
+    """
+
+    name: str
+    what: str
+    remedy: str
+    lines: str = ""
+    fails: bool = False
+
+
+def in_words(findings: Sequence[Finding]) -> str:
+    """A numbered list for the log: what fails comes first."""
+    text = []
+    for number, f in enumerate(sorted(findings, key=lambda f: not f.fails), 1):
+        text.append(f"{number}. {'FAILS: ' if f.fails else ''}{f.what}")
+        text.append(f"   {f.remedy}")
+        text += [f"       {line}" for line in f.lines.splitlines()]
+    return "\n".join(text)
