@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..core.finding import Finding
@@ -48,11 +49,12 @@ def check_config(runner: Runner) -> list[Finding]:
     return check(runner.cfg, facts_of_runner(runner))
 
 
-def check(cfg: Mapping[str, Any], facts: Facts) -> list[Finding]:
+def check(config: Config, facts: Facts) -> list[Finding]:
     """Findings on a config, with what else is known of the run.
 
     Args:
-        cfg: As for ``Runner.from_cfg``.
+        config: As for ``Runner.from_cfg``.
         facts: Of a runner, or estimated from the config.
     """
+    cfg = config.to_dict()  # without the objects of a pure Python config
     return [finding for rule in RULES for finding in rule(cfg, facts)]

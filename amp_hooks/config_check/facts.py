@@ -70,6 +70,7 @@ class Facts:
         saved_ema: That checkpoint was written with an EMAHook.
         wrappers: Of the optimizers.
         hooks: In the order in which they run.
+        path: Of the config file.
     """
 
     world_size: int = 1
@@ -81,6 +82,7 @@ class Facts:
     saved_ema: bool | None = None
     wrappers: tuple[WrapperFacts, ...] = ()
     hooks: tuple[HookFacts, ...] = ()
+    path: str | None = None
 
     def has(self, *kinds: str) -> bool:
         """Whether there is a hook of any of these classes."""

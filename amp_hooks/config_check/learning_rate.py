@@ -37,7 +37,7 @@ def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     if facts.batch_size is None or wrapper.lr is None:
         return
     images = facts.world_size * facts.batch_size * wrapper.accumulate
-    reference = _reference(cfg, wrapper, images)
+    reference = _reference(cfg, facts, wrapper, images)
     if reference is None:
         return
     right = reference.lr * images / reference.images
@@ -81,11 +81,12 @@ def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
         return
     had = f"{warmup:g} iterations" if warmup else "none"
     first = dict(type="LinearLR", start_factor=0.001, by_epoch=False, end=enough)
+    share = " (a twentieth)" if enough < WARMUP else ""
     place = "in place of the present one" if warmup else "first"
     yield Finding(
         "short_warmup",
         f"Warm-up of the learning rate in param_scheduler: {had}; this run should have "
-        f"{enough}. Most runs that overflow do so in full steps on fresh weights.",
+        f"{enough}{share}. On fresh weights full steps let logits grow fastest.",
         "Warm up:",
         f"# in param_scheduler, {place}:\n{source(first)},",
     )
@@ -107,7 +108,7 @@ class _Reference:
 
 
 def _reference(
-    cfg: Mapping[str, Any], wrapper: WrapperFacts, images: int
+    cfg: Mapping[str, Any], facts: Facts, wrapper: WrapperFacts, images: int
 ) -> _Reference | None:
     """What linear scaling starts from, if that is known.
 
@@ -116,7 +117,7 @@ def _reference(
     """
     base = dig(cfg, "auto_scale_lr", "base_batch_size")
     if isinstance(base, int) and base > images * _TOLERANCE:
-        known = list(_inherited(cfg, wrapper.optimizer, base))
+        known = list(_inherited(facts.path, wrapper.optimizer, base))
         if known:
             return _Reference(max(known), base, auto=True)
     heads = {key for part in _models(cfg) for key in part}
@@ -126,23 +127,24 @@ def _reference(
     return None
 
 
-def _inherited(cfg: Mapping[str, Any], optimizer: str, base: int) -> Iterator[float]:
+def _inherited(path: str | None, optimizer: str, base: int) -> Iterator[float]:
     """Learning rates that the base configs have for the same optimizer and batch."""
-    for parent in _base_configs(getattr(cfg, "filename", None)):
+    for parent in _base_configs(path):
         lr = dig(parent, "optim_wrapper", "optimizer", "lr")
-        same = str(dig(parent, "optim_wrapper", "optimizer", "type")) == optimizer
+        kind = str(dig(parent, "optim_wrapper", "optimizer", "type"))
+        same = kind.rsplit(".", 1)[-1] == optimizer
         if same and dig(parent, "auto_scale_lr", "base_batch_size") == base and lr:
             yield float(lr)
 
 
-def _base_configs(path: str | None) -> Iterator[Config]:
+def _base_configs(path: str | None) -> Iterator[dict[str, Any]]:
     """The configs that a file inherits, each merged with its own bases."""
     if not path or not osp.isfile(path):
         return
     try:
         for name in Config._get_base_files(path):
             base, _ = Config._get_cfg_path(name, path)
-            yield Config.fromfile(base)
+            yield Config.fromfile(base).to_dict()
             yield from _base_configs(base)
     except Exception:  # a file that has gone or changed since; then nothing is known
         return

@@ -25,7 +25,7 @@ _DEFAULT_HOOKS = {
 
 
 def facts_of_config(
-    cfg: Config,
+    config: Config,
     world_size: int = 1,
     resume: bool = False,
     saved_ema: bool | None = None,
@@ -33,11 +33,12 @@ def facts_of_config(
     """What a config tells of a run; neither model nor data set is built.
 
     Args:
-        cfg: As for ``Runner.from_cfg``.
+        config: As for ``Runner.from_cfg``.
         world_size: Processes that are going to train.
         resume: The run will go on from a checkpoint.
         saved_ema: That checkpoint was written with an EMAHook; None if not known.
     """
+    cfg = config.to_dict()
     batch_size = dig(cfg, "train_dataloader", "batch_size")
     return Facts(
         world_size=world_size,
@@ -48,6 +49,7 @@ def facts_of_config(
         wrappers=tuple(_wrappers(cfg.get("optim_wrapper"))),
         # Stable, as Runner.register_hook is.
         hooks=tuple(sorted(_hooks(cfg), key=lambda hook: hook.priority)),
+        path=config.filename,
     )
 
 
@@ -83,7 +85,7 @@ def _wrapper(name: str, part: Mapping[str, Any]) -> WrapperFacts:
     )
 
 
-def _hooks(cfg: Config) -> Iterator[HookFacts]:
+def _hooks(cfg: Mapping[str, Any]) -> Iterator[HookFacts]:
     defaults: dict[str, Any] = {n: dict(type=t) for n, t in _DEFAULT_HOOKS.items()}
     defaults.update(cfg.get("default_hooks") or {})
     for hook in [*defaults.values(), *items_of(cfg.get("custom_hooks"))]:

@@ -37,6 +37,7 @@ def facts_of_runner(runner: Runner) -> Facts:
             )
             for hook in runner.hooks
         ),
+        path=runner.cfg.filename,
     )
 
 
