@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..core.finding import Finding
+from ..runtime import warn
 from .facts import Facts
 from .learning_rate import high_lr, short_warmup
 from .of_config import facts_of_config
@@ -28,7 +29,7 @@ __all__ = ["Facts", "check", "check_config", "facts_of_config", "facts_of_runner
 Rule = Callable[[Mapping[str, Any], Facts], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
-    lambda cfg, facts: ignored_keys(cfg),
+    ignored_keys,
     static_loss_scale,
     no_clip_grad,
     high_lr,
@@ -43,10 +44,23 @@ RULES: tuple[Rule, ...] = (
 def check_config(runner: Runner) -> list[Finding]:
     """Findings on a runner's config, optimizer wrapper, schedulers and hooks.
 
+    What goes wrong in here is a warning, and costs that rule only.
+
     Args:
         runner: Complete, as in ``before_train``.
     """
-    return check(runner.cfg, facts_of_runner(runner))
+    found: list[Finding] = []
+    try:
+        cfg, facts = runner.cfg.to_dict(), facts_of_runner(runner)
+    except Exception as e:
+        warn(f"the config could not be checked: {e!r}")
+        return found
+    for rule in RULES:
+        try:
+            found += rule(cfg, facts)
+        except Exception as e:
+            warn(f"the config could not be checked for {rule.__name__}: {e!r}")
+    return found
 
 
 def check(config: Config, facts: Facts) -> list[Finding]:

@@ -8,12 +8,13 @@ from typing import Any
 from ..core.finding import Finding
 from ..core.source import short_source, source
 from ..report.read_config import dig
+from .facts import Facts
 
 # The 3.x lines in the place of a 2.x value; None if nothing is lost without them.
 Rewrite = Callable[[Mapping[str, Any], Any], "str | None"]
 
 
-def ignored_keys(cfg: Mapping[str, Any]) -> Iterator[Finding]:
+def ignored_keys(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """A finding for each key of 2.x that changes nothing although it looks as if."""
     for key in _REWRITES:
         yield from ignored_key(cfg, key)
@@ -24,7 +25,8 @@ def ignored_key(cfg: Mapping[str, Any], key: str) -> Iterator[Finding]:
     value = cfg.get(key)
     if not value or not isinstance(value, _KINDS.get(key, Mapping)):
         return  # a variable of the user's own that has the name by chance
-    lines = _REWRITES[key](cfg, value)
+    instead, rewrite = _REWRITES[key]
+    lines = rewrite(cfg, value)
     if lines is None:
         return
     issues = " (mmdetection#10865, #11433)" if key == "fp16" else ""
@@ -32,7 +34,7 @@ def ignored_key(cfg: Mapping[str, Any], key: str) -> Iterator[Finding]:
         f"ignored_{key}",
         f"The config has {key}={short_source(value)}, which MMDetection 3.x "
         f"ignores{issues}.",
-        f"Delete {key}" + (", and write instead:" if lines else "."),
+        f"Delete it; 3.x reads {instead}" + (":" if lines else "."),
         lines,
     )
 
@@ -201,18 +203,20 @@ _KINDS: dict[str, Any] = {
     "resume_from": str,
     "auto_resume": bool,
 }
-_REWRITES: dict[str, Rewrite] = {
-    "fp16": _fp16,
-    "optimizer_config": _optimizer_config,
-    "optimizer": _optimizer,
-    "lr_config": _lr_config,
-    "runner": _runner,
-    "total_epochs": _total_epochs,
-    "evaluation": _evaluation,
-    "checkpoint_config": _checkpoint_config,
-    "log_config": _log_config,
-    "data": _data,
-    "workflow": _workflow,
-    "resume_from": _resume_from,
-    "auto_resume": _auto_resume,
+_DATA = "train_dataloader, val_dataloader and test_dataloader"
+# What 3.x reads instead, and the lines for it.
+_REWRITES: dict[str, tuple[str, Rewrite]] = {
+    "fp16": ("optim_wrapper", _fp16),
+    "optimizer_config": ("optim_wrapper", _optimizer_config),
+    "optimizer": ("optim_wrapper.optimizer", _optimizer),
+    "lr_config": ("param_scheduler", _lr_config),
+    "runner": ("train_cfg", _runner),
+    "total_epochs": ("train_cfg.max_epochs", _total_epochs),
+    "evaluation": ("train_cfg.val_interval and val_evaluator", _evaluation),
+    "checkpoint_config": ("default_hooks.checkpoint", _checkpoint_config),
+    "log_config": ("default_hooks.logger and visualizer", _log_config),
+    "data": (_DATA, _data),
+    "workflow": ("train_cfg.val_interval, and has no validation loss", _workflow),
+    "resume_from": ("resume and load_from", _resume_from),
+    "auto_resume": ("resume", _auto_resume),
 }

@@ -40,8 +40,8 @@ def no_clip_grad(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
                 "loss scale skips gradients that are infinite, but one batch whose "
                 "gradients are merely huge is applied as it is, and the logits after "
                 "it may overflow.",
-                "Clip the norm. 35 leaves the gradients of a healthy detector alone "
-                "and is what MMDetection's own configs take (DETR and its kin: 0.1).",
+                "Clip their norm; where MMDetection's own configs clip, they take 35, "
+                "and 0.1 for DETR and its kin.",
                 _line(wrapper.name, clip_grad=dict(max_norm=35, norm_type=2)),
             )
 
