@@ -62,8 +62,8 @@ def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
 
 def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """No warm-up of the learning rate, or a short one."""
-    if not facts.wrappers or facts.iteration >= WARMUP:
-        return
+    if "optim_wrapper" not in cfg or facts.iteration >= WARMUP:
+        return  # the Runner was not built from a config, or it is over
     if dig(cfg, "lr_config", "warmup"):
         return  # of 2.x, and a finding of its own
     if all(_tightly_clipped(wrapper) for wrapper in facts.wrappers):
