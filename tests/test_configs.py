@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
 
 DIGITS = sorted((helpers.ROOT / "configs/digits").glob("*.py"))
 COCO = sorted((helpers.ROOT / "configs/coco").glob("*.py"))
-SIZE = 128  # of an image, in pixels
+SIZE = 64  # of an image, in pixels
 
 
 @pytest.fixture(scope="session")
