@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
@@ -22,6 +23,21 @@ def averaging_hooks(runner: Runner) -> list[Hook]:
 def ema_hooks(runner: Runner) -> list[EMAHook]:
     """Hooks that keep an averaged model, with those of subclasses."""
     return [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+
+
+@torch.no_grad()
+def begin_with_the_weights(runner: Runner) -> None:
+    """Give an EMA that has averaged nothing yet the weights, as its first step would.
+
+    MMEngine copies the model for it before ``init_weights``, so until then it holds
+    what a parameter is born with: in DINO's ``level_embed`` that is whatever was in
+    memory, NaN now and then.
+    """
+    for hook in ema_hooks(runner):
+        if int(hook.ema_model.steps) == 0:
+            weights = hook.src_model.state_dict()
+            for name, average in hook.ema_model.module.state_dict().items():
+                average.copy_(weights[name])
 
 
 class Averaging:

@@ -89,4 +89,4 @@ class StepGate:
     def _message(self, name: str, params: list[Tensor]) -> str:
         why = why_no_gradient(params, self._names, name in self._detached)
         whose = f"optimizer {name}" if name else "the optimizer"
-        return f"{whose} has no gradient to step with, because {why}."
+        return f"{whose} has no gradient to step with, because {why}"

@@ -8,8 +8,9 @@ downloaded. Training and validation share neither digits nor background: the lef
 of each photograph and some of the digits are for training, the rest for validation.
 
 Every image holds 1 to 3 digits, from a seventh to half of the image in size, and
-they may overlap by up to 30%. The annotations are COCO files. The same arguments give
-the same files, byte for byte.
+they may overlap by up to 30%. The annotations are COCO files with boxes and masks; a
+mask is the whole ink of its digit, what another digit covers included. The same
+arguments give the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from tqdm import tqdm
 
 MAX_OVERLAP = 0.3  # of the smaller box
+INK = 0.3  # opacity from which a pixel belongs to the digit
 
 
 def overlap(a: list[int], b: list[int]) -> float:
@@ -43,20 +45,32 @@ def background(rng: np.random.Generator, photos: list, size: int) -> np.ndarray:
     return crop * rng.uniform(0.2, 0.5)
 
 
-def paste(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray) -> list[int]:
-    """Paint a digit at a random place, and return its tight (x, y, w, h) box."""
+def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
+    """COCO's uncompressed RLE: lengths of runs, zeros first, column by column."""
+    flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(ends, prepend=0).tolist()
+    return dict(size=list(mask.shape), counts=counts)
+
+
+def paste(
+    rng: np.random.Generator, image: np.ndarray, ink: np.ndarray
+) -> tuple[list[int], np.ndarray]:
+    """Paint a digit at a random place; its tight (x, y, w, h) box and its mask."""
     size = image.shape[0]
     side = int(size * np.exp(rng.uniform(np.log(0.18), np.log(0.55))))
     alpha = cv2.resize(ink / 16.0, (side, side), interpolation=cv2.INTER_CUBIC)
     alpha = np.clip(alpha, 0, 1)
-    ys, xs = np.where(alpha > 0.3)
+    ys, xs = np.where(alpha > INK)
     y, x = rng.integers(size - side + 1, size=2)
     box = [int(x + xs.min()), int(y + ys.min())]
     box += [int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
     colour = rng.uniform(180, 255, 3)
     patch = image[y : y + side, x : x + side]
     patch += alpha[..., None] * (colour - patch)
-    return box
+    mask = np.zeros((size, size), dtype=bool)
+    mask[y + ys, x + xs] = True
+    return box, mask
 
 
 def make_image(
@@ -65,19 +79,19 @@ def make_image(
     digits: np.ndarray,
     labels: np.ndarray,
     size: int,
-) -> tuple[np.ndarray, list[tuple[list[int], int]]]:
-    """One image and its (box, label) pairs."""
+) -> tuple[np.ndarray, list[tuple[list[int], int, np.ndarray]]]:
+    """One image and its (box, label, mask) triples."""
     image = background(rng, photos, size)
-    objects: list[tuple[list[int], int]] = []
+    objects: list[tuple[list[int], int, np.ndarray]] = []
     wanted, tries = int(rng.integers(1, 4)), 0
     while len(objects) < wanted and tries < 50:
         tries += 1
         i = int(rng.integers(len(digits)))
         painted = image.copy()
-        box = paste(rng, painted, digits[i])
-        if all(overlap(box, other) <= MAX_OVERLAP for other, _ in objects):
+        box, mask = paste(rng, painted, digits[i])
+        if all(overlap(box, other[0]) <= MAX_OVERLAP for other in objects):
             image = painted
-            objects.append((box, int(labels[i])))
+            objects.append((box, int(labels[i]), mask))
     return image.round().astype(np.uint8), objects
 
 
@@ -108,9 +122,10 @@ def make_split(
                 category_id=label,
                 bbox=box,
                 area=box[2] * box[3],
+                segmentation=run_lengths(mask),
                 iscrowd=0,
             )
-            for k, (box, label) in enumerate(objects)
+            for k, (box, label, mask) in enumerate(objects)
         ]
     categories = [dict(id=d, name=str(d)) for d in range(10)]
     content = dict(images=images, annotations=annotations, categories=categories)

@@ -19,6 +19,7 @@ CONFIGS = {
     "faster_rcnn": "configs/digits/faster-rcnn_r18_fpn_fp16.py",
     "faster_rcnn_hot": "configs/digits/faster-rcnn_r18_fpn_fp16_hot.py",
     "retinanet": "configs/digits/retinanet_r18_fpn_fp16_stability.py",
+    "dino": "configs/digits/dino_r18_bf16_stability.py",
 }
 SUITE = [
     dict(type="amp_hooks.LossScaleMonitorHook"),
@@ -69,7 +70,8 @@ def make_config(
     cfg.val_evaluator.ann_file = str(data / "val.json")
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.model.backbone.base_channels = 8
-    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    levels = cfg.model.backbone.get("out_indices", (0, 1, 2, 3))
+    cfg.model.neck.in_channels = [8 * 2**level for level in levels]
     if iters is not None:
         cfg.train_cfg = dict(
             type="IterBasedTrainLoop", max_iters=iters, val_interval=10**6

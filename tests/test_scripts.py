@@ -72,6 +72,10 @@ def test_digits_are_a_coco_set_of_small_large_and_overlapping_ones(tmp_path):
             assert x + w <= 128
             assert y + h <= 128
             sides.append(max(w, h))
+        for a in coco.imgToAnns[image["id"]]:
+            assert cv2.boundingRect(coco.annToMask(a)) == tuple(a["bbox"])
+            ink = coco.annToMask(a).sum() / (a["bbox"][2] * a["bbox"][3])
+            assert 0.1 < ink < 1  # a digit, not its box
         touching += any(
             a[0] < b[0] + b[2]
             and b[0] < a[0] + a[2]

@@ -82,11 +82,13 @@ class Header:
         iter: Complete iterations.
         time: When it was saved, as ``20240131_235959``, local time.
         optimizer: Whether it holds an optimizer's state.
+        ema: Whether it holds an EMAHook's.
     """
 
     iter: int
     time: str
     optimizer: bool
+    ema: bool = False
 
 
 def read_header(path: str) -> Header | None:
@@ -107,7 +109,12 @@ def read_header(path: str) -> Header | None:
         if not isinstance(saved, str):
             moment = time.localtime(os.path.getmtime(path))
             saved = time.strftime("%Y%m%d_%H%M%S", moment)
-        return Header(meta["iter"], saved, "optimizer" in checkpoint)
+        return Header(
+            meta["iter"],
+            saved,
+            "optimizer" in checkpoint,
+            "ema_state_dict" in checkpoint,
+        )
     except Exception:  # `damage` has the words for it
         return None
 

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..config_check.old_keys import ignored_key
 from ..core.checks import check_int
 from ..core.recorder import IterationRecord
 from ..core.skips import SkipCounter, SkipKind
@@ -53,13 +54,8 @@ class LossScaleMonitorHook(AmpHook):
             print_log(
                 f"[amp_hooks] {describe_optimizer(name, wrapper)}", logger="current"
             )
-        if "fp16" in runner.cfg:
-            warn(
-                f"the config has fp16={runner.cfg['fp16']!r}, which MMDetection 3.x "
-                "ignores (mmdetection#10865, #11433); what is active stands in the "
-                "line above. For mixed precision set optim_wrapper=dict("
-                "type='AmpOptimWrapper', loss_scale='dynamic', ...), and delete fp16."
-            )
+        for finding in ignored_key(runner.cfg.to_dict(), "fp16"):
+            warn(f"{finding.what} {finding.remedy} {finding.lines}".rstrip())
         runtime.observers.append(partial(self._count, runtime))
 
     def after_train(self, runner: Runner) -> None:

@@ -8,6 +8,7 @@ import mmengine.dist as dist
 from mmengine.runner import Runner
 
 from ..adjust import lower_loss_scale, pin_static_scale
+from ..averaging import begin_with_the_weights
 from ..checkpoint_guard import CheckpointGuard
 from ..core.bad_streak import BadStreak
 from ..core.checks import check_bool, check_int, check_number
@@ -280,6 +281,8 @@ class RollbackHook(AmpHook):
         calm = not self._streak.length and not waits
         if self._due and (self._first or calm):
             self._due = False
+            if self._first:
+                begin_with_the_weights(runner)
             bad = nonfinite_state(runner, self._ignore)
             if any_rank(bool(bad)):
                 runtime = Runtime.of(runner)

@@ -8,15 +8,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from ..core.command_line import (
+    CANNOT_CREATE,
+    FAILED,
+    NO_INPUT,
+    Parser,
+    print_out,
+)
 from ..core.files import write_text
 from .page import make_page
 from .read import NoRunError, read_run
 from .terminal import render
-
-# As in sysexits.h. 0, 1 and 2 say how the run ended, so no failure may use them.
-USAGE, NO_INPUT, FAILED, CANNOT_CREATE = 64, 66, 70, 73
 
 _EPILOG = """exit status:
   0   healthy
@@ -29,17 +32,9 @@ _EPILOG = """exit status:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Exits with 64 where argparse would with 2, which is 'lost' here."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: error: {message}\n")
-
-
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m amp_hooks.report",
         description="Explain how a mixed-precision training run went, and what to "
         "change.",
@@ -87,7 +82,7 @@ def _report(args: argparse.Namespace) -> int:
     page = make_page(run)
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    _print(render(page, encoding, colour))
+    print_out(render(page, encoding, colour))
     if args.html:
         from .html_page import render as render_html  # matplotlib takes a while
 
@@ -101,12 +96,3 @@ def _report(args: argparse.Namespace) -> int:
             )
             return CANNOT_CREATE
     return int(page.judged.status)
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, head say, has seen enough; Python must not complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

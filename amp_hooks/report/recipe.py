@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.warmup import warmup_iters
 from .history import RunHistory
 from .read_config import dig, items_of
-
-_RISING = ("LinearLR", "ConstantLR", "QuadraticWarmupLR", "LinearParamScheduler")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def read_recipe(run: RunHistory) -> Recipe:
     return Recipe(
         known=bool(cfg),
         lr=float(lr) if isinstance(lr, (int, float)) else None,
-        warmup=max(map(_warmup, schedulers), default=0),
+        warmup=warmup_iters(schedulers),
         schedule="; ".join(map(_in_words, schedulers)) or "constant",
         clip=float(clip) if isinstance(clip, (int, float)) else None,
         wrapper=kind,
@@ -70,18 +68,6 @@ def read_recipe(run: RunHistory) -> Recipe:
         filter_cfg=_find(dataset, "filter_cfg"),
         whole_suite=any(h.get("type") == "amp_hooks.StabilityHook" for h in hooks),
     )
-
-
-def _warmup(scheduler: dict[str, Any]) -> float:
-    kind = str(scheduler.get("type", "")).rsplit(".", 1)[-1]
-    if kind == "OneCycleLR":
-        share = scheduler.get("pct_start", 0.3)
-        return float(share * scheduler.get("total_steps", 0))
-    if kind not in _RISING or scheduler.get("begin", 0):
-        return 0
-    if scheduler.get("by_epoch", True):
-        return math.inf
-    return float(scheduler.get("end") or 0)
 
 
 def _in_words(scheduler: dict[str, Any]) -> str:

@@ -229,7 +229,7 @@ def test_no_checkpoint_at_all(tmp_path):
 
 
 def test_header(save):
-    assert read_header(save(checkpoint())) == Header(7, "20240131_120000", True)
+    assert read_header(save(checkpoint())) == Header(7, "20240131_120000", True, True)
     path = save(dict(meta=dict(iter=9), state_dict={}))
     moment = time.mktime((2023, 5, 6, 7, 8, 9, 0, 0, -1))
     os.utime(path, (moment, moment))

@@ -200,6 +200,27 @@ def test_a_model_that_is_not_finite_from_the_start(build):
         runner.train()
 
 
+class Unborn(Hook):
+    """Memory that was not initialised, in the copy that EMAHook made too early."""
+
+    def before_run(self, runner):
+        ema = helpers.hook_of(runner, "EMAHook").ema_model.module
+        ema.bbox_head.retina_cls.weight.data.fill_(math.nan)
+
+
+def test_an_average_of_nothing_is_not_a_fault(build):
+    """EMA is copied before init_weights; DINO's level_embed may be NaN until then."""
+    runner = build("retinanet", iters=2, hooks=[rollback()])
+    runner.register_hook(Unborn(), priority="LOWEST")
+    runner.train()
+    assert helpers.ledger(runner, "rollback") == []
+    file = torch.load(Path(runner.work_dir) / "rollback/iter_0.pth")
+    assert nonfinite_names(file) == []
+    # As MMEngine saves them: the average under the name of the weights.
+    average, weights = file["state_dict"], file["ema_state_dict"]
+    assert all(torch.equal(t, weights[f"module.{n}"]) for n, t in average.items())
+
+
 def test_what_is_not_finite_is_not_written(build):
     """A poisoned buffer that no loss has shown, when CheckpointHook wants to save."""
     poison = helpers.fault("buffer", 5, where=BN)

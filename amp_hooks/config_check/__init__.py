@@ -1,0 +1,74 @@
+"""What is known to hurt a training run, found in its config before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..core.finding import Finding
+from ..runtime import warn
+from .facts import Facts
+from .learning_rate import high_lr, short_warmup
+from .of_config import facts_of_config
+from .of_runner import facts_of_runner
+from .old_keys import ignored_keys
+from .rules import (
+    check_invalid_loss,
+    no_clip_grad,
+    resume_and_ema,
+    static_loss_scale,
+    unused_parameters,
+    val_fp16,
+)
+
+__all__ = ["Facts", "check", "check_config", "facts_of_config", "facts_of_runner"]
+
+Rule = Callable[[Mapping[str, Any], Facts], Iterator[Finding]]
+
+RULES: tuple[Rule, ...] = (
+    ignored_keys,
+    static_loss_scale,
+    no_clip_grad,
+    high_lr,
+    short_warmup,
+    resume_and_ema,
+    val_fp16,
+    check_invalid_loss,
+    unused_parameters,
+)
+
+
+def check_config(runner: Runner) -> list[Finding]:
+    """Findings on a runner's config, optimizer wrapper, schedulers and hooks.
+
+    What goes wrong in here is a warning, and costs that rule only.
+
+    Args:
+        runner: Complete, as in ``before_train``.
+    """
+    found: list[Finding] = []
+    try:
+        cfg, facts = runner.cfg.to_dict(), facts_of_runner(runner)
+    except Exception as e:
+        warn(f"the config could not be checked: {e!r}")
+        return found
+    for rule in RULES:
+        try:
+            found += rule(cfg, facts)
+        except Exception as e:
+            warn(f"the config could not be checked for {rule.__name__}: {e!r}")
+    return found
+
+
+def check(config: Config, facts: Facts) -> list[Finding]:
+    """Findings on a config, with what else is known of the run.
+
+    Args:
+        config: As for ``Runner.from_cfg``.
+        facts: Of a runner, or estimated from the config.
+    """
+    cfg = config.to_dict()  # without the objects of a pure Python config
+    return [finding for rule in RULES for finding in rule(cfg, facts)]

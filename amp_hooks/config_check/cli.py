@@ -1,0 +1,137 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import os.path as osp
+import sys
+import traceback
+from collections.abc import Sequence
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import find_latest_checkpoint
+
+from ..core.checkpoint_file import Header, damage, read_header
+from ..core.command_line import FAILED, NO_INPUT, USAGE, Parser, print_out
+from ..core.finding import in_words
+from ..safe_load import allow_mmengine_checkpoints
+from . import check, facts_of_config
+
+_EPILOG = """exit status:
+  0   nothing found
+  1   findings
+  64  wrong arguments
+  66  CONFIG, or the checkpoint to be resumed, cannot be read
+  70  the check itself failed
+"""
+
+
+class _UserError(Exception):
+    """A message and an exit status."""
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = Parser(
+        prog="check_config.py",
+        description="Find what is known to hurt training in a config, before it "
+        "starts. Needs no GPU and no data set.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="path of the config file")
+    parser.add_argument(
+        "--gpus",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes that will train, for the learning rate; 1 if left out",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="the run will continue from that checkpoint, or from the newest one in "
+        "the work dir",
+    )
+    parser.add_argument("--work-dir", help="where the checkpoints are")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, as for training",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the findings; returns the exit status."""
+    args = parse_args(arguments)
+    try:
+        return _check(args)
+    except _UserError as e:
+        message, status = e.args
+        print(f"error: {message}", file=sys.stderr)
+        return int(status)
+    except Exception:
+        # Python's own exit status, 1, would say that there are findings.
+        traceback.print_exc()
+        return FAILED
+
+
+def _check(args: argparse.Namespace) -> int:
+    cfg = _read(args)
+    resume, header = _checkpoint(args, cfg)
+    saved_ema = header.ema if header else None
+    found = check(cfg, facts_of_config(cfg, args.gpus, resume, saved_ema))
+    if found:
+        print_out(f"{in_words(found)}\n")
+    return 1 if found else 0
+
+
+def _read(args: argparse.Namespace) -> Config:
+    if not osp.isfile(args.config):
+        raise _UserError(f"config {args.config!r} is not a file", NO_INPUT)
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as e:  # a config is a program
+        raise _UserError(
+            f"config {args.config!r} cannot be read: {type(e).__name__}: {e}", NO_INPUT
+        ) from e
+    try:
+        cfg.merge_from_dict(args.cfg_options or {})
+    except Exception as e:
+        raise _UserError(
+            f"--cfg-options {args.cfg_options!r} do not fit the config: "
+            f"{type(e).__name__}: {e}",
+            USAGE,
+        ) from e
+    return cfg
+
+
+def _checkpoint(args: argparse.Namespace, cfg: Config) -> tuple[bool, Header | None]:
+    """Whether the run will be resumed, and the header of its checkpoint."""
+    if not args.resume and not cfg.get("resume"):
+        return False, None
+    path = None if args.resume == "auto" else args.resume or cfg.get("load_from")
+    if path is None:
+        stem = osp.splitext(osp.basename(args.config))[0]
+        work_dir = args.work_dir or cfg.get("work_dir") or osp.join("work_dirs", stem)
+        path = find_latest_checkpoint(work_dir) if osp.isdir(work_dir) else None
+        if path is None:
+            return False, None  # then it begins at the beginning
+    allow_mmengine_checkpoints()
+    header = read_header(path)
+    if header is None and "://" not in path:
+        words = damage(path) or "it is not one of MMEngine's"
+        raise _UserError(f"checkpoint {path!r}: {words}", NO_INPUT)
+    return True, header
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

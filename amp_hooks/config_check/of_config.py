@@ -1,0 +1,127 @@
+"""Facts of a run that is not built, from its config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, Registry
+from mmengine.runner.priority import get_priority
+
+from ..report.read_config import dig, items_of
+from .facts import MIXED, Facts, HookFacts, WrapperFacts
+
+# Of Runner.register_default_hooks, in its order.
+_DEFAULT_HOOKS = {
+    "runtime_info": "RuntimeInfoHook",
+    "timer": "IterTimerHook",
+    "sampler_seed": "DistSamplerSeedHook",
+    "logger": "LoggerHook",
+    "param_scheduler": "ParamSchedulerHook",
+    "checkpoint": "CheckpointHook",
+}
+
+
+def facts_of_config(
+    config: Config,
+    world_size: int = 1,
+    resume: bool = False,
+    saved_ema: bool | None = None,
+) -> Facts:
+    """What a config tells of a run; neither model nor data set is built.
+
+    Args:
+        config: As for ``Runner.from_cfg``.
+        world_size: Processes that are going to train.
+        resume: The run will go on from a checkpoint.
+        saved_ema: That checkpoint was written with an EMAHook; None if not known.
+    """
+    cfg = config.to_dict()
+    batch_size = dig(cfg, "train_dataloader", "batch_size")
+    return Facts(
+        world_size=world_size,
+        batch_size=batch_size if isinstance(batch_size, int) else None,
+        max_iters=dig(cfg, "train_cfg", "max_iters"),
+        resume=resume,
+        saved_ema=saved_ema,
+        wrappers=tuple(_wrappers(cfg.get("optim_wrapper"))),
+        # Stable, as Runner.register_hook is.
+        hooks=tuple(sorted(_hooks(cfg), key=lambda hook: hook.priority)),
+        path=config.filename,
+    )
+
+
+def _wrappers(tree: Any) -> Iterator[WrapperFacts]:
+    if not isinstance(tree, Mapping):
+        return
+    if "optimizer" in tree:
+        yield _wrapper("", tree)
+        return
+    for name, part in tree.items():
+        if isinstance(part, Mapping) and "optimizer" in part:
+            yield _wrapper(str(name), part)
+
+
+def _wrapper(name: str, part: Mapping[str, Any]) -> WrapperFacts:
+    kind = str(part.get("type", "OptimWrapper")).rsplit(".", 1)[-1]
+    cls = _class_of(OPTIM_WRAPPERS, part.get("type"))
+    mixed = issubclass(cls, AmpOptimWrapper) if cls else kind == "AmpOptimWrapper"
+    dtype = str(part.get("dtype") or "float16").rsplit(".", 1)[-1] if mixed else ""
+    scale = part.get("loss_scale", "dynamic")
+    clip = part.get("clip_grad") or {}
+    lr = dig(part, "optimizer", "lr")
+    return WrapperFacts(
+        name=name,
+        kind=kind,
+        dtype=dtype if dtype in MIXED else "",
+        static_scale=scale if mixed and isinstance(scale, (int, float)) else None,
+        clips=bool(clip),
+        max_norm=clip.get("max_norm"),
+        accumulate=part.get("accumulative_counts", 1),
+        optimizer=str(dig(part, "optimizer", "type")).rsplit(".", 1)[-1],
+        lr=lr if isinstance(lr, (int, float)) else None,
+    )
+
+
+def _hooks(cfg: Mapping[str, Any]) -> Iterator[HookFacts]:
+    defaults: dict[str, Any] = {n: dict(type=t) for n, t in _DEFAULT_HOOKS.items()}
+    defaults.update(cfg.get("default_hooks") or {})
+    for hook in [*defaults.values(), *items_of(cfg.get("custom_hooks"))]:
+        if isinstance(hook, Mapping) and "type" in hook:
+            yield from _hook(hook)
+
+
+def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
+    from ..hooks.stability_hook import MEMBERS  # which imports hooks that import us
+
+    arguments = dict(hook)
+    kind = arguments.pop("type")
+    cls = _class_of(HOOKS, kind)
+    priority = arguments.pop("priority", getattr(cls, "priority", "NORMAL"))
+    mro = cls.__mro__ if cls else ()
+    names = {str(kind).rsplit(".", 1)[-1], *(c.__name__ for c in mro)}
+    yield HookFacts(frozenset(names), get_priority(priority), arguments)
+    if "StabilityHook" not in names:
+        return
+    for name, member in MEMBERS.items():
+        value = arguments.get(name, True)
+        for given in value if isinstance(value, list) else [value]:
+            if given is not None and given is not False:
+                yield HookFacts(
+                    frozenset(c.__name__ for c in member.__mro__),
+                    get_priority(member.priority),
+                    given if isinstance(given, dict) else {},
+                )
+
+
+def _class_of(registry: Registry, kind: Any) -> type | None:
+    """The class a config names; None for one that is not registered here."""
+    if isinstance(kind, type):
+        return kind
+    try:
+        found = registry.get(str(kind))
+    except Exception:  # a name with dots is imported, which may end in anything
+        return None
+    return found if isinstance(found, type) else None

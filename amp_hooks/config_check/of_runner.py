@@ -1,0 +1,74 @@
+"""Facts of a run that is about to train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner.priority import get_priority
+
+from ..core.checkpoint_file import read_header
+from ..step_tap import active_scaler, iter_wrappers
+from .facts import MIXED, Facts, HookFacts, WrapperFacts
+
+
+def facts_of_runner(runner: Runner) -> Facts:
+    """What a runner knows of itself in ``before_train``."""
+    loader = runner.train_dataloader
+    resumed = bool(runner._resume and runner._has_loaded)
+    return Facts(
+        world_size=runner.world_size,
+        batch_size=getattr(loader, "batch_size", None),
+        epoch_length=_length(loader),
+        max_iters=runner.max_iters,
+        iteration=runner.iter,
+        resume=resumed,
+        saved_ema=_saved_ema(runner) if resumed else None,
+        wrappers=tuple(
+            _wrapper(name, wrapper)
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+        ),
+        hooks=tuple(
+            HookFacts(
+                frozenset(cls.__name__ for cls in type(hook).__mro__),
+                get_priority(hook.priority),
+                getattr(hook, "arguments", {}),
+            )
+            for hook in runner.hooks
+        ),
+        path=runner.cfg.filename,
+    )
+
+
+def _wrapper(name: str, wrapper: OptimWrapper) -> WrapperFacts:
+    scaler = active_scaler(wrapper)
+    half = scaler is not None or hasattr(wrapper, "cast_dtype")
+    # Without a cast_dtype it is autocast's own, on a GPU.
+    dtype = str(getattr(wrapper, "cast_dtype", None) or "float16")
+    dtype = dtype.rsplit(".", 1)[-1]
+    clip = wrapper.clip_grad_kwargs or {}
+    return WrapperFacts(
+        name=name,
+        kind=type(wrapper).__name__,
+        dtype=dtype if half and dtype in MIXED else "",
+        static_scale=getattr(wrapper, "_scale_update_param", None),
+        clips=bool(clip),
+        max_norm=clip.get("max_norm"),
+        accumulate=wrapper._accumulative_counts,
+        optimizer=type(wrapper.optimizer).__name__,
+        lr=wrapper.optimizer.defaults.get("lr"),
+    )
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:  # of an iterable data set
+        return None
+
+
+def _saved_ema(runner: Runner) -> bool | None:
+    path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+    header = read_header(str(path)) if path else None
+    return None if header is None else header.ema

@@ -1,0 +1,30 @@
+"""What our command lines have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+# As in sysexits.h. What is lower says what was found, so no failure may use it.
+USAGE, NO_INPUT, FAILED, CANNOT_CREATE = 64, 66, 70, 73
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with 64 where argparse would with 2, which may have another meaning."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def print_out(text: str) -> None:
+    """Write to the standard output, which may be a pipe that has been closed."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, head say, has seen enough; Python must not complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,16 @@
+# Mixed precision in BF16: the range of FP32, so there is no loss scale. Needs a GPU of
+# compute capability 8.0 or more (Ampere); on a CPU mmcv's NMS refuses it, which leaves
+# the detectors that train without NMS, DETR's relatives and dense heads.
+#
+# Inherit it and give an optimizer:
+#   _base_ = ['.../amp_bf16.py']
+#   optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.0001))
+
+# Not an import statement: MMEngine would take the file for a lazy config.
+_device = __import__('mmengine.device', fromlist=['get_device']).get_device()
+
+optim_wrapper = dict(
+    type='amp_hooks.CpuAmpOptimWrapper' if _device == 'cpu' else 'AmpOptimWrapper',
+    dtype='bfloat16',
+    loss_scale=dict(enabled=False),
+    clip_grad=dict(max_norm=35, norm_type=2))

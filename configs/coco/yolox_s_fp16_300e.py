@@ -1,0 +1,23 @@
+# YOLOX with EMA: FP16, epoch-based.
+_base_ = 'mmdet::yolox/yolox_s_8xb8-300e_coco.py'
+
+data_root = 'data/coco/'  # the one path to change
+train_dataloader = dict(dataset=dict(dataset=dict(data_root=data_root)))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    dtype='float16',
+    loss_scale='dynamic',
+    clip_grad=dict(max_norm=35, norm_type=2))
+# The learning rate is for 64 images an iteration; with fewer it is scaled down.
+auto_scale_lr = dict(enable=True)
+custom_hooks = [
+    *_base_.custom_hooks,  # YOLOXModeSwitchHook, SyncNormHook, EMAHook
+    dict(type='amp_hooks.StabilityHook', rollback=dict(interval=1000)),
+]
+visualizer = dict(
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])

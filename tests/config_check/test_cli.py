@@ -1,0 +1,108 @@
+"""``scripts/check_config.py``: output and exit status."""
+
+import pytest
+
+from amp_hooks.config_check import cli
+from tests import helpers
+from tests.test_scripts import call
+
+HEALTHY = str(helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16.py")
+HOT = str(helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16_hot.py")
+
+
+def test_silence(capsys):
+    assert cli.main([HEALTHY]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_findings_as_the_readme_shows_them(capsys):
+    assert cli.main([HOT]) == 1
+    shown = capsys.readouterr().out
+    readme = (helpers.ROOT / "README.md").read_text()
+    block = readme.split("scripts/check_config.py CONFIG", 1)[1].split("```\n", 2)[2]
+    assert shown.splitlines() == block.split("```")[0].splitlines()
+
+
+def test_options_change_the_verdict(capsys):
+    lr = "optim_wrapper.optimizer.lr=0.02"
+    assert cli.main([HEALTHY, "--cfg-options", lr]) == 1
+    assert "lr=0.02 for 4 images a step (1 process x 4)" in capsys.readouterr().out
+    assert cli.main([HEALTHY, "--cfg-options", lr, "--gpus", "4"]) == 0
+    assert cli.main([HEALTHY, "--cfg-options", "fp16.loss_scale=512.0"]) == 1
+    assert "fp16=dict(loss_scale=512.0), which MMDetection 3.x" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 64, "the following arguments are required: CONFIG"),
+        ([HEALTHY, "--gpus", "0"], 64, "argument --gpus: must be at least 1, got 0"),
+        ([HEALTHY, "--gpus", "two"], 64, "argument --gpus: invalid"),
+        ([HEALTHY, "--nonsense"], 64, "unrecognized arguments: --nonsense"),
+        (
+            [HEALTHY, "--cfg-options", "param_scheduler.7.end=3"],
+            64,
+            "--cfg-options {'param_scheduler.7.end': 3} do not fit the config",
+        ),
+        (["no_such.py"], 66, "config 'no_such.py' is not a file"),
+        (
+            [HEALTHY, "--resume", "no_such.pth"],
+            66,
+            "checkpoint 'no_such.pth': it does not exist",
+        ),
+        ([HEALTHY, "--resume", HOT], 66, "it cannot be loaded"),
+    ],
+)
+def test_errors_of_use(arguments, status, says, capsys):
+    try:
+        code = cli.main(arguments)
+    except SystemExit as e:
+        code = e.code
+    assert code == status
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.out == ""
+
+
+def test_a_config_that_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "a.py").write_text("_base_ = './gone.py'\n")
+    (tmp_path / "b.py").write_text("a = (\n")
+    for name in ("a.py", "b.py"):
+        assert cli.main([str(tmp_path / name)]) == 66
+        assert f"{name}' cannot be read: " in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_is_not_a_finding(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "check", lambda cfg, facts: 1 / 0)
+    assert cli.main([HEALTHY]) == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_resume(build, tmp_path, capsys):
+    runner = build(
+        "retinanet",
+        iters=2,
+        work_dir=tmp_path / "w",
+        options={"default_hooks.checkpoint.interval": 2},
+    )
+    runner.train()
+    without = [HEALTHY, "--cfg-options", "default_hooks.ema=None"]
+    assert cli.main(without) == 0
+    assert cli.main([*without, "--resume", str(tmp_path / "w/iter_2.pth")]) == 1
+    assert (
+        "written with an EMAHook, and this config has none" in capsys.readouterr().out
+    )
+    where = ["--work-dir", str(tmp_path / "w"), "--resume"]
+    assert cli.main([*without, *where]) == 1
+    capsys.readouterr()
+    assert cli.main([HEALTHY, *where]) == 0
+    # Nothing to resume: the run begins at the beginning.
+    assert cli.main([*without, "--work-dir", str(tmp_path / "none"), "--resume"]) == 0
+
+
+def test_the_script():
+    done = call("check_config.py", HOT, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("1. optim_wrapper.optimizer.lr=0.15 for 4 images")

@@ -1,0 +1,143 @@
+"""MMDetection's own configs: what is healthy is silent, what is told is true.
+
+All 795 that load were looked at once; these stand for their kinds.
+"""
+
+import re
+from pathlib import Path
+
+import mmdet
+import pytest
+from mmengine.config import Config
+
+from amp_hooks.config_check import check, facts_of_config
+from tests import helpers
+
+CONFIGS = Path(mmdet.__file__).parent / ".mim/configs"
+SILENT = """
+faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py
+retinanet/retinanet_r50_fpn_1x_coco.py
+fcos/fcos_r50-caffe_fpn_gn-head_4xb4-1x_coco.py
+ssd/ssd300_coco.py
+yolo/yolov3_d53_8xb8-amp-ms-608-273e_coco.py
+yolox/yolox_s_8xb8-300e_coco.py
+rtmdet/rtmdet_s_8xb32-300e_coco.py
+yolof/yolof_r50-c5_8xb8-1x_coco.py
+detr/detr_r50_8xb2-150e_coco.py
+deformable_detr/deformable-detr_r50_16xb2-50e_coco.py
+dino/dino-4scale_r50_8xb2-12e_coco.py
+mask2former/mask2former_r50_8xb2-lsj-50e_coco.py
+grounding_dino/grounding_dino_swin-t_finetune_8xb2_20e_cat.py
+mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py
+swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py
+fcos/fcos_r50_fpn_gn-head-center-normbbox-centeronreg-giou_8xb8-amp-lsj-200e_coco.py
+reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20.py
+simple_copy_paste/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_32xb2-ssj-90k_coco.py
+soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py
+""".split()
+TOLD = {
+    # Clipping was lost when the config was moved from 2.x to 3.x.
+    "guided_anchoring/ga-fast-rcnn_r50-caffe_fpn_1x_coco.py": [
+        "ignored_optimizer_config",
+        "ignored_data",
+    ],
+    "faster_rcnn/faster-rcnn_r50_fpn_amp-1x_coco.py": ["no_clip_grad"],
+    "pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py": ["short_warmup"],
+    # Made for 32 GPUs of 2 images.
+    "strong_baselines/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_lsj-100e_coco"
+    ".py": ["high_lr"],
+    "bytetrack/bytetrack_yolox_x_8xb4-amp-80e_crowdhuman-mot17halftrain_test-"
+    "mot17halfval.py": ["no_clip_grad", "val_fp16"],
+}
+
+
+def names_of(path, gpus=None):
+    cfg = Config.fromfile(path)
+    declared = re.search(r"_(\d+)xb\d+", str(path))
+    gpus = gpus or (int(declared[1]) if declared else 8)
+    return [f.name for f in check(cfg, facts_of_config(cfg, gpus))]
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_on_the_gpus_it_was_made_for_it_is_silent(name):
+    assert names_of(CONFIGS / name) == []
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_told(name):
+    assert names_of(CONFIGS / name) == TOLD[name]
+
+
+def test_on_one_gpu_the_learning_rate_is_told():
+    path = CONFIGS / "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+    cfg = Config.fromfile(path)
+    (finding,) = check(cfg, facts_of_config(cfg, 1))
+    assert "is 8 times what linear scaling gives: 0.02 for 16 images," in finding.what
+    assert finding.lines == "auto_scale_lr = dict(enable=True, base_batch_size=16)"
+    cfg.auto_scale_lr.enable = True
+    assert check(cfg, facts_of_config(cfg, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "lr", "expected"),
+    [
+        ("yolox/yolox_s_8xb8-300e_coco.py", None, ["high_lr"]),
+        ("yolox/yolox_s_8xb8-300e_coco.py", 0.01 / 8, []),  # scaled by hand
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", None, ["high_lr"]),
+        ("retinanet/retinanet_r50_fpn_1x_coco.py", 0.01 / 8, []),
+        ("dino/dino-4scale_r50_8xb2-12e_coco.py", None, ["high_lr"]),
+        ("dino/dino-4scale_r50_8xb2-12e_coco.py", 0.0001 / 8, []),
+    ],
+)
+def test_a_config_of_ones_own_on_one_gpu(base, lr, expected, tmp_path):
+    path = tmp_path / "mine.py"
+    text = f"_base_ = 'mmdet::{base}'\n"
+    if lr is not None:
+        text += f"optim_wrapper = dict(optimizer=dict(lr={lr}))\n"
+    path.write_text(text)
+    assert names_of(path, gpus=1) == expected
+    # One that inherits it in turn is judged alike.
+    (tmp_path / "again.py").write_text("_base_ = './mine.py'\nval_cfg = dict()\n")
+    assert names_of(tmp_path / "again.py", gpus=1) == expected
+
+
+PURE = """
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.optim import AmpOptimWrapper, MultiStepLR
+from mmengine.runner import EpochBasedTrainLoop, ValLoop
+from torch.optim import SGD
+
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=12)
+val_cfg = dict(type=ValLoop, fp16=True)
+param_scheduler = [dict(type=MultiStepLR, milestones=[8, 11])]
+train_dataloader = dict(batch_size=2)
+model = dict(type="RetinaNet", bbox_head=dict(type="RetinaHead"))
+optim_wrapper = dict(
+    type=AmpOptimWrapper,
+    loss_scale=512.0,
+    optimizer=dict(type=SGD, lr=0.02, momentum=0.9),
+)
+default_hooks = dict(checkpoint=dict(type=CheckpointHook))
+custom_hooks = [dict(type=EMAHook, priority=95)]
+"""
+
+
+def test_a_pure_python_config(tmp_path):
+    """MMEngine's other kind, with classes in the place of their names."""
+    (tmp_path / "pure.py").write_text(PURE)
+    assert names_of(tmp_path / "pure.py", gpus=1) == [
+        "static_loss_scale",
+        "no_clip_grad",
+        "high_lr",
+        "short_warmup",
+        "ema_after_checkpoint",
+        "val_fp16",
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((helpers.ROOT / "configs/digits").glob("*.py")), ids=lambda p: p.stem
+)
+def test_our_own_examples(path):
+    expected = ["high_lr", "short_warmup"] if "_hot" in path.stem else []
+    assert names_of(path, gpus=1) == expected

@@ -1,0 +1,307 @@
+"""Each rule: when it speaks, and when it has to be silent."""
+
+import pytest
+
+from amp_hooks.config_check import RULES
+from amp_hooks.config_check.facts import Facts, HookFacts, WrapperFacts
+
+CLIPPED = dict(clips=True, max_norm=35)
+LINEAR = dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0)
+STEP = dict(type="MultiStepLR", milestones=[8, 11])
+WARM = dict(param_scheduler=[dict(LINEAR, end=500), STEP])
+
+
+def found(cfg, facts):
+    cfg = dict(optim_wrapper=dict(), **cfg) if "optim_wrapper" not in cfg else cfg
+    return [finding for rule in RULES for finding in rule(cfg, facts)]
+
+
+def names(cfg, facts):
+    return [finding.name for finding in found(cfg, facts)]
+
+
+def wrapper(**more):
+    return WrapperFacts(**{**CLIPPED, **more})
+
+
+def hooks(*names_, **arguments):
+    return tuple(HookFacts(frozenset([n]), 50, arguments) for n in names_)
+
+
+def run(*wrappers, **more):
+    return Facts(wrappers=wrappers or (wrapper(),), **more)
+
+
+def half(**more):
+    return wrapper(kind="AmpOptimWrapper", dtype="float16", **more)
+
+
+def test_a_sound_recipe_is_silent():
+    assert found(WARM, run(half())) == []
+
+
+def test_a_runner_that_was_not_built_from_a_config():
+    """Its schedulers are objects, of which the config knows nothing."""
+    assert [f for rule in RULES for f in rule({}, run(half()))] == []
+
+
+# --- loss scale -----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("facts", "speaks"),
+    [
+        (run(half(static_scale=512.0)), True),
+        (run(half(static_scale=512.0), hooks=hooks("LossScaleMonitorHook")), True),
+        (run(half(static_scale=512.0), hooks=hooks("StepGuardHook")), False),
+        (run(half(static_scale=512.0), hooks=hooks("RollbackHook")), False),
+        (run(half()), False),
+        # Gradients of BF16 do not overflow: what is infinite there is lost anyway.
+        (run(wrapper(dtype="bfloat16", static_scale=512.0)), False),
+    ],
+)
+def test_a_static_loss_scale(facts, speaks):
+    assert names(WARM, facts) == ["static_loss_scale"] * speaks
+
+
+def test_each_optimizer_is_told_by_its_key():
+    facts = run(half(name="neck", static_scale=512.0), half(name="head", clips=False))
+    first, second = found(WARM, facts)
+    assert first.what.startswith("optim_wrapper.neck.loss_scale=512 is static")
+    assert first.lines == "optim_wrapper = dict(neck=dict(loss_scale='dynamic'))"
+    assert second.lines == (
+        "optim_wrapper = dict(head=dict(clip_grad=dict(max_norm=35, norm_type=2)))"
+    )
+
+
+# --- clipping -------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("facts", "speaks"),
+    [
+        (run(half(clips=False)), True),
+        (run(wrapper(dtype="bfloat16", clips=False)), True),
+        (run(wrapper(clips=False)), False),  # FP32, as most of MMDetection's configs
+        (run(half(clips=True, max_norm=None)), False),  # by value
+        (
+            run(
+                half(clips=False),
+                hooks=hooks("GradNormMonitorHook", adaptive_clip={1: 2}),
+            ),
+            False,
+        ),
+        (run(half(clips=False), hooks=hooks("GradNormMonitorHook")), True),
+    ],
+)
+def test_clip_grad(facts, speaks):
+    assert names(WARM, facts) == ["no_clip_grad"] * speaks
+
+
+# --- warm-up --------------------------------------------------------------------------
+def short(end, **more):
+    return dict(param_scheduler=[dict(LINEAR, end=end), STEP], **more)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "facts", "had"),
+    [
+        (WARM, run(max_iters=90000), None),
+        (short(100), run(max_iters=90000), "100 iterations; this run should have 500."),
+        (short(499), run(max_iters=90000), "499 iterations; this run should have 500."),
+        ({}, run(max_iters=90000), "none; this run should have 500."),
+        (dict(param_scheduler=[STEP]), run(), "none; this run should have 500."),
+        (dict(param_scheduler=STEP), run(), "none; this run should have 500."),
+        # A twentieth of a short run is enough.
+        (short(50), run(max_iters=700), None),
+        (short(30), run(max_iters=700), "30 iterations; this run should have 35 (a"),
+        (short(50), run(), None),  # the length of the run is not known
+        # Counted in epochs.
+        (
+            dict(param_scheduler=[dict(type="QuadraticWarmupLR", end=1), STEP]),
+            run(epoch_length=20, max_iters=90000),
+            "20 iterations; this run should have 500.",
+        ),
+        (
+            dict(param_scheduler=[dict(type="QuadraticWarmupLR", end=5), STEP]),
+            run(epoch_length=925, max_iters=277500),
+            None,
+        ),
+        (dict(param_scheduler=[dict(type="QuadraticWarmupLR", end=1)]), run(), None),
+        # DETR and its kin clip so hard that they go without.
+        (dict(param_scheduler=[STEP]), run(wrapper(max_norm=0.1)), None),
+        (dict(param_scheduler=[STEP]), run(wrapper(max_norm=35)), "none"),
+        # It is over.
+        ({}, run(max_iters=90000, iteration=500, resume=True), None),
+        ({}, run(max_iters=90000, iteration=499, resume=True), "none"),
+        # A scheduler of the user's own may do anything.
+        (dict(param_scheduler=[dict(type="MyWarmupLR"), STEP]), run(), None),
+        # One schedule for each of several optimizers.
+        (
+            dict(param_scheduler=dict(a=[dict(LINEAR, end=500)], b=[STEP])),
+            run(wrapper(name="a"), wrapper(name="b")),
+            "none",
+        ),
+    ],
+)
+def test_warmup(cfg, facts, had):
+    findings = found(cfg, facts)
+    assert [f.name for f in findings] == ["short_warmup"] * (had is not None)
+    if had:
+        assert f"param_scheduler: {had}" in findings[0].what
+
+
+def test_the_line_of_a_warmup_is_a_scheduler():
+    (finding,) = found({}, run(max_iters=700))
+    comment, line = finding.lines.splitlines()
+    assert comment == "# in param_scheduler, first:"
+    scheduler = eval(line.rstrip(","))
+    assert found(dict(param_scheduler=[scheduler]), run(max_iters=700)) == []
+
+
+# --- learning rate --------------------------------------------------------------------
+def sgd(lr, momentum=0.9, **more):
+    model = dict(type="FasterRCNN", roi_head=dict(), rpn_head=dict())
+    optimizer = dict(type="SGD", lr=lr, momentum=momentum)
+    return dict(WARM, model=model, optim_wrapper=dict(optimizer=optimizer), **more)
+
+
+def of_batch(lr, batch_size, world_size=1, optimizer="SGD", **more):
+    facts = wrapper(optimizer=optimizer, lr=lr, **more)
+    return run(facts, batch_size=batch_size, world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "facts", "times"),
+    [
+        (sgd(0.02), of_batch(0.02, 2, 8), None),
+        (sgd(0.02), of_batch(0.02, 2, 4), None),  # twice: MMDetection does that as well
+        (sgd(0.02), of_batch(0.02, 2, 3), "2.7"),
+        (sgd(0.02), of_batch(0.02, 2), "8"),
+        (sgd(0.02), of_batch(0.02, 2, accumulate=8), None),
+        (sgd(0.0025), of_batch(0.0025, 2), None),  # scaled by hand
+        (sgd(0.15), of_batch(0.15, 4), "30"),
+        (sgd(0.02), run(wrapper(optimizer="SGD", lr=0.02)), None),  # no batch size
+        (sgd(0.02, momentum=0), of_batch(0.02, 2), None),  # no rule for that
+        (dict(WARM, model=dict(type="BaseReID", head={})), of_batch(0.1, 1, 8), None),
+        (sgd(0.001), of_batch(0.001, 4, optimizer="AdamW"), None),
+        (
+            sgd(0.02, auto_scale_lr=dict(enable=True, base_batch_size=16)),
+            of_batch(0.02, 2),
+            None,
+        ),
+        # Without the file, lr may have been scaled by hand: only the rule for SGD.
+        (
+            sgd(0.0025, auto_scale_lr=dict(enable=False, base_batch_size=16)),
+            of_batch(0.0025, 2),
+            None,
+        ),
+    ],
+)
+def test_learning_rate(cfg, facts, times):
+    findings = found(cfg, facts)
+    assert [f.name for f in findings] == ["high_lr"] * (times is not None)
+    if times:
+        assert f"is {times} times what linear scaling gives: 0.02" in findings[0].what
+
+
+def test_the_line_of_a_learning_rate_is_silent_once_written():
+    (finding,) = found(sgd(0.15), of_batch(0.15, 4))
+    assert finding.lines == "optim_wrapper = dict(optimizer=dict(lr=0.005))"
+    assert "optim_wrapper.optimizer.lr=0.15 for 4 images a step (1 process x 4)" in (
+        finding.what
+    )
+    assert found(sgd(0.005), of_batch(0.005, 4)) == []
+
+
+# --- EMA ------------------------------------------------------------------------------
+def ordered(*names_):
+    return tuple(HookFacts(frozenset([n]), p) for n, p in names_)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        (run(resume=True, saved_ema=True), "resume_without_ema"),
+        (run(resume=True, saved_ema=True, hooks=hooks("EMAHook")), None),
+        (run(resume=True, saved_ema=False), None),
+        (run(resume=True), None),  # the checkpoint could not be read
+        (run(saved_ema=True), None),
+        # MMEngine says itself that it begins to average anew.
+        (run(resume=True, saved_ema=False, hooks=hooks("EMAHook")), None),
+        (run(hooks=ordered(("EMAHook", 49), ("CheckpointHook", 90))), None),
+        (
+            run(hooks=ordered(("CheckpointHook", 90), ("EMAHook", 100))),
+            "ema_after_checkpoint",
+        ),
+    ],
+)
+def test_ema(facts, name):
+    assert names(WARM, facts) == ([name] if name else [])
+
+
+# --- validation -----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("val_cfg", "facts", "says"),
+    [
+        (dict(type="ValLoop", fp16=True), run(half()), "computes in FP16. There"),
+        (
+            dict(type="ValLoop", fp16=True),
+            run(wrapper(dtype="bfloat16")),
+            "computes in FP16, where training computes in bfloat16. There",
+        ),
+        (
+            dict(fp16=True),
+            run(wrapper()),
+            "computes in FP16, where training computes in float32. There",
+        ),
+        (dict(type="ValLoop"), run(), None),
+        (dict(type="ValLoop", fp16=False), run(), None),
+        (None, run(), None),
+    ],
+)
+def test_val_fp16(val_cfg, facts, says):
+    findings = found(dict(WARM, val_cfg=val_cfg), facts)
+    assert [f.name for f in findings] == ["val_fp16"] * bool(says)
+    assert not says or says in findings[0].what
+
+
+# --- CheckInvalidLossHook -------------------------------------------------------------
+def test_check_invalid_loss_beside_ours():
+    custom = [
+        dict(type="NumClassCheckHook"),
+        dict(type="CheckInvalidLossHook", interval=50, priority="VERY_LOW"),
+        dict(type="amp_hooks.StepGuardHook", hysteresis=2),
+    ]
+    cfg = dict(WARM, custom_hooks=custom)
+    beside = run(hooks=hooks("CheckInvalidLossHook", "StepGuardHook"))
+    (finding,) = found(cfg, beside)
+    assert finding.name == "check_invalid_loss"
+    assert finding.lines == (
+        "custom_hooks = [dict(type='NumClassCheckHook'), "
+        "dict(type='amp_hooks.StepGuardHook', hysteresis=2)]"
+    )
+    # Where nothing of ours undoes an iteration, to end the run may be right.
+    watching = hooks("CheckInvalidLossHook", "LossScaleMonitorHook")
+    assert found(cfg, run(hooks=watching)) == []
+    assert found(cfg, run(hooks=hooks("StepGuardHook"))) == []
+
+
+# --- find_unused_parameters -----------------------------------------------------------
+@pytest.mark.parametrize(
+    ("cfg", "processes", "speaks"),
+    [
+        (dict(find_unused_parameters=True), 8, False),  # MMEngine reads it
+        (dict(find_unused_parameters=True, model_wrapper_cfg=None), 8, False),
+        (dict(find_unused_parameters=True, model_wrapper_cfg=dict()), 8, True),
+        (dict(find_unused_parameters=True, model_wrapper_cfg=dict()), 1, False),
+        (dict(find_unused_parameters=False, model_wrapper_cfg=dict()), 8, False),
+        (
+            dict(
+                find_unused_parameters=True,
+                model_wrapper_cfg=dict(find_unused_parameters=False),
+            ),
+            8,
+            False,  # said twice, and the user sees both
+        ),
+    ],
+)
+def test_find_unused_parameters(cfg, processes, speaks):
+    facts = run(world_size=processes)
+    assert names(dict(WARM, **cfg), facts) == ["find_unused_parameters"] * speaks
