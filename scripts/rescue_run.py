@@ -13,8 +13,7 @@ from mmengine.runner import Runner
 from rescue_cells import DETECTORS, PRETRAIN, Cell, Length, make_config
 from rescue_policies import ObserveHook, RestoreLastEpochHook, ScaleWeightsHook
 
-# What a ledger has besides interventions.
-_ORDINARY = {"start", "end", "overflow", "snapshot", "fault", "resume"}
+_INTERVENTIONS = {"veto", "clamp_on", "rollback", "fallback", "abort"}
 
 
 def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
@@ -49,7 +48,12 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
     lost = set(observe.bad)
     for first, last in undone:
         lost |= set(range(first, last + 1))
-    actions = [line for line in ledger if line["event"] not in _ORDINARY]
+    # GradScaler, too, refuses the steps by which it finds its scale.
+    actions = [
+        line
+        for line in ledger
+        if line["event"] in _INTERVENTIONS and line["verdict"] != "SCALE_OVERFLOW"
+    ]
     scores = runner.message_hub.log_scalars
     final = None if error else 0.0  # mmdet gives no mAP where nothing is found
     if not error and "val/coco/bbox_mAP" in scores:
