@@ -24,7 +24,6 @@ from .rng import States, restore_rng, undisturbed_rng
 from .runtime import Runtime, bare_model
 from .step_tap import iter_wrappers
 
-
 # Gets gradients by the names of their parameters.
 OnGrads = Callable[[dict[str, Tensor]], None]
 
@@ -140,7 +139,7 @@ def run_call(
             which is many times quicker, and a fault shows in losses and gradients only.
         on_grads: Is given the gradients by the names of their parameters.
     """
-    with undisturbed_rng(), preserved(model), _eager(), call.as_given():
+    with undisturbed_rng(), preserved(model), eager(), call.as_given():
         restore_rng(call.rng)
         return _run(model, wrapper, call, scale, frames, on_grads)
 
@@ -189,7 +188,7 @@ def _losses(model: Any, call: Call, result: Replay) -> Tensor | None:
         return None  # not the loss mode, but something of a train_step of their own
     total, terms = model.parse_losses(losses)
     result.losses = {
-        name: float(loss)
+        name: float(loss.detach())
         for name, loss in terms.items()
         if isinstance(loss, Tensor) and loss.numel() == 1 and "loss" in name
     }
@@ -221,7 +220,7 @@ def _gradients(
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Code that torch.compile has compiled calls no hooks that were added later."""
     stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     if stance is None:
