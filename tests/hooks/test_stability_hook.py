@@ -202,11 +202,13 @@ def test_members_can_be_left_out_and_doubled(build):
         "BadBatchHook",
         "HeadClampHook",
         "HeadClampHook",
+        "AmpPreflightHook",
     ]
     assert line(runner) == (
-        "loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp on; off: "
-        "cls_score (switched off), rollback (switched off), panel (switched off), "
-        "precision_fallback (rollback is off, so there is nothing to count)"
+        "loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp, "
+        "preflight on; off: cls_score (switched off), rollback (switched off), panel "
+        "(switched off), precision_fallback (rollback is off, so there is nothing to "
+        "count)"
     )
 
 
