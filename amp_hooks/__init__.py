@@ -12,6 +12,7 @@ from .core.verdict import Verdict
 from .errors import TrainingDivergedError
 from .hooks import (
     BadBatchHook,
+    BoxSanityHook,
     ClsScoreMonitorHook,
     FaultInjectionHook,
     ForensicsHook,
@@ -29,6 +30,7 @@ from .version import __version__
 
 __all__ = [
     "BadBatchHook",
+    "BoxSanityHook",
     "ClsScoreMonitorHook",
     "CpuAmpOptimWrapper",
     "FaultInjectionHook",

@@ -1,6 +1,7 @@
 """The hooks: thin adapters from MMEngine's events to :mod:`amp_hooks.core`."""
 
 from .bad_batch_hook import BadBatchHook
+from .box_sanity_hook import BoxSanityHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .fault_injection_hook import FaultInjectionHook
 from .forensics_hook import ForensicsHook
@@ -15,6 +16,7 @@ from .step_guard_hook import StepGuardHook
 
 __all__ = [
     "BadBatchHook",
+    "BoxSanityHook",
     "ClsScoreMonitorHook",
     "FaultInjectionHook",
     "ForensicsHook",

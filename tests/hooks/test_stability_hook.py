@@ -195,6 +195,7 @@ def test_members_can_be_left_out_and_doubled(build):
     runner.train()
     assert ours(runner) == [
         "StabilityHook",
+        "BoxSanityHook",
         "LossScaleMonitorHook",
         "GradNormMonitorHook",
         "StepGuardHook",
@@ -204,9 +205,9 @@ def test_members_can_be_left_out_and_doubled(build):
         "HeadClampHook",
     ]
     assert line(runner) == (
-        "loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp on; off: "
-        "cls_score (switched off), rollback (switched off), panel (switched off), "
-        "precision_fallback (rollback is off, so there is nothing to count)"
+        "boxes, loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp "
+        "on; off: cls_score (switched off), rollback (switched off), "
+        "panel (switched off), precision_fallback (rollback is off, so there is nothing to count)"
     )
 
 
