@@ -83,7 +83,7 @@ def empty_masks(masks: Any, boxes: Floats) -> npt.NDArray[np.bool_]:
     empty = np.zeros(len(boxes), np.bool_)
     if len(masks) != len(boxes):
         return empty
-    if isinstance(masks, np.ndarray) and masks.ndim == 3 and masks[0].size:
+    if isinstance(masks, np.ndarray) and masks.ndim == 3 and all(masks.shape[1:]):
         for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
             # Nearly every mask has a pixel in the middle row of its box, so the whole
             # of it, a megabyte, is seldom read.

@@ -207,8 +207,8 @@ def test_members_can_be_left_out_and_doubled(build):
     assert line(runner) == (
         "boxes, loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp "
         "on; off: cls_score (switched off), rollback (switched off), "
-        "panel (switched off), precision_fallback (rollback is off, so there is nothing "
-        "to count)"
+        "panel (switched off), "
+        "precision_fallback (rollback is off, so there is nothing to count)"
     )
 
 
