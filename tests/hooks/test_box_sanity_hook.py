@@ -209,7 +209,7 @@ def test_what_cannot_be_read_is_said_once_and_does_not_cost_the_run(build):
     runner = build("retinanet", iters=1, hooks=[boxes()], options={"log_level": "INFO"})
     batch = next(iter(runner.build_dataloader(runner._train_dataloader)))
     for sample in batch["data_samples"]:
-        sample.set_field("64x64", "img_shape", field_type="metainfo")
+        sample.set_field(("high", "wide"), "img_shape", field_type="metainfo")
     for _ in range(2):
         helpers.hook_of(runner, "BoxSanityHook").before_train_iter(runner, 0, batch)
     assert helpers.log(runner).count("cannot read the boxes of this batch") == 1
