@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+EXAMPLES = 3  # of a kind, in a table
 _SMALLEST = 480  # pixels: smaller images are enlarged, or nothing could be read
 _LINE = 18  # pixels of a line of text
 _LINES = 12
@@ -46,8 +47,8 @@ def draw(images: list[BadImage], folder: Path, worst: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     images = sorted(images, key=lambda image: -image.bad)[:worst]
     for k, image in enumerate(images):
-        path = folder / f"{k:02d}_{Path(image.name).stem}.jpg"
-        done, data = cv2.imencode(".jpg", picture(image))
+        path = folder / f"{k:02d}_{Path(image.name).stem}.png"
+        done, data = cv2.imencode(".png", picture(image))
         if not done:
             raise OSError(f"{path} cannot be encoded")
         path.write_bytes(data.tobytes())

@@ -30,33 +30,27 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import torch
-from annotation_pictures import BadImage, draw
+from annotation_pictures import EXAMPLES, BadImage, draw
+from annotation_samples import build_dataset, check_samples
 from compare_runs import show
-from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
-from mmengine.runner import set_random_seed
 from mmengine.utils import ProgressBar
 
-from amp_hooks.box_check import check_boxes
-from amp_hooks.core.boxes import FLAWS, NAMES, in_words
 from amp_hooks.core.coco import (
     KINDS,
     CocoReport,
     NotCocoError,
     check_coco,
     check_structure,
+    of_images,
     without_findings,
 )
 from amp_hooks.core.files import write_text
 
 FOUND, USAGE, NOT_COCO, NO_INPUT, CANNOT_CREATE = 1, 64, 65, 66, 73
-_EXAMPLES = 3
 _FILE_MIN_SIZE = 1.0  # below it CocoDataset leaves boxes out
 _SAMPLE_MIN_SIZE = 0.01  # BoxSanityHook's
 
@@ -73,7 +67,7 @@ def stop(status: int, message: str) -> NoReturn:
     raise SystemExit(status)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     head, _, rest = (__doc__ or "").partition("\n")
     parser = _Parser(
@@ -97,7 +91,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--pictures", type=Path, metavar="DIR", help="draw the worst images there")
     add("--worst", type=int, default=10, metavar="N", help="so many (default: 10)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.ann is None and args.config is None:
         parser.error("give ANN, --config CFG, or both")
     for name in ("fix", "img_root"):
@@ -179,8 +173,8 @@ def table(data: dict[str, Any], report: CocoReport, min_size: float) -> list[lis
     for name, positions in report.found.items():
         if positions:
             kind = KINDS[name]
-            records = [data[kind.of][i] for i in positions[:_EXAMPLES]]
-            more = ", ..." if len(positions) > _EXAMPLES else ""
+            records = [data[kind.of][i] for i in positions[:EXAMPLES]]
+            more = ", ..." if len(positions) > EXAMPLES else ""
             rows.append(
                 [
                     f"{name} (note)" if kind.note else name,
@@ -214,8 +208,7 @@ def write_fixed(out: Path, data: dict[str, Any], report: CocoReport) -> None:
     )
     print(f"wrote {out}: {', '.join(kept)}")
     had, have = (
-        {a.get("image_id") for a in d["annotations"] if isinstance(a, dict)}
-        for d in (data, fixed)
+        {a["image_id"] for a in of_images(d["annotations"])} for d in (data, fixed)
     )
     if lost := len({i["id"] for i in fixed["images"]} & had - have):
         print(f"{lost} images have lost all of their annotations and are background")
@@ -226,16 +219,15 @@ def worst_of_file(
 ) -> list[BadImage]:
     """The images with the most findings that can be drawn."""
     flaws = {
-        i: name
+        id(data["annotations"][i]): name
         for name, positions in report.found.items()
         if KINDS[name].of == "annotations" and not KINDS[name].note
         for i in positions
     }
     by_image: dict[Any, list[tuple[Any, str]]] = {}
-    for i, a in enumerate(data["annotations"]):
-        if isinstance(a, dict) and type(a.get("image_id")) in (int, str):
-            boxes = by_image.setdefault(a["image_id"], [])
-            boxes.append((a.get("bbox"), flaws.get(i, "")))
+    for a in of_images(data["annotations"]):
+        boxes = by_image.setdefault(a["image_id"], [])
+        boxes.append((a.get("bbox"), flaws.get(id(a), "")))
     bad = report.findings("images")
     images = []
     for i, image in enumerate(data["images"]):
@@ -257,93 +249,21 @@ def corners(boxes: list[tuple[Any, str]]) -> list[tuple[Any, str]]:
     return out
 
 
-# --- samples of a config ------------------------------------------------------------
-def build_dataset(path: Path) -> Any:
-    """The training data set of a config, or the end of the program."""
-    if not path.is_file():
-        stop(NO_INPUT, f"--config {path} is not a file")
+def of_config(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
+    """Check the samples of a config."""
     try:
-        cfg = Config.fromfile(path)
-        init_default_scope(cfg.get("default_scope", "mmdet"))
-        return DATASETS.build(cfg.train_dataloader.dataset)
-    except Exception as e:
-        stop(
-            NO_INPUT,
-            f"the training data set of {path} cannot be built: {type(e).__name__}: {e}",
-        )
-
-
-def check_samples(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
-    """Look at samples after augmentation and print the table."""
-    dataset = build_dataset(args.config)
-    number = args.samples or min(1000, len(dataset))
+        dataset = build_dataset(args.config)
+    except ValueError as e:
+        stop(NO_INPUT, str(e))
     min_size = _SAMPLE_MIN_SIZE if args.min_size is None else args.min_size
-    set_random_seed(0)
-    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
-    bar = ProgressBar(number, file=sys.stderr)
-    counts: Counter[str] = Counter()
-    first: dict[str, list[str]] = {}
-    images, odd, boxes = [], set(), 0
-    for k in range(number):
-        try:
-            sample = dataset[order[k % len(order)]]
-            found, kinds = check_boxes(sample, min_size)
-        except Exception as e:  # whatever a pipeline may raise
-            counts["cannot_load"] += 1
-            text = f"sample {order[k % len(order)]}: {type(e).__name__}: {e}"
-            first.setdefault("cannot_load", []).append(text[:100].replace("|", "/"))
-            bar.update()
-            continue
-        odd |= kinds
-        boxes += count_boxes(sample)
-        for image in found:
-            counts += image.counts
-            for flaw in image.counts:
-                first.setdefault(flaw, []).append(image.name)
-            if args.pictures:
-                images.append(of_sample(sample, image))
-        bar.update()
-    print(file=sys.stderr)
-    print(f"\n### {args.config}: {number} samples after augmentation, {boxes} boxes\n")
-    rows = [["", "found", "what", "first of them"]]
-    words = {name: in_words(name, min_size) for name in FLAWS}
-    words["cannot_load"] = "the pipeline raised"
-    for name in words:
-        if counts[name]:
-            names = list(dict.fromkeys(first[name]))
-            more = ", ..." if len(names) > _EXAMPLES else ""
-            shown = ", ".join(names[:_EXAMPLES]) + more
-            rows.append([name, str(counts[name]), words[name], shown])
-    print(show(rows) + "\n" if counts else "", end="")
-    if odd:
-        print(f"passed over, no (x1, y1, x2, y2): {', '.join(sorted(odd))}")
-    print(f"\n{sum(counts.values())} findings" if counts else "no findings")
-    return not counts, images
+    return check_samples(dataset, args.config, args.samples, min_size)
 
 
-def count_boxes(sample: Any) -> int:
-    """Boxes in what a data set gives."""
-    from amp_hooks.batches import boxes_of, data_samples
-
-    tables = (boxes_of(s)[1] for s in data_samples(sample))
-    return sum(len(t) for t in tables if t is not None)
-
-
-def of_sample(sample: Any, image: Any) -> BadImage:
-    """What is drawn of a sample: its image as augmented, where that is one."""
-    inputs = sample.get("inputs") if isinstance(sample, dict) else None
-    pixels = None
-    if isinstance(inputs, torch.Tensor) and inputs.ndim == 3 and len(inputs) == 3:
-        pixels = inputs.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
-    flaws = [NAMES[code] for code in image.codes]
-    return BadImage(image.name, pixels, list(zip(image.boxes.tolist(), flaws)))
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Check, print, draw; returns the exit status."""
-    args = parse_args()
+    args = parse_args(arguments)
     clean, images = True, []
-    for part, wanted in ((check_file, args.ann), (check_samples, args.config)):
+    for part, wanted in ((check_file, args.ann), (of_config, args.config)):
         if wanted is not None:
             good, more = part(args)
             clean &= good

@@ -8,14 +8,14 @@ import numpy as np
 SIDE = 640
 
 
-def healthy(images=5000, boxes=100_000, masks=True, seed=0):
+def healthy(images=5000, boxes=100_000, masks=True, seed=0, side=SIDE):
     """Random boxes within their images, as real files have them.
 
     Some are a pixel wide, touch the edges, stick out a little, or are crowds.
     """
     rng = np.random.default_rng(seed)
-    w, h = np.exp(rng.uniform(0, np.log(SIDE), (2, boxes))).round(2)
-    x, y = (rng.uniform(0, 1, boxes) * (SIDE - side) for side in (w, h))
+    w, h = np.exp(rng.uniform(0, np.log(side), (2, boxes))).round(2)
+    x, y = (rng.uniform(0, 1, boxes) * (side - s) for s in (w, h))
     x, y = x.round(2), y.round(2)
     annotations = []
     for i in range(boxes):
@@ -33,16 +33,16 @@ def healthy(images=5000, boxes=100_000, masks=True, seed=0):
             a["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
         annotations.append(a)
     for a in annotations[5::1000]:  # as rounding leaves them
-        a["bbox"][0] = SIDE - a["bbox"][2] + 0.5
+        a["bbox"][0] = side - a["bbox"][2] + 0.5
     for a in annotations[7::1000]:  # whose boxes are nobody's business
         a.update(iscrowd=1, bbox=[5.0, 5.0, 0.0, 0.0], area=0)
         if masks:
-            a["segmentation"] = dict(size=[SIDE, SIDE], counts=[0, SIDE * SIDE])
+            a["segmentation"] = dict(size=[side, side], counts=[0, side * side])
     return dict(
         info=dict(description="made, ü", version=1.0),
         licenses=[dict(id=1, name="none")],
         images=[
-            dict(id=i + 7, file_name=f"{i:06d}.jpg", height=SIDE, width=SIDE)
+            dict(id=i + 7, file_name=f"{i:06d}.jpg", height=side, width=side)
             for i in range(images)
         ],
         annotations=annotations,

@@ -162,7 +162,7 @@ def check_coco(
     sizes = _images(data["images"], files, report.found)
     check = _Annotations(data["annotations"], sizes, categories, report.found)
     check.run(min_size, progress)
-    used = {a["image_id"] for a in data["annotations"] if _has_ids(a)}
+    used = {a["image_id"] for a in of_images(data["annotations"])}
     bad = report.findings("images")
     for positions in report.found.values():
         positions.sort()
@@ -193,13 +193,16 @@ def without_findings(data: Record, report: CocoReport) -> Record:
     return {**data, **kept}
 
 
+def of_images(annotations: list[Any]) -> Iterator[Record]:
+    """Annotations that name an image, whether there is such an image or not."""
+    for a in annotations:
+        if isinstance(a, dict) and _is_id(a.get("image_id")):
+            yield a
+
+
 def _is_id(value: Any) -> bool:
     # A table turned into JSON may have made 7.0 of 7, which is found all the same.
     return type(value) in (int, str) or type(value) is float and value.is_integer()
-
-
-def _has_ids(annotation: Any) -> bool:
-    return isinstance(annotation, dict) and _is_id(annotation.get("image_id"))
 
 
 def _is_number(value: Any) -> bool:
