@@ -149,11 +149,11 @@ def test_pictures_of_the_worst_images(check, spoiled, digits, tmp_path):
     pictures = sorted(folder.iterdir())
     assert len(pictures) == 3
     assert f"3 pictures in {folder}" in done.stdout
-    for path in pictures:
-        image = cv2.imread(str(path)).astype(int)
-        assert image.shape[0] > 480
-        red = (image[..., 2] > 180) & (image[..., :2] < 110).all(-1)
-        assert red.sum() > 5
+    images = [cv2.imread(str(path)).astype(int) for path in pictures]
+    red = [(image == (40, 40, 255)).all(-1).sum() for image in images]
+    # An infinite box can only be told in words.
+    assert sum(n > 20 for n in red) >= 2
+    assert all(image.shape[0] > 480 for image in images)
 
 
 def test_missing_image_files(check, digits, tmp_path):

@@ -50,7 +50,7 @@ class BoxSanityHook(AmpHook):
     The first batches with such boxes are warnings, and each is a ``boxes`` line of the
     ledger with counts by flaw and image paths, up to 1000 lines. With several processes
     each looks at its own batches; those of other ranks reach the ledger with the next
-    bad iteration, or at the end of the epoch.
+    bad iteration, with the next epoch, or at the end.
 
     The boxes are read where they are, in host memory before the model moves them, so
     this waits for no device; a data set of your own whose boxes are on the GPU already
@@ -119,7 +119,7 @@ class BoxSanityHook(AmpHook):
         if record.verdict.is_bad:
             self._exchange(runner)
 
-    def after_train_epoch(self, runner: Runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         """Bring what other ranks have found to the ledger."""
         self._exchange(runner)
 
@@ -200,7 +200,7 @@ class BoxSanityHook(AmpHook):
             )
 
     def _exchange(self, runner: Runner) -> None:
-        """A collective, for iterations that are bad and ends of epochs."""
+        """A collective, for bad iterations and between epochs."""
         if dist.get_world_size() == 1:
             return
         for rank, lines in enumerate(dist.all_gather_object(self._waiting)):
