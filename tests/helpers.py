@@ -26,10 +26,10 @@ SUITE = [
     dict(type="amp_hooks.GradNormMonitorHook"),
     dict(type="amp_hooks.HeadClampHook"),
     dict(type="amp_hooks.StepGuardHook"),
-    dict(type="amp_hooks.BoxSanityHook"),
     dict(type="amp_hooks.BadBatchHook"),
     dict(type="amp_hooks.RollbackHook", interval=4, probation=0),
     dict(type="amp_hooks.ForensicsHook"),
+    dict(type="amp_hooks.BoxSanityHook"),
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
 MONITORS = SUITE[:3]

@@ -128,7 +128,7 @@ def _fallback(line: Line) -> str:
 
 
 def _boxes(line: Line) -> str:
-    counts = ", ".join(f"{n} {flaw}" for flaw, n in line["counts"].items())
+    counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
     more = line["images_total"] - len(line["images"])
     images = _all(line["images"]) + (f" and {more} more images" if more > 0 else "")
     rank = f" on rank {line['rank']}" if line["rank"] else ""
