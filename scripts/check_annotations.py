@@ -40,7 +40,6 @@ from compare_runs import show
 from mmengine.utils import ProgressBar
 
 from amp_hooks.core.coco import (
-    KINDS,
     CocoReport,
     NotCocoError,
     check_coco,
@@ -48,6 +47,7 @@ from amp_hooks.core.coco import (
     of_images,
     without_findings,
 )
+from amp_hooks.core.coco_kinds import KINDS
 from amp_hooks.core.files import write_text
 
 FOUND, USAGE, NOT_COCO, NO_INPUT, CANNOT_CREATE = 1, 64, 65, 66, 73

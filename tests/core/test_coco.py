@@ -7,11 +7,11 @@ import time
 import pytest
 
 from amp_hooks.core.coco import (
-    KINDS,
     NotCocoError,
     check_coco,
     without_findings,
 )
+from amp_hooks.core.coco_kinds import KINDS
 from tests.coco_made import PLANTS, healthy, plant, plant_images
 
 
