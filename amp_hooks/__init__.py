@@ -13,6 +13,7 @@ from .errors import PreflightError, TrainingDivergedError
 from .hooks import (
     AmpPreflightHook,
     BadBatchHook,
+    BoxSanityHook,
     ClsScoreMonitorHook,
     FaultInjectionHook,
     ForensicsHook,
@@ -31,6 +32,7 @@ from .version import __version__
 __all__ = [
     "AmpPreflightHook",
     "BadBatchHook",
+    "BoxSanityHook",
     "ClsScoreMonitorHook",
     "CpuAmpOptimWrapper",
     "FaultInjectionHook",

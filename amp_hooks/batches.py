@@ -130,6 +130,32 @@ class Contents:
                 self._note(value)
 
 
+def data_samples(tree: Any) -> Iterator[BaseDataElement]:
+    """Every data sample in a batch, those of several branches and of video frames."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    frames = getattr(tree, "video_data_samples", tree)
+    if isinstance(frames, (list, tuple)):
+        for value in frames:
+            yield from data_samples(value)
+    elif isinstance(tree, BaseDataElement):
+        yield tree
+
+
+def boxes_of(sample: Any) -> tuple[Any, Tensor | None]:
+    """The ground-truth boxes of a data sample: as they are, and as a tensor."""
+    boxes: Any = getattr(getattr(sample, "gt_instances", None), "bboxes", None)
+    tensor = getattr(boxes, "tensor", boxes)  # mmdet's box types, or plain
+    is_table = isinstance(tensor, Tensor) and tensor.dim() > 1
+    return boxes, tensor if is_table else None
+
+
+def image_size(sample: Any) -> tuple[int, int] | None:
+    """Height and width of a data sample's image, as augmentation left it."""
+    shape = getattr(sample, "img_shape", None)
+    return None if shape is None else (int(shape[0]), int(shape[1]))
+
+
 def batch_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor that a model is called with, data samples looked into."""
     return named_tensors(tree, prefix, _fields)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batches import boxes_of, data_samples, image_size
 from .core.damage import damage_loss, spoil_boxes
 from .core.patch import replace
 from .core.trees import map_tensors
@@ -30,34 +30,22 @@ def _images(fault: Occurrence, batch: Any) -> None:
 
 def _boxes(fault: Occurrence, batch: Any) -> None:
     tree = batch.get("data_samples") if isinstance(batch, dict) else None
-    for i, sample in enumerate(_samples(tree)):
-        instances: Any = getattr(sample, "gt_instances", None)
-        boxes: Any = getattr(instances, "bboxes", None)
-        old = getattr(boxes, "tensor", boxes)  # mmdet's HorizontalBoxes, or plain
-        if not isinstance(old, Tensor) or not len(old) or old.shape[-1] != 4:
+    for i, sample in enumerate(data_samples(tree)):
+        boxes, old = boxes_of(sample)
+        if old is None or not len(old) or old.shape[-1] != 4:
             continue
         name = f"data_samples[{i}].gt_instances.bboxes"
         rows = fault.places(len(old), name)
-        size = getattr(sample, "img_shape", None)
+        size = image_size(sample)
         width = float(size[1] if size else old.max())
         bad = spoil_boxes(old, fault.fault.parsed, rows, width)
+        instances: Any = sample.gt_instances
         if boxes is old:
             instances.bboxes = bad
         else:
             instances.bboxes = boxes.clone()
             instances.bboxes.tensor = bad
         fault.hit(name)
-
-
-def _samples(tree: Any) -> Iterator[Any]:
-    """Data samples in nested lists and dicts, as of several branches."""
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for branch in tree:
-            yield from _samples(branch)
-    elif tree is not None:
-        yield tree
 
 
 # --- in the state, after every snapshot of this iteration -------------------------

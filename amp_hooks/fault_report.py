@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from mmengine.structures import BaseDataElement
-from torch import Tensor
+import numpy as np
 
-from .batches import image_of, plain_id
-from .core.boxes import box_flaw
+from .batches import boxes_of, data_samples, image_of, image_size, plain_id
+from .core.boxes import NAMES, box_flaws, in_words
 from .core.finite import first_names
 from .core.forward_trace import Fault, Frame
 from .core.magnitude import Magnitude
@@ -159,31 +158,20 @@ def _frame(frame: Frame) -> dict[str, Any]:
 
 def images(tree: Any) -> Iterator[dict[str, Any]]:
     """Name, id and boxes of each data sample, with what is wrong with a box."""
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from images(value)
-    elif isinstance(tree, BaseDataElement):
-        named = image_of(tree) or (None, None)
-        shape = getattr(tree, "img_shape", None)
-        size = None if shape is None else (int(shape[0]), int(shape[1]))
-        boxes: Any = getattr(getattr(tree, "gt_instances", None), "bboxes", None)
-        boxes = getattr(boxes, "tensor", boxes)
-        rows = boxes.flatten(1).tolist() if _is_table(boxes) else []
-        plain = [row for row in rows if len(row) == 4]  # rotated ones have five
-        flaws = {str(i): box_flaw(row, size) for i, row in enumerate(plain)}
+    for sample in data_samples(tree):
+        named = image_of(sample) or (None, None)
+        size, (_, tensor) = image_size(sample), boxes_of(sample)
+        rows = [] if tensor is None else tensor.flatten(1).tolist()
+        flaws = {}
+        if rows and len(rows[0]) == 4:  # rotated ones have five
+            sizes = (
+                None if size is None else np.tile(np.array(size, float), [len(rows), 1])
+            )
+            codes = box_flaws(np.array(rows), sizes).tolist()
+            flaws = {str(i): in_words(NAMES[c], 1.0) for i, c in enumerate(codes) if c}
         yield dict(
-            path=named[0],
-            id=plain_id(named[1]),
-            size=size,
-            boxes=rows,
-            flaws={i: flaw for i, flaw in flaws.items() if flaw},
+            path=named[0], id=plain_id(named[1]), size=size, boxes=rows, flaws=flaws
         )
-
-
-def _is_table(boxes: Any) -> bool:
-    return isinstance(boxes, Tensor) and boxes.dim() > 1
 
 
 def as_text(data: dict[str, Any]) -> str:

@@ -15,12 +15,14 @@ MONITORS = [
 ]
 GUARD = [dict(type="amp_hooks.StepGuardHook")]
 FORENSICS = [dict(type="amp_hooks.ForensicsHook")]
+BOXES = [dict(type="amp_hooks.BoxSanityHook")]
 # RollbackHook takes its first snapshot before the first iteration; the later ones,
 # which cost what writing a checkpoint costs, are left out.
 SUITE = [
     *MONITORS,
     *GUARD,
     *FORENSICS,
+    *BOXES,
     dict(type="amp_hooks.BadBatchHook"),
     dict(type="amp_hooks.HeadClampHook"),
     dict(type="amp_hooks.RollbackHook", interval=10**9),
@@ -127,6 +129,7 @@ def rows() -> dict[str, tuple[str, list]]:
         "monitors": ("all monitors", MONITORS),
         "guard": ("StepGuardHook", GUARD),
         "forensics": ("ForensicsHook", FORENSICS),
+        "boxes": ("BoxSanityHook", BOXES),
         "panel_idle": (
             "monitors, idle panel",
             [*MONITORS, dict(type=PANEL, interval=10**9)],

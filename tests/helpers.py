@@ -30,6 +30,7 @@ SUITE = [
     dict(type="amp_hooks.BadBatchHook"),
     dict(type="amp_hooks.RollbackHook", interval=4, probation=0),
     dict(type="amp_hooks.ForensicsHook"),
+    dict(type="amp_hooks.BoxSanityHook"),
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
 MONITORS = SUITE[:3]

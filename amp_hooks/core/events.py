@@ -127,6 +127,15 @@ def _fallback(line: Line) -> str:
     return f"Training goes on in {line['to']} {end}, because of {line['reason']}."
 
 
+def _boxes(line: Line) -> str:
+    counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
+    more = line["images_total"] - len(line["images"])
+    images = _all(line["images"]) + (f" and {more} more images" if more > 0 else "")
+    rank = f" on rank {line['rank']}" if line["rank"] else ""
+    done = {"drop": ", left out", "raise": ", which ended training"}
+    return f"Bad boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
+
+
 def _resume(line: Line) -> str:
     return (
         f"Resumed from {line['checkpoint']}: {line['rollbacks']} rollbacks so far, "
@@ -172,6 +181,17 @@ EVENTS = {
             "world_size": "processes",
             "device": "what it runs on",
             "versions": "of torch, mmengine, amp_hooks",
+        },
+    ),
+    "boxes": Event(
+        "BoxSanityHook found boxes that are not sound",
+        _boxes,
+        {
+            "action": "as configured: warn, drop or raise",
+            "counts": "boxes by flaw",
+            "images": "paths of the first five images with such boxes",
+            "images_total": "how many images",
+            "rank": "the process",
         },
     ),
     "preflight": Event(

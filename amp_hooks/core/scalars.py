@@ -119,6 +119,12 @@ SCALARS = {
     "amp/headroom_bits/<module path>": Scalar(
         min, "bits", "doublings left to the largest number of the layer's own precision"
     ),
+    "amp/bad_boxes_total": Scalar(
+        _latest, "boxes", "ground-truth boxes that BoxSanityHook found not sound so far"
+    ),
+    "amp/bad_boxes_total/<flaw>": Scalar(
+        _latest, "boxes", "the same, of one kind: zero, negative, ..."
+    ),
     "amp/clamp_active": Scalar(max, "0 or 1", "HeadClampHook is clamping"),
     "amp/clamped_fraction": Scalar(max, "0 to 1", "share of logits beyond the clamp"),
     "amp/fallback_active": Scalar(
@@ -175,6 +181,7 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
         put("amp/clamp_limit_log2", math.log2(min(limits)))
     if clamped := record.all("clamped"):
         put("amp/clamped_fraction", max(clamped))
+    put_all("bad_boxes_total", record.values.get("bad_boxes_total", {}), sum)
     for name in _COUNTS_AND_FLAGS:
         put(f"amp/{name}", record.get(name))
     return out

@@ -2,6 +2,7 @@
 
 from .amp_preflight_hook import AmpPreflightHook
 from .bad_batch_hook import BadBatchHook
+from .box_sanity_hook import BoxSanityHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .fault_injection_hook import FaultInjectionHook
 from .forensics_hook import ForensicsHook
@@ -17,6 +18,7 @@ from .step_guard_hook import StepGuardHook
 __all__ = [
     "AmpPreflightHook",
     "BadBatchHook",
+    "BoxSanityHook",
     "ClsScoreMonitorHook",
     "FaultInjectionHook",
     "ForensicsHook",

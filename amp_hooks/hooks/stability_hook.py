@@ -17,6 +17,7 @@ from ..step_tap import iter_wrappers
 from .amp_preflight_hook import AmpPreflightHook
 from .bad_batch_hook import BadBatchHook
 from .base import AmpHook
+from .box_sanity_hook import BoxSanityHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .forensics_hook import ForensicsHook
 from .grad_norm_monitor_hook import GradNormMonitorHook
@@ -30,6 +31,7 @@ from .step_guard_hook import StepGuardHook
 # Argument of StabilityHook to the hook that it configures, in the order in which hooks
 # of the same priority run. A new member needs a line here and an argument below.
 MEMBERS: dict[str, type[AmpHook]] = {
+    "boxes": BoxSanityHook,
     "loss_scale": LossScaleMonitorHook,
     "cls_score": ClsScoreMonitorHook,
     "grad_norm": GradNormMonitorHook,
@@ -67,6 +69,7 @@ class StabilityHook(Hook):
     0        FaultInjectionHook      What it breaks, everybody else finds broken.
     0        StabilityHook           Its members are in place before others begin.
     10       RuntimeInfoHook         MMEngine's: losses and LR for the message hub.
+    20       BoxSanityHook           Before anybody keeps the batch or its samples.
     30       LossScaleMonitorHook    Monitors measure before anybody acts.
     30       ClsScoreMonitorHook     Its early warning is for HeadClampHook.
     30       GradNormMonitorHook     It names the gradients for the ledger.
@@ -91,6 +94,7 @@ class StabilityHook(Hook):
     ======== ======================= ==================================================
 
     Args:
+        boxes (dict or bool, optional): Of :class:`BoxSanityHook`. Defaults to True.
         loss_scale (dict or bool, optional): Of :class:`LossScaleMonitorHook`. Defaults
             to True.
         cls_score (dict or bool, optional): Of :class:`ClsScoreMonitorHook`. Defaults
@@ -141,6 +145,7 @@ class StabilityHook(Hook):
 
     def __init__(
         self,
+        boxes: dict | bool | None = True,
         loss_scale: dict | bool | None = True,
         cls_score: dict | bool | None = True,
         grad_norm: dict | bool | None = True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from ..core.boxes import FLAWS
 from ..core.finite import first_names
 from .change import Advice
 from .findings import Findings
@@ -30,6 +31,8 @@ def images(
         f"{image} was in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
         for image, iters in list(suspects.images.items())[:_SHOWN]
     ]
+    bad_boxes = list(islice(_bad_boxes(run, found), _SHOWN))
+    evidence += bad_boxes
     if not evidence and not recipe.box_filter:
         evidence = list(islice(_lone_box_losses(run, found), _SHOWN))
     if not evidence:
@@ -44,11 +47,28 @@ def images(
     skip = f"# in custom_hooks, to leave out images that come back:\ndict(type={hook}),"
     change = [] if recipe.box_filter else [boxes]
     change += [skip] if suspects.images else []
+    if bad_boxes:
+        hook = "'amp_hooks.BoxSanityHook', action='drop'"
+        if recipe.whole_suite:
+            hook = "'amp_hooks.StabilityHook', boxes=dict(action='drop')"
+        change += [f"# in custom_hooks, to leave such boxes out:\ndict(type={hook}),"]
     yield Advice(
         "Look at these images and their boxes" if suspects.images else "Filter boxes",
         "\n".join(change),
         evidence,
     )
+
+
+def _bad_boxes(run: RunHistory, found: Findings) -> Iterator[str]:
+    """Boxes that BoxSanityHook found in the very iterations that were bad."""
+    bad = set(map(int, found.bad))
+    for h in run.having("boxes", lost=False):
+        if h.iter in bad:
+            flaws = first_names(h.names("counts"), len(FLAWS))
+            yield (
+                f"iteration {h.iter} was not finite, and had bad boxes ({flaws}) in "
+                f"{first_names(h.names('images'))}"
+            )
 
 
 def _lone_box_losses(run: RunHistory, found: Findings) -> Iterator[str]:

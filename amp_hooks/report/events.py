@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.events import in_words, reason
+from ..core.finite import first_names
 from .history import Happening
 from .status import count
 
@@ -18,6 +19,7 @@ _REPEATING = {
     "bad_batch": "overflow",
     "snapshot": "snapshot",
     "replaced": "replaced",
+    "boxes": "boxes",
 }
 
 
@@ -63,6 +65,12 @@ class Group:
             return (
                 f"{count(len(replaced), 'sample')} of {count(len(images), 'suspect')} "
                 "left out."
+            )
+        if boxes := of["boxes"]:
+            images = {name for h in boxes for name in h.names("images")}
+            return (
+                f"Bad boxes in {count(len(boxes), 'batch', 'es')}; images: "
+                f"{first_names(sorted(images))}."
             )
         bad = of["overflow"] or of["veto"] or of["bad_batch"]
         times = len({h.iter for h in bad})

@@ -195,6 +195,7 @@ def test_members_can_be_left_out_and_doubled(build):
     runner.train()
     assert ours(runner) == [
         "StabilityHook",
+        "BoxSanityHook",
         "LossScaleMonitorHook",
         "GradNormMonitorHook",
         "StepGuardHook",
@@ -205,7 +206,7 @@ def test_members_can_be_left_out_and_doubled(build):
         "AmpPreflightHook",
     ]
     assert line(runner) == (
-        "loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp, "
+        "boxes, loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp, "
         "preflight on; off: cls_score (switched off), rollback (switched off), panel "
         "(switched off), precision_fallback (rollback is off, so there is nothing to "
         "count)"

@@ -43,6 +43,11 @@ def batch(iteration, *images):
     )
 
 
+def bad_boxes(iteration):
+    fields = dict(action="warn", counts={"zero": 2}, images=["a.jpg"], images_total=1)
+    return [line(iteration, "boxes", rank=0, **fields)]
+
+
 def norms(*spikes):
     """Gradient norms of about 5, and spikes at iterations."""
     values = dict.fromkeys(range(9, 1000, 10), 5.0) | dict(spikes)
@@ -82,6 +87,11 @@ CASES = {
         run([*LATE, line(700, "suspect", image="a", id=1, iters=[300, 700])]),
         ["Look at these images"],
     ),
+    "bad boxes in a bad iteration": (
+        run([START, *bad_boxes(700), *LATE[1:]]),
+        ["Filter boxes"],
+    ),
+    "bad boxes in another iteration": (run([START, *bad_boxes(600), *LATE[1:]]), []),
     "a box loss alone": (run([START, *BOXES, END]), ["Filter boxes"]),
     "a box loss alone, three in a row": (
         run([START, *bad(700, 701, 702, losses=BOXES[0]["losses"]), END]),
