@@ -9,8 +9,9 @@ Importing the package needs torch and mmengine only.
 
 from .core.recorder import FlightRecorder, IterationRecord
 from .core.verdict import Verdict
-from .errors import TrainingDivergedError
+from .errors import PreflightError, TrainingDivergedError
 from .hooks import (
+    AmpPreflightHook,
     BadBatchHook,
     ClsScoreMonitorHook,
     FaultInjectionHook,
@@ -28,6 +29,7 @@ from .optim_wrapper import CpuAmpOptimWrapper
 from .version import __version__
 
 __all__ = [
+    "AmpPreflightHook",
     "BadBatchHook",
     "ClsScoreMonitorHook",
     "CpuAmpOptimWrapper",
@@ -39,6 +41,7 @@ __all__ = [
     "IterationRecord",
     "LossScaleMonitorHook",
     "PrecisionFallbackHook",
+    "PreflightError",
     "RollbackHook",
     "StabilityHook",
     "StabilityPanelHook",

@@ -10,6 +10,8 @@ from mmengine.optim import OptimWrapper
 
 from .step_tap import active_scaler
 
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
+
 
 class LowerPrecision:
     """The mixed precision that an optimizer wrapper was configured with.

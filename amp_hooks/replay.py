@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ from .core.preserved import preserved
 from .rng import States, restore_rng, undisturbed_rng
 from .runtime import Runtime, bare_model
 from .step_tap import iter_wrappers
+
+# Gets gradients by the names of their parameters.
+OnGrads = Callable[[dict[str, Tensor]], None]
 
 
 class Call:
@@ -118,7 +121,12 @@ def run_again(
 
 
 def run_call(
-    model: nn.Module, wrapper: OptimWrapper, call: Call, scale: float, frames: int
+    model: nn.Module,
+    wrapper: OptimWrapper,
+    call: Call,
+    scale: float,
+    frames: int,
+    on_grads: OnGrads | None = None,
 ) -> Replay:
     """Run one forward pass, and the backward pass if it comes so far.
 
@@ -127,18 +135,25 @@ def run_call(
         wrapper: Its precision is used.
         call: What the model is called with.
         scale: The loss is multiplied by it.
-        frames: So many last module calls are kept.
+        frames: So many last module calls are kept. With 0 the modules are not watched,
+            which is many times quicker, and a fault shows in losses and gradients only.
+        on_grads: Is given the gradients by the names of their parameters.
     """
-    with undisturbed_rng(), preserved(model), _eager(), call.as_given():
+    with undisturbed_rng(), preserved(model), eager(), call.as_given():
         restore_rng(call.rng)
-        return _run(model, wrapper, call, scale, frames)
+        return _run(model, wrapper, call, scale, frames, on_grads)
 
 
 def _run(
-    model: nn.Module, wrapper: OptimWrapper, call: Call, scale: float, frames: int
+    model: nn.Module,
+    wrapper: OptimWrapper,
+    call: Call,
+    scale: float,
+    frames: int,
+    on_grads: OnGrads | None,
 ) -> Replay:
     result = Replay(call)
-    trace = ForwardTrace(model, frames, batch_tensors)
+    trace = ForwardTrace(model, frames, batch_tensors) if frames else None
     total = None
     device = next(model.parameters()).device.type
     with torch.enable_grad(), wrapper.optim_context(model):
@@ -147,19 +162,23 @@ def _run(
         elif torch.is_autocast_enabled(device):
             result.dtype = str(torch.get_autocast_dtype(device)).rsplit(".", 1)[-1]
         try:
-            with trace:
+            with trace or nullcontext():
                 total = _losses(model, call, result)
         except torch.cuda.OutOfMemoryError:
             raise  # of the second run, not of the iteration
         except Exception as e:  # as the iteration may have done
             result.error = f"{type(e).__name__}: {e} ({raised_at(e)})"
-    result.frames = list(trace.frames)
-    result.fault = trace.fault
+    operation = None
+    if trace is not None:
+        result.frames = list(trace.frames)
+        result.fault = trace.fault
+        operation = trace.last_operation()
     bad = [name for name, loss in result.losses.items() if not math.isfinite(loss)]
-    if trace.fault is None and bad:
-        result.fault = Fault("loss", "", bad, operation=trace.last_operation())
+    if result.fault is None and bad:
+        result.fault = Fault("loss", "", bad, operation=operation)
     if total is not None:
-        _gradients(model, total * scale / wrapper._accumulative_counts, result)
+        total = total * scale / wrapper._accumulative_counts
+        _gradients(model, total, result, on_grads)
     return result
 
 
@@ -169,14 +188,16 @@ def _losses(model: Any, call: Call, result: Replay) -> Tensor | None:
         return None  # not the loss mode, but something of a train_step of their own
     total, terms = model.parse_losses(losses)
     result.losses = {
-        name: float(loss)
+        name: float(loss.detach())
         for name, loss in terms.items()
         if isinstance(loss, Tensor) and loss.numel() == 1 and "loss" in name
     }
     return total
 
 
-def _gradients(model: nn.Module, total: Tensor, result: Replay) -> None:
+def _gradients(
+    model: nn.Module, total: Tensor, result: Replay, on_grads: OnGrads | None
+) -> None:
     """Which parameters get a gradient that is not finite; ``.grad`` stays untouched."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     try:
@@ -185,6 +206,9 @@ def _gradients(model: nn.Module, total: Tensor, result: Replay) -> None:
     except Exception as e:  # no memory, for one
         result.skipped = f"{type(e).__name__}: {e}"
         return
+    if on_grads is not None:
+        given = {n: g for (n, _), g in zip(named, grads) if g is not None}
+        on_grads(given)
     # By their norms, as the optimizer step is judged: a norm may overflow by itself.
     norms = {
         name: torch.linalg.vector_norm(grad.float())
@@ -196,7 +220,7 @@ def _gradients(model: nn.Module, total: Tensor, result: Replay) -> None:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Code that torch.compile has compiled calls no hooks that were added later."""
     stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     if stance is None:

@@ -33,6 +33,7 @@ SUITE = [
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
 MONITORS = SUITE[:3]
+_ALWAYS = ("start", "preflight", "end")
 # Arguments without a default.
 REQUIRED = {"FaultInjectionHook": dict(faults=[dict(what="loss", at=0)])}
 
@@ -159,11 +160,11 @@ def read_ledger(path):
 
 
 def ledger(runner, event=None):
-    """The events of a runner; without a name, all but its start and end."""
+    """The events of a runner; without a name, all but those of its start and end."""
     path = Path(runner.log_dir) / "stability.jsonl"
     lines = read_ledger(path) if path.exists() else []  # without hooks of ours
     if event is None:
-        return [line for line in lines if line["event"] not in ("start", "end")]
+        return [line for line in lines if line["event"] not in _ALWAYS]
     return [line for line in lines if line["event"] == event]
 
 

@@ -219,7 +219,7 @@ def test_watching_leaves_the_members_that_only_look():
     (hook,) = Config.fromfile(helpers.ROOT / "configs/_base_/watch.py").custom_hooks
     members = HOOKS.build(hook).members
     on = [name for name, hooks in members.items() if hooks]
-    assert on == ["loss_scale", "cls_score", "grad_norm", "panel"]
+    assert on == ["loss_scale", "cls_score", "grad_norm", "preflight", "panel"]
 
 
 def test_the_demo_differs_by_the_suite_alone():

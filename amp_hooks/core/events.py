@@ -144,6 +144,17 @@ def _abort(line: Line) -> str:
     )
 
 
+def _preflight(line: Line) -> str:
+    found = line["findings"]
+    if not found:
+        return f"Pre-flight found nothing in {line['seconds']} s."
+    fails = f"; fails: {_all(line['fails'])}" if line["fails"] else ""
+    done = {"told": "Training went on", "raised": "Training was not begun"}.get(
+        line["done"], f"Now {line['done']}"
+    )
+    return f"Pre-flight found {_all(found)}{fails}. {done}."
+
+
 def _forensics(line: Line) -> str:
     return f"{line['finding']} The whole story is in {line['folder']}."
 
@@ -161,6 +172,16 @@ EVENTS = {
             "world_size": "processes",
             "device": "what it runs on",
             "versions": "of torch, mmengine, amp_hooks",
+        },
+    ),
+    "preflight": Event(
+        "AmpPreflightHook looked at the first batch",
+        _preflight,
+        {
+            "findings": "names of what was found",
+            "fails": "those of them that fail",
+            "seconds": "that it took",
+            "done": "nothing, told, raised, bfloat16, float32 or validation in float32",
         },
     ),
     "overflow": Event(

@@ -90,23 +90,24 @@ class SnapshotRing(Generic[T]):
         if not proven:
             return None
         target = proven[-1]
-        if self._cooling(now):
+        if self.cooling(now):
             target = self._older_than_last(proven) or proven[0]
         self.entries = [e for e in proven if e.iter <= target.iter]
         self.last = (now, target.iter)
         return target
 
+    def cooling(self, now: int) -> bool:
+        """Whether ``go_back`` was called at most ``cooldown`` iterations ago."""
+        return self.last is not None and now - self.last[0] <= self.cooldown
+
     def _rotate(self, now: int) -> None:
         proven = [entry for entry in self.entries if entry.left == 0]
         # Within the cooldown it would be the next target.
-        needed = self._older_than_last(proven) if self._cooling(now) else None
+        needed = self._older_than_last(proven) if self.cooling(now) else None
         for entry in proven[: -self.keep]:
             if entry is not needed:
                 self.entries.remove(entry)
                 self.spare = entry.item
-
-    def _cooling(self, now: int) -> bool:
-        return self.last is not None and now - self.last[0] <= self.cooldown
 
     def _older_than_last(self, proven: list[Entry[T]]) -> Entry[T] | None:
         last = self.last[1] if self.last is not None else 0

@@ -1,5 +1,6 @@
 """The hooks: thin adapters from MMEngine's events to :mod:`amp_hooks.core`."""
 
+from .amp_preflight_hook import AmpPreflightHook
 from .bad_batch_hook import BadBatchHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
 from .fault_injection_hook import FaultInjectionHook
@@ -14,6 +15,7 @@ from .stability_panel_hook import StabilityPanelHook
 from .step_guard_hook import StepGuardHook
 
 __all__ = [
+    "AmpPreflightHook",
     "BadBatchHook",
     "ClsScoreMonitorHook",
     "FaultInjectionHook",

@@ -13,13 +13,12 @@ from mmengine.runner import Runner
 from ..core.checks import check_bool, check_choice, check_int
 from ..core.recorder import IterationRecord
 from ..core.verdict import Verdict
-from ..precision import LowerPrecision, bfloat16_runs_on
+from ..precision import DTYPES, LowerPrecision, bfloat16_runs_on
 from ..registry import HOOKS
 from ..runtime import Raised, Runtime, bare_model, warn
 from ..step_tap import accumulating, active_scaler, iter_wrappers
 from .base import AmpHook
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _BAD = tuple(v.value for v in Verdict if v.is_bad)
 
 
@@ -75,7 +74,7 @@ class PrecisionFallbackHook(AmpHook):
     ) -> None:
         owner = "PrecisionFallbackHook"
         self.after_rollbacks = check_int(owner, "after_rollbacks", after_rollbacks, 0)
-        self.to = check_choice(owner, "to", to, tuple(_DTYPES))
+        self.to = check_choice(owner, "to", to, tuple(DTYPES))
         self.iters = None if iters is None else check_int(owner, "iters", iters, 1)
         names = [on_verdict] if isinstance(on_verdict, str) else on_verdict
         self.on_verdict = [
@@ -115,7 +114,7 @@ class PrecisionFallbackHook(AmpHook):
             )
         if self.precision is not None:
             for precision in self._configured:
-                precision.leave(_DTYPES[self.precision])
+                precision.leave(DTYPES[self.precision])
         runtime.last_resorts.append(partial(self._as_last_resort, runner, runtime))
         runtime.errors.attach(runner)
         runtime.errors.handlers.append(partial(self._on_error, runner, runtime))
@@ -210,20 +209,41 @@ class PrecisionFallbackHook(AmpHook):
         precision = self._next(runner)
         if precision is None:
             return
-        for configured in self._configured:
-            configured.leave(_DTYPES[precision])
-        self.precision = precision
         lasting = for_good or self.iters is None
-        self.until = None if lasting else runner.iter + 1 + (self.iters or 0)
+        until = None if lasting else runner.iter + 1 + (self.iters or 0)
+        self.leave(runner, runtime, verdict, precision, reason, until)
+
+    def leave(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        precision: str,
+        reason: str,
+        until: int | None = None,
+    ) -> None:
+        """Go on in another precision; also for a hook that knows more than this one.
+
+        Args:
+            runner: Between two windows of gradient accumulation.
+            runtime: Of the runner.
+            verdict: For the ledger.
+            precision: 'bfloat16' or 'float32'.
+            reason: In words, after 'because of'.
+            until: Iteration of the way back; None is for good.
+        """
+        for configured in self._configured:
+            configured.leave(DTYPES[precision])
+        self.precision, self.until = precision, until
         runtime.emit(
             "fallback",
             runner.iter,
             verdict,
             to=precision,
-            until=self.until,
+            until=until,
             reason=reason,
         )
-        end = "for good" if self.until is None else f"until iteration {self.until}"
+        end = "for good" if until is None else f"until iteration {until}"
         warn(
             f"training continues in {precision} {end}, because of {reason} at "
             f"iteration {runner.iter}. It may need more memory and time; the limit on "

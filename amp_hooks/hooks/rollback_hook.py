@@ -26,6 +26,7 @@ from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
 from ..snapshots import Snapshots
 from ..step_tap import accumulating
 from .base import CHECKPOINT_KEY, AmpHook
+from .step_guard_hook import StepGuardHook
 
 
 @HOOKS.register_module()
@@ -46,7 +47,10 @@ class RollbackHook(AmpHook):
     once if the learned state itself is not finite, the state goes back to the newest
     snapshot that counts; if the fault returns within ``cooldown`` iterations, to an
     older one. Loss scale and learning rate are lowered, and training goes on with the
-    next batch: iteration, schedulers and logs never go back.
+    next batch: iteration, schedulers and logs never go back. Where
+    :class:`StepGuardHook` checks every step, a state that is not finite was broken by
+    something else, and the learning rate stays, unless that happens again within
+    ``cooldown``.
 
     *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
     is whole and finite, of this hook or of CheckpointHook; others are passed over and
@@ -301,6 +305,7 @@ class RollbackHook(AmpHook):
         limit = self.attempts.used_up(runner.iter)
         if limit and not self._last_resort(runtime, verdict):
             self._give_up(runner, runtime, verdict, where, limit)
+        lower = not self._came_from_outside(runner, verdict)
         target = self._snapshots.go_back(runner.iter)
         if target is None:
             raise TrainingDivergedError(
@@ -315,7 +320,8 @@ class RollbackHook(AmpHook):
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self.scale_factor ** self.attempts.since(target.iter)
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
-        self._lr.lower(runner)
+        if lower:
+            self._lr.lower(runner)
         self._streak.clear()
         self._due, self._after_rollback = False, True
         runtime.forget_window()
@@ -329,7 +335,16 @@ class RollbackHook(AmpHook):
             scale=scale,
             nonfinite_state=bad[:5],
         )
-        self._tell(runner, verdict, where, target, scale)
+        self._tell(runner, verdict, where, target, scale, lower)
+
+    def _came_from_outside(self, runner: Runner, verdict: Verdict) -> bool:
+        """Whether something else than training made the state non-finite.
+
+        Where every step is guarded, training does not; unless the fault is back.
+        """
+        guarded = any(isinstance(hook, StepGuardHook) for hook in runner.hooks)
+        state = verdict is Verdict.STATE_NONFINITE
+        return guarded and state and not self._ring.cooling(runner.iter)
 
     def _last_resort(self, runtime: Runtime, verdict: Verdict) -> bool:
         resorts = runtime.last_resorts if self.attempts.may_have_extra else []
@@ -342,13 +357,18 @@ class RollbackHook(AmpHook):
         where: str,
         target: Snapshot,
         scale: float | None,
+        lowered: bool,
     ) -> None:
+        learning_rate = f"now x{self.total_lr_factor:g}"
+        if not lowered:
+            learning_rate = "unchanged, for no step did this"
+        elif self.warmup_iters:
+            learning_rate += f", reached in {self.warmup_iters} iterations"
         warn(
             f"rollback {self.rollbacks} of {self.max_rollbacks} at iteration "
             f"{runner.iter}: {verdict.value}{where}. Weights, optimizer, loss scale "
-            f"and EMA are back at iteration {target.iter}; learning rate now "
-            f"x{self.total_lr_factor:g}"
-            + (f", reached in {self.warmup_iters} iterations" * bool(self.warmup_iters))
+            f"and EMA are back at iteration {target.iter}; learning rate "
+            f"{learning_rate}"
             + (f", loss scale {scale:g}" if scale is not None else "")
             + ". Training goes on with the next batch. If this repeats, lower the "
             "learning rate or lengthen the warm-up."

@@ -14,6 +14,7 @@ from mmengine.runner.priority import get_priority
 from ..core.checks import check_known_arguments
 from ..registry import HOOKS
 from ..step_tap import iter_wrappers
+from .amp_preflight_hook import AmpPreflightHook
 from .bad_batch_hook import BadBatchHook
 from .base import AmpHook
 from .cls_score_monitor_hook import ClsScoreMonitorHook
@@ -38,6 +39,7 @@ MEMBERS: dict[str, type[AmpHook]] = {
     "head_clamp": HeadClampHook,
     "rollback": RollbackHook,
     "precision_fallback": PrecisionFallbackHook,
+    "preflight": AmpPreflightHook,
     "panel": StabilityPanelHook,
 }
 _SEVERAL = ("head_clamp",)  # members of which a run may have more than one
@@ -45,7 +47,7 @@ _SEVERAL = ("head_clamp",)  # members of which a run may have more than one
 
 @HOOKS.register_module()
 class StabilityHook(Hook):
-    """Attaches the whole suite: monitors, guard, clamp, rollback, fallback and panel.
+    """The whole suite: pre-flight, monitors, guard, clamp, rollback, fallback, panel.
 
     One line beside whatever ``custom_hooks`` a config has already. When the run starts,
     each member takes its own place among the runner's hooks, as if it had been listed
@@ -77,6 +79,7 @@ class StabilityHook(Hook):
                                      replace it by one on the state.
     40       RollbackHook            EMAHook shall not average what is taken back.
     45       PrecisionFallbackHook   Counts RollbackHook's rollbacks.
+    46       AmpPreflightHook        Looks at batch and model as all others left them.
     50       IterTimerHook           MMEngine's: its times include our work.
     50       DistSamplerSeedHook     MMEngine's: acts between epochs only.
     50       EMAHook                 MMEngine's: averages what was left standing. YOLOX
@@ -107,6 +110,8 @@ class StabilityHook(Hook):
             :class:`PrecisionFallbackHook`. With 'auto' it is left out, and the log says
             so, where it could never act: in an FP32 run, or without ``rollback``.
             Defaults to 'auto'.
+        preflight (dict or bool, optional): Of :class:`AmpPreflightHook`. Defaults to
+            True.
         panel (dict or bool, optional): Of :class:`StabilityPanelHook`. Defaults to
             True.
 
@@ -145,6 +150,7 @@ class StabilityHook(Hook):
         head_clamp: dict | list[dict] | bool | None = True,
         rollback: dict | bool | None = True,
         precision_fallback: dict | bool | str | None = "auto",
+        preflight: dict | bool | None = True,
         panel: dict | bool | None = True,
     ) -> None:
         arguments = locals()

@@ -13,6 +13,7 @@ from tests import helpers
 LISTED = [
     *helpers.SUITE,
     dict(type="amp_hooks.PrecisionFallbackHook"),
+    dict(type="amp_hooks.AmpPreflightHook"),
     helpers.fault("gradient", 10**6, where="bbox_head.retina_cls.weight"),
 ]
 ONE_LINE = [dict(type="amp_hooks.StabilityHook"), LISTED[-1]]

@@ -1,0 +1,150 @@
+"""What the first batch tells about a run, before it is trained on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .core import preflight, preflight_setup
+from .core.finding import Finding
+from .core.missing_grads import why_no_gradient
+from .fault_report import finding
+from .first_batch import FirstBatch, Pass
+from .runtime import Runtime
+from .step_tap import active_scaler, trained_parameters
+
+# Backbones that are made to take pixels of 0 to 255: YOLOX's.
+_RAW_PIXELS = {"CSPDarknet", "YOLOXCSPDarknet"}
+
+
+def batch_findings(runner: Runner, first: FirstBatch) -> list[Finding]:
+    """Run the batch in FP32 and as configured, and judge both."""
+    fp32 = first.in_fp32()
+    real = first.as_configured() if first.mixed else fp32
+    dtype = first.dtype
+    found = _of_images(first) + _of_parameters(first) + _of_card(first)
+    if not real.runs:
+        return [*found, preflight.raises(real.seen.error, dtype, fp32.seen.error)]
+    if fp32.runs:
+        found += preflight.large_logits(first.logits, dtype)
+        found += preflight.losses_differ(fp32.seen.losses, real.seen.losses, dtype)
+    else:
+        first.note = f"nothing to compare with, for FP32 raises {fp32.seen.error}"
+    found += _of_gradients(runner, first, fp32 if fp32.runs else real)
+    sound = fp32.runs and fp32.finite
+    if real.seen.fault:
+        found.append(_nonfinite(first, first.wrapper, real, not sound))
+    elif not fp32.finite:
+        found.append(_nonfinite(first, first.fp32, fp32, True))
+    elif real.seen.nonfinite_grads:
+        again = first.run(first.wrapper, 1.0).seen.nonfinite_grads
+        if names := [name for name in again if name in real.seen.nonfinite_grads]:
+            found.append(preflight.gradients_nonfinite(names, dtype))
+    if dtype == "float16" and sound:
+        found += _of_scale(runner, first, fp32.peaks, bool(real.seen.nonfinite_grads))
+    return found
+
+
+def _nonfinite(
+    first: FirstBatch, wrapper: OptimWrapper, seen: Pass, in_fp32: bool
+) -> Finding:
+    """Run it once more, watching every module."""
+    with suppress(torch.cuda.OutOfMemoryError):  # then without the module
+        seen = first.run(wrapper, 1.0, frames=21)
+    where = finding(seen.seen, [])
+    return preflight.nonfinite(where, seen.seen.dtype, in_fp32)
+
+
+def _of_images(first: FirstBatch) -> list[Finding]:
+    images = first.call.kwargs.get("inputs", next(iter(first.call.args), None))
+    if not isinstance(images, Tensor) or not images.numel() or images.is_complex():
+        return []
+    modules = list(first.model.modules())
+    classes = {cls.__name__ for m in modules for cls in type(m).__mro__}
+    norms = [m for m in modules if getattr(m, "running_var", None) is not None]
+    return preflight_setup.images(
+        preflight_setup.measure_images(images),
+        raw_by_design=bool(classes & _RAW_PIXELS),
+        stored_statistics=bool(norms) and not norms[0].training,
+    )
+
+
+def _of_parameters(first: FirstBatch) -> list[Finding]:
+    trained = {id(p) for w in first.wrappers.values() for p in trained_parameters(w)}
+    dtypes = {
+        name: str(p.dtype).rsplit(".", 1)[-1]
+        for name, p in first.model.named_parameters()
+        if p.requires_grad and id(p) in trained
+    }
+    has_scaler = active_scaler(first.wrapper) is not None
+    return preflight_setup.parameter_dtypes(dtypes, has_scaler)
+
+
+def _of_card(first: FirstBatch) -> list[Finding]:
+    device = next(first.model.parameters()).device
+    if device.type != "cuda" or not torch.version.cuda:
+        return []
+    name = torch.cuda.get_device_name(device)
+    capability = torch.cuda.get_device_capability(device)
+    return preflight_setup.card(name, capability, first.dtype)
+
+
+def _of_gradients(runner: Runner, first: FirstBatch, seen: Pass) -> list[Finding]:
+    skipped = seen.seen.skipped
+    detached = "does not require grad" in skipped
+    learns = any(p.requires_grad for p in first.model.parameters())
+    if skipped and learns and not detached:
+        first.note = f"the backward pass could not be run: {skipped}"
+        return []
+    if not seen.seen.losses:
+        first.note = "the model gave no losses"
+        return []
+    found, missing, total = [], [], 0
+    names = _names(first.model)
+    for optimizer, wrapper in first.wrappers.items():
+        params = trained_parameters(wrapper)
+        wanted = [names[id(p)] for p in params if p.requires_grad and id(p) in names]
+        lacking = [name for name in wanted if name not in seen.peaks]
+        if len(lacking) == len(wanted):
+            why = why_no_gradient(params, names, detached)
+            found.append(preflight.no_gradient(optimizer, why))
+            continue
+        total += len(wanted)
+        missing += lacking
+    ddp = runner.model
+    tolerated = getattr(ddp, "find_unused_parameters", False) or getattr(
+        ddp, "static_graph", False
+    )
+    refused = is_model_wrapper(ddp) and not tolerated
+    found += preflight.unused(missing, total, refused)
+    if seen.peaks and not any(seen.peaks.values()):
+        found.append(preflight.zero_gradients())
+    return found
+
+
+def _of_scale(
+    runner: Runner, first: FirstBatch, peaks: dict[str, float], overflowed: bool
+) -> list[Finding]:
+    found = []
+    names = _names(first.model)
+    tap = Runtime.of(runner).tap
+    for optimizer, wrapper in first.wrappers.items():
+        if (scaler := active_scaler(wrapper)) is None:
+            continue
+        own = [names.get(id(p), "") for p in trained_parameters(wrapper)]
+        found += preflight.loss_scale(
+            {name: peaks[name] for name in own if name in peaks},
+            float(scaler.get_scale()),
+            fixed=tap.scale_is_fixed(optimizer),
+            overflowed=overflowed and wrapper is first.wrapper,
+        )
+    return found
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(p): name for name, p in model.named_parameters()}

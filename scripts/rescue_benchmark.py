@@ -1,0 +1,197 @@
+"""Faults x detectors x policies: which training runs are saved, and at what price?
+
+    python scripts/rescue_benchmark.py --quick       # at most 15 minutes on 2 cores
+    python scripts/rescue_benchmark.py               # everything, hours; can be resumed
+
+Every cell is a training run in a process of its own, in FP16 with a dynamic loss scale
+and EMA, on the same digits in the same order; without a GPU, FP16 is rehearsed
+(amp_hooks.CpuAmpOptimWrapper). All begin with the same weights, as one fine-tunes: each
+detector is first trained in FP32 on other digits, and its classifiers are left out.
+
+Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
+Ultralytics does; HeadClampHook alone, always on; StabilityHook. Of the faults three
+arise by themselves, and six are injected at 60% of the run.
+
+Cells that are done are kept in --out and not run again. In the end there are
+rescue.json, rescue.md and rescue.png. 'mAP' is that of the last evaluation over that of
+the same run in FP32 without fault and hooks; 'lost' counts iterations whose loss was
+not finite, or which were undone; 'time' is the processor time of training over that of
+the clean FP16 run without hooks. A run that ended with an error has no mAP.
+
+Exit status 1 if a run of amp_hooks did not finish or ended below 0.95, or if it
+intervened in a clean run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import os.path as osp
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rescue_cells import (
+    DETECTORS,
+    FAULTS,
+    POLICIES,
+    PRETRAIN,
+    QUICK,
+    QUICK_DETECTORS,
+    QUICK_FAULTS,
+    SIZE,
+    Cell,
+    Length,
+    cells,
+    pretraining,
+)
+from rescue_run import train
+from rescue_tables import failures, markdown, plot
+
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+
+
+def main() -> None:
+    """Run what is missing, then write the results."""
+    args = parse_args()
+    out = Path(args.out)
+    length = Length(args.images, args.epochs, args.pretrain_epochs)
+    if args.cell:
+        run_cell(Cell(*args.cell), length, out)
+        return
+    prepare(out, length)
+    wanted = cells(args.detectors, args.faults, args.policies)
+    run_missing([*map(pretraining, args.detectors), *wanted], args)
+    results = [json.loads(result_path(out, c).read_text()) for c in wanted]
+    write(out / "rescue.json", json.dumps(results, indent=1))
+    table = markdown(results)
+    write(out / "rescue.md", table)
+    plot(results, out / "rescue.png")
+    print(table)
+    broken = failures(results)
+    for line in broken:
+        print(f"NOT SHOWN: {line}", file=sys.stderr)
+    sys.exit(bool(broken))
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small part of it")
+    parser.add_argument("--out", help="default: work_dirs/rescue, or rescue-quick")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS)
+    parser.add_argument("--faults", nargs="*", choices=FAULTS)
+    parser.add_argument("--policies", nargs="+", choices=POLICIES)
+    parser.add_argument("--images", type=int, help="for training")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--pretrain-epochs", type=int)
+    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
+    quick = parser.parse_known_args()[0].quick
+    length = QUICK if quick else Length()
+    parser.set_defaults(
+        out="work_dirs/rescue" + "-quick" * quick,
+        detectors=QUICK_DETECTORS if quick else list(DETECTORS),
+        faults=QUICK_FAULTS if quick else list(FAULTS),
+        policies=list(POLICIES),
+        images=length.images,
+        epochs=length.epochs,
+        pretrain_epochs=length.pretrain,
+    )
+    return parser.parse_args()
+
+
+def prepare(out: Path, length: Length) -> None:
+    """Make the data sets; refuse a folder with results of other runs."""
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    about = out / "length.json"
+    if about.exists() and json.loads(about.read_text()) != asdict(length):
+        sys.exit(
+            f"error: {out} holds results of {about.read_text()}, not of "
+            f"{asdict(length)}. Give another folder with --out, or remove this one."
+        )
+    for seed, name in enumerate(("digits", "digits-other")):
+        make = [sys.executable, osp.join(ROOT, "scripts/make_digits.py")]
+        sizes = ["--size", str(SIZE), "--train", str(length.images), "--val", "150"]
+        where = ["--out", str(out / name), "--seed", str(seed)]
+        subprocess.run([*make, *sizes, *where], check=True, capture_output=True)
+    write(about, json.dumps(asdict(length)))
+
+
+def run_missing(wanted: list[Cell], args: argparse.Namespace) -> None:
+    """Run the cells that have no result, some side by side."""
+    out = Path(args.out)
+    missing = [c for c in wanted if not result_path(out, c).exists()]
+    print(f"{len(wanted)} runs, {len(missing)} of them to be made", flush=True)
+    first = [c for c in missing if c.fault == PRETRAIN]
+    then = [c for c in missing if c.fault != PRETRAIN]
+    began, done = time.time(), 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for batch in (first, then):
+            for cell in pool.map(lambda c: start(c, args), batch):
+                done += 1
+                minutes = (time.time() - began) / 60
+                print(
+                    f"[{done}/{len(missing)}, {minutes:.0f} min] {tell(out, cell)}",
+                    flush=True,
+                )
+
+
+def start(cell: Cell, args: argparse.Namespace) -> Cell:
+    """Run a cell in a process of its own.
+
+    Raises:
+        RuntimeError: It ended without a result, which is a fault of this script.
+    """
+    log = result_path(Path(args.out), cell).with_suffix(".log")
+    command = [sys.executable, __file__, "--out", args.out]
+    command += ["--images", str(args.images), "--epochs", str(args.epochs)]
+    command += ["--pretrain-epochs", str(args.pretrain_epochs)]
+    command += ["--cell", cell.detector, cell.fault, cell.policy]
+    with log.open("w") as stream:
+        subprocess.run(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ, OMP_NUM_THREADS="1"),
+        )
+    if not result_path(Path(args.out), cell).exists():
+        raise RuntimeError(f"{cell.name} left no result; see {log}")
+    return cell
+
+
+def run_cell(cell: Cell, length: Length, out: Path) -> None:
+    """Train, and write the result."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    result = asdict(cell) | train(cell, length, out)
+    write(result_path(out, cell), json.dumps(result, indent=1))
+
+
+def result_path(out: Path, cell: Cell) -> Path:
+    """Where the result of a cell is."""
+    return out / "cells" / f"{cell.name}.json"
+
+
+def tell(out: Path, cell: Cell) -> str:
+    """A cell's result in a line."""
+    result = json.loads(result_path(out, cell).read_text())
+    ended = "" if result["finished"] else f", ended: {result['error']}"
+    return f"{cell.name}: mAP {result['map']}, {result['lost']} lost{ended}"
+
+
+def write(path: Path, text: str) -> None:
+    """In one go, so that a killed benchmark leaves no half of a result."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The cells of rescue_benchmark.py: detectors, faults, policies, and their configs."""
+
+from __future__ import annotations
+
+import itertools
+import os.path as osp
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fault_matrix import MMDET, R18, set_classes
+from mmengine.config import Config, ConfigDict
+from sweep_detectors import strip
+
+ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+SIZE, BATCH = 96, 4  # pixels, images
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the runs are.
+
+    Args:
+        images: For training, in the set that all cells train on.
+        epochs: Of a cell.
+        pretrain: Epochs of the run that the cells begin with, on other images.
+    """
+
+    images: int = 300
+    epochs: int = 4
+    pretrain: int = 16
+
+    @property
+    def iters(self) -> int:
+        """Of a cell."""
+        return self.images // BATCH * self.epochs
+
+
+QUICK = Length(epochs=2)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One of mmdet's, made small.
+
+    Args:
+        config: Of mmdet.
+        options: What makes it small and lets it learn digits.
+        heads: Its classifier layers.
+        conv: An early convolution.
+        norm: Its BatchNorm.
+        lr: At which it learns well.
+        hot: Times ``lr``: overflows in spite of warm-up.
+        cold: Times ``lr``: trains with warm-up, overflows without.
+    """
+
+    config: str
+    options: dict[str, Any]
+    heads: tuple[str, ...]
+    conv: str = "backbone.conv1"
+    norm: str = "backbone.bn1"
+    lr: float = 1e-3
+    hot: float = 100.0
+    cold: float = 30.0
+
+
+_FPN = {
+    **R18,
+    "model.backbone.base_channels": 16,
+    "model.neck.in_channels": [16, 32, 64, 128],
+}
+_RPN = {
+    "model.rpn_head.anchor_generator.scales": [4],
+    "model.train_cfg.rpn_proposal.nms_pre": 100,
+    "model.train_cfg.rpn_proposal.max_per_img": 64,
+    "model.test_cfg.rpn.nms_pre": 100,
+    "model.test_cfg.rpn.max_per_img": 50,
+    "model.roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": 1,
+}
+DETECTORS = {
+    "faster_rcnn": Detector(
+        "faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
+        {**_FPN, **_RPN, "model.train_cfg.rcnn.sampler.num": 32},
+        ("roi_head.bbox_head.fc_cls",),
+    ),
+    "cascade_rcnn": Detector(
+        "cascade_rcnn/cascade-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
+        {**_FPN, **_RPN},
+        tuple(f"roi_head.bbox_head.{i}.fc_cls" for i in range(3)),
+    ),
+    "retinanet": Detector(
+        "retinanet/retinanet_r18_fpn_8xb8-amp-lsj-200e_coco",
+        {
+            **_FPN,
+            "model.neck.start_level": 0,
+            "model.bbox_head.stacked_convs": 2,
+            "model.bbox_head.anchor_generator.strides": [4, 8, 16, 32, 64],
+        },
+        ("bbox_head.retina_cls",),
+    ),
+    "rtmdet": Detector(
+        "rtmdet/rtmdet_tiny_8xb32-300e_coco",
+        {
+            "model.backbone.widen_factor": 0.25,
+            "model.neck.in_channels": [64, 128, 256],
+            "model.neck.out_channels": 64,
+            "model.bbox_head.in_channels": 64,
+            "model.bbox_head.feat_channels": 64,
+        },
+        tuple(f"bbox_head.rtm_cls.{i}" for i in range(3)),
+        "backbone.stem.0.conv",
+        "backbone.stem.0.bn",
+    ),
+}
+
+POLICIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "nothing": ("nothing", []),
+    "check": ("CheckInvalidLossHook", [dict(type="mmdet.CheckInvalidLossHook")]),
+    "restore": ("restore last epoch", []),  # a hook of the script's own
+    "clamp": ("clamp only", [dict(type="amp_hooks.HeadClampHook", when="always")]),
+    "ladder": (
+        "amp_hooks",
+        [dict(type="amp_hooks.StabilityHook", rollback=dict(interval=25))],
+    ),
+}
+CLEAN, PRETRAIN, FP32 = "clean", "pretrain", "fp32"
+NATURAL = {
+    "hot_lr": "learning rate too high",
+    "no_warmup": "no warm-up",
+    "head_x100": "head weights x100",
+}
+INJECTED = {
+    "forward_inf": "inf in an activation",
+    "gradient_nan": "NaN in a gradient",
+    "bn_nan": "NaN in BatchNorm",
+    "ema_nan": "NaN in the EMA",
+    "boxes_zero": "boxes of zero width",
+    "weight_nan": "NaN in a weight",
+}
+FAULTS = {**NATURAL, **INJECTED}
+QUICK_FAULTS = ("hot_lr", "bn_nan", "weight_nan")
+QUICK_DETECTORS = ("faster_rcnn", "retinanet")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run."""
+
+    detector: str
+    fault: str  # or CLEAN, or PRETRAIN
+    policy: str  # or FP32, which is only run without a fault
+
+    @property
+    def name(self) -> str:
+        """For files and messages."""
+        return f"{self.detector}.{self.fault}.{self.policy}"
+
+
+def pretraining(detector: str) -> Cell:
+    """The run that the others begin with."""
+    return Cell(detector, PRETRAIN, FP32)
+
+
+def cells(
+    detectors: Sequence[str], faults: Sequence[str], policies: Sequence[str]
+) -> list[Cell]:
+    """All of them; what others are compared with comes first."""
+    combined = itertools.product([CLEAN, *faults], detectors, policies)
+    return [
+        *(Cell(detector, CLEAN, FP32) for detector in detectors),
+        *(Cell(detector, fault, policy) for fault, detector, policy in combined),
+    ]
+
+
+def injected(cell: Cell, length: Length) -> dict[str, Any]:
+    """The fault for FaultInjectionHook."""
+    detector = DETECTORS[cell.detector]
+    at = int(
+        length.iters * 0.6
+    )  # when there is something to lose, and not at an epoch's end
+    return {
+        "forward_inf": dict(what="forward", where=detector.conv, value="inf", iters=3),
+        "gradient_nan": dict(
+            what="gradient", where=f"{detector.conv}.weight", value="nan", iters=3
+        ),
+        "bn_nan": dict(what="buffer", where=f"{detector.norm}.running_mean"),
+        "ema_nan": dict(what="ema", where=f"*{detector.conv}.weight"),
+        "boxes_zero": dict(what="boxes", value="zero", iters=3),
+        "weight_nan": dict(what="parameter", where=f"{detector.conv}.weight"),
+    }[cell.fault] | dict(at=at)
+
+
+def _narrow(node: Any) -> None:
+    """An eighth of the usual channels."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, (dict, list, tuple)):
+            _narrow(value)
+        elif str(key).endswith(("channels", "feats")) and isinstance(value, int):
+            node[key] = value // 8 if value > 95 else value
+
+
+def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
+    """The config of a cell."""
+    pretrain = cell.fault == PRETRAIN
+    data = osp.join(out, "digits-other" if pretrain else "digits")
+    detector = DETECTORS[cell.detector]
+    source = Config.fromfile(osp.join(MMDET, f"{detector.config}.py"))
+    _narrow(source.model)
+    source.merge_from_dict(detector.options)
+    cfg = Config.fromfile(
+        osp.join(ROOT, "configs/digits/retinanet_r18_fpn_fp16_stability.py")
+    )
+    cfg.model = ConfigDict(strip(source.model.to_dict()))
+    set_classes(cfg.model, 10)
+    cfg.work_dir = work_dir
+    cfg.experiment_name = cfg.visualizer.name = uuid.uuid4().hex
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.batch_size = BATCH
+        loader.dataset.data_root = data
+        for step in loader.dataset.pipeline:
+            if step.type == "Resize":
+                step.scale = (SIZE, SIZE)
+    cfg.val_evaluator.ann_file = osp.join(data, "val.json")
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+    cfg.visualizer.vis_backends = []
+    cfg.default_hooks.checkpoint = None
+    epochs = length.pretrain if pretrain else length.epochs
+    cfg.train_cfg = dict(
+        type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=1000
+    )
+    if not pretrain:
+        cfg.load_from = osp.join(out, "cells", f"{pretraining(cell.detector).name}.pth")
+    schedule(cfg, cell, length.images // BATCH, epochs)
+    if cell.policy == FP32:
+        cfg.optim_wrapper.type = "OptimWrapper"
+        del cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale
+    cfg.custom_hooks = hooks(cell, length)
+    return cfg
+
+
+def schedule(cfg: Config, cell: Cell, epoch: int, epochs: int) -> None:
+    """Optimizer, learning rate and warm-up."""
+    detector = DETECTORS[cell.detector]
+    times = {"hot_lr": detector.hot, "no_warmup": detector.cold}.get(cell.fault, 1.0)
+    cfg.optim_wrapper.optimizer = dict(
+        type="AdamW", lr=detector.lr * times, weight_decay=0.05
+    )
+    warmup = 0 if cell.fault == "no_warmup" else epoch // 2
+    cfg.param_scheduler = [
+        dict(
+            type="CosineAnnealingLR",
+            by_epoch=False,
+            begin=warmup,
+            end=epoch * epochs,
+        )
+    ]
+    if warmup:
+        cfg.param_scheduler.insert(
+            0,
+            dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=warmup),
+        )
+
+
+def hooks(cell: Cell, length: Length) -> list[dict[str, Any]]:
+    """The policy's, and the fault's."""
+    made = []
+    if cell.fault in INJECTED:
+        made.append(
+            dict(type="amp_hooks.FaultInjectionHook", faults=[injected(cell, length)])
+        )
+    if cell.policy in POLICIES:
+        made += POLICIES[cell.policy][1]
+    return made

@@ -1,0 +1,134 @@
+"""What rescue_benchmark.py compares: our ladder, and what else one could do."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Any
+
+import torch
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from amp_hooks.core.finite import named_tensors
+
+
+class RestoreLastEpochHook(Hook):
+    """Goes back to the end of the last epoch if the last loss is not finite.
+
+    What Ultralytics' trainer does (ultralytics#22352), in an MMEngine
+    loop: looked at once per epoch, everything but the learning rate restored, the epoch
+    run again, nothing to restore in the first epoch, and an error after three attempts
+    in a row.
+    """
+
+    attempts_allowed = 3
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] | None = None
+        self._attempts = 0
+        self.undone: list[tuple[int, int]] = []  # first and last iteration
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Remember the loss."""
+        self._loss = float(outputs["loss"])
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Restore, or keep this epoch's state."""
+        # An EMA that is not finite is what makes Ultralytics' fitness NaN.
+        now = _state(runner)
+        if math.isfinite(self._loss) and _finite(now):
+            self._attempts, self._kept = 0, copy.deepcopy(now)
+            return
+        if self._kept is None:
+            return
+        self._attempts += 1
+        if self._attempts > self.attempts_allowed:
+            raise RuntimeError(
+                f"NaN persisted for {self.attempts_allowed} epochs (restore-last-epoch)"
+            )
+        _restore(runner, copy.deepcopy(self._kept))
+        epoch = len(runner.train_loop.dataloader)
+        self.undone.append((runner.iter - epoch, runner.iter - 1))
+        runner.train_loop._max_epochs += 1  # this one is run again
+
+
+def _state(runner: Runner) -> dict[str, Any]:
+    state = dict(
+        model=runner.model.state_dict(),
+        optimizer=runner.optim_wrapper.state_dict(),
+        schedulers=[s.state_dict() for s in runner.param_schedulers],
+    )
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            state["ema"] = hook.ema_model.state_dict()
+    return state
+
+
+def _finite(state: dict[str, Any]) -> bool:
+    # The optimizer's state as well: what Ultralytics saves is the whole trainer.
+    return all(torch.isfinite(t).all() for _, t in named_tensors(state))
+
+
+def _restore(runner: Runner, state: dict[str, Any]) -> None:
+    runner.model.load_state_dict(state["model"])
+    runner.optim_wrapper.load_state_dict(state["optimizer"])
+    for scheduler, kept in zip(runner.param_schedulers, state["schedulers"]):
+        scheduler.load_state_dict(kept)
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.ema_model.load_state_dict(state["ema"])
+
+
+class ScaleWeightsHook(Hook):
+    """Multiplies the initial weights of some layers: a badly initialised head."""
+
+    priority = 0  # before our hooks see the model
+
+    def __init__(self, layers: list[str], factor: float) -> None:
+        self.layers, self.factor = layers, factor
+
+    def before_train(self, runner: Runner) -> None:
+        """Once, after initialisation."""
+        for name in self.layers:
+            layer: nn.Module = runner.model.get_submodule(name)
+            weight: Tensor = layer.weight
+            with torch.no_grad():
+                weight.mul_(self.factor)
+
+
+class ObserveHook(Hook):
+    """Which losses were finite, and how long each iteration took."""
+
+    priority = 100  # after everybody
+
+    def __init__(self) -> None:
+        self.bad: list[int] = []
+        self.wall = self.cpu = 0.0
+        self.iters = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the clocks."""
+        self._began = time.perf_counter(), time.process_time()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Note the loss; the clocks run over all that hooks did in between."""
+        if outputs is None or not math.isfinite(float(outputs["loss"])):
+            self.bad.append(runner.iter)
+        self.iters = runner.iter + 1
+        self.wall = time.perf_counter() - self._began[0]
+        self.cpu = time.process_time() - self._began[1]

@@ -1,0 +1,99 @@
+"""One cell of rescue_benchmark.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+from rescue_cells import DETECTORS, PRETRAIN, Cell, Length, make_config
+from rescue_policies import ObserveHook, RestoreLastEpochHook, ScaleWeightsHook
+
+_INTERVENTIONS = {"veto", "clamp_on", "rollback", "fallback", "abort"}
+
+
+def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
+    """Train a cell; its folder is removed, its ledger is in the result."""
+    work_dir = out / "runs" / cell.name
+    shutil.rmtree(work_dir, ignore_errors=True)
+    cfg = make_config(cell, length, str(out), str(work_dir))
+    runner = Runner.from_cfg(cfg)
+    observe = ObserveHook()
+    restore = RestoreLastEpochHook()
+    runner.register_hook(observe)
+    if cell.policy == "restore":
+        runner.register_hook(restore)
+    if cell.fault == "head_x100":
+        heads = list(DETECTORS[cell.detector].heads)
+        hook = ScaleWeightsHook(heads, 100.0)
+        runner._hooks.insert(0, hook)
+    error = ""
+    try:
+        runner.train()
+    except Exception as e:  # the fault's doing, or the policy's
+        error = f"{type(e).__name__}: {str(e)[:300]}"
+    if cell.fault == PRETRAIN:
+        keep_for_others(runner, cell, out)
+    ledger = read_ledger(work_dir)
+    undone = [*restore.undone]
+    undone += [
+        (line["target_iter"], line["iter"])
+        for line in ledger
+        if line["event"] == "rollback"
+    ]
+    lost = set(observe.bad)
+    for first, last in undone:
+        lost |= set(range(first, last + 1))
+    # GradScaler, too, refuses the steps by which it finds its scale.
+    actions = [
+        line
+        for line in ledger
+        if line["event"] in _INTERVENTIONS and line["verdict"] != "SCALE_OVERFLOW"
+    ]
+    scores = runner.message_hub.log_scalars
+    final = None if error else 0.0  # mmdet gives no mAP where nothing is found
+    if not error and "val/coco/bbox_mAP" in scores:
+        value = float(scores["val/coco/bbox_mAP"].data[0][-1])
+        final = value if math.isfinite(value) and value >= 0 else 0.0
+    shutil.rmtree(work_dir, ignore_errors=True)
+    return dict(
+        finished=not error,
+        error=error,
+        map=final,
+        iters=observe.iters,
+        bad=len(observe.bad),
+        lost=len(lost),
+        wall=round(observe.wall, 1),
+        cpu=round(observe.cpu, 1),
+        actions=[f"{a['iter']} {a['event']}" for a in actions],
+        ledger=[line for line in actions if line["event"] == "rollback"],
+        loss=last_losses(scores),
+    )
+
+
+def keep_for_others(runner: Runner, cell: Cell, out: Path) -> None:
+    """What a user fine-tunes from: everything but classifiers for other classes."""
+    heads = tuple(f"{name}." for name in DETECTORS[cell.detector].heads)
+    state = runner.model.state_dict()
+    kept = {k: v for k, v in state.items() if not k.startswith(heads)}
+    torch.save(dict(state_dict=kept), out / "cells" / f"{cell.name}.pth")
+
+
+def last_losses(scores: Any) -> float | None:
+    """Mean of the last ten losses."""
+    losses = scores["train/loss"].data[0][-10:]
+    mean = float(sum(losses) / max(len(losses), 1))
+    return round(mean, 3) if math.isfinite(mean) else None
+
+
+def read_ledger(work_dir: Path) -> list[dict[str, Any]]:
+    """What our hooks did."""
+    return [
+        json.loads(line)
+        for path in work_dir.glob("*/stability.jsonl")
+        for line in path.read_text().splitlines()
+    ]

@@ -1,0 +1,158 @@
+"""The results of rescue_benchmark.py as Markdown tables and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compare_runs import show
+from rescue_cells import CLEAN, FAULTS, FP32, POLICIES
+
+SAVED = 0.95  # of the mAP of the clean FP32 run
+
+Result = dict[str, Any]
+Index = dict[tuple[str, str, str], Result]
+
+
+def markdown(results: list[Result]) -> str:
+    """A summary, then every cell."""
+    return f"{summary(results)}\n\n{every_cell(results)}\n"
+
+
+def summary(results: list[Result]) -> str:
+    """A row for each policy, over all faults and detectors."""
+    cells = index(results)
+    table = [["", "finished", f"mAP >= {SAVED:g}", "mean mAP", "lost", "time", "clean"]]
+    for policy in used(results, 2, POLICIES):
+        mine = [r for r in results if r["policy"] == policy and r["fault"] != CLEAN]
+        clean = [r for r in results if r["policy"] == policy and r["fault"] == CLEAN]
+        ratios = [ratio(cells, r) or 0.0 for r in mine]
+        done = [r for r in mine if r["finished"]]
+        table.append(
+            [
+                POLICIES[policy][0],
+                f"{len(done)} of {len(mine)}",
+                f"{sum(r >= SAVED for r in ratios)} of {len(mine)}",
+                f"{sum(ratios) / max(len(ratios), 1):.2f}",
+                mean([r["lost"] for r in done], ".0f"),
+                mean([time_of(cells, r) for r in done], ".2f"),
+                f"{sum(len(r['actions']) for r in clean)} interventions, mAP "
+                + mean([ratio(cells, r) or 0.0 for r in clean], ".2f"),
+            ]
+        )
+    return show(table)
+
+
+def every_cell(results: list[Result]) -> str:
+    """A row for each fault in each detector, a column for each policy."""
+    cells = index(results)
+    policies = used(results, 2, POLICIES)
+    table = [["fault", "detector", *(POLICIES[p][0] for p in policies)]]
+    for fault in [CLEAN, *used(results, 1, FAULTS)]:
+        for detector in dict.fromkeys(r["detector"] for r in results):
+            row = [FAULTS.get(fault, "none"), detector]
+            for policy in policies:
+                result = cells.get((detector, fault, policy))
+                row.append(in_words(cells, result) if result else "")
+            table.append(row)
+    return show(table)
+
+
+def in_words(cells: Index, result: Result) -> str:
+    """Ratio of mAP, iterations lost, time over clean."""
+    if not result["finished"]:
+        return f"ended at {result['iters']} ({result['error'].split(':')[0]})"
+    text = f"{ratio(cells, result):.2f}, lost {result['lost']}, "
+    return text + f"x{time_of(cells, result):.2f}"
+
+
+def index(results: list[Result]) -> Index:
+    """By detector, fault and policy."""
+    return {(r["detector"], r["fault"], r["policy"]): r for r in results}
+
+
+def used(results: list[Result], place: int, names: Any) -> list[str]:
+    """Those of ``names`` that occur, in its order."""
+    found = {key[place] for key in index(results)}
+    return [name for name in names if name in found]
+
+
+def ratio(cells: Index, result: Result) -> float | None:
+    """Of the mAP to that of the clean FP32 run; ``None`` for a run that ended early."""
+    if result["map"] is None:
+        return None
+    clean = cells[(result["detector"], CLEAN, FP32)]["map"]
+    return float(result["map"] / clean) if clean else 0.0
+
+
+def time_of(cells: Index, result: Result) -> float:
+    """Processor time over that of the clean FP16 run without hooks."""
+    clean = cells.get((result["detector"], CLEAN, "nothing"), result)
+    return float(result["cpu"] / clean["cpu"])
+
+
+def mean(values: list[float], form: str) -> str:
+    """``-`` of nothing."""
+    return format(sum(values) / len(values), form) if values else "-"
+
+
+def failures(results: list[Result]) -> list[str]:
+    """What is promised of amp_hooks and not shown."""
+    cells = index(results)
+    broken = []
+    for r in results:
+        if r["policy"] != "ladder":
+            continue
+        name = f"{r['detector']}, {r['fault']}"
+        if not r["finished"]:
+            broken.append(f"{name}: did not finish: {r['error']}")
+        elif (ratio(cells, r) or 0.0) < SAVED:
+            broken.append(f"{name}: mAP is {ratio(cells, r):.2f} of the clean run's")
+        if r["fault"] == CLEAN and r["actions"]:
+            broken.append(f"{name}: {len(r['actions'])} interventions")
+    return broken
+
+
+def plot(results: list[Result], path: Path) -> None:
+    """A square for each cell, from lost to saved."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    cells = index(results)
+    policies = used(results, 2, POLICIES)
+    detectors = list(dict.fromkeys(r["detector"] for r in results))
+    faults = [CLEAN, *used(results, 1, FAULTS)]
+    figure, axes = plt.subplots(
+        1,
+        len(policies),
+        sharey=True,
+        squeeze=False,
+        figsize=(
+            1 + 0.55 * len(detectors) * len(policies) + 2.2,
+            1.8 + 0.4 * len(faults),
+        ),
+        layout="constrained",
+    )
+    for axis, policy in zip(axes[0], policies):
+        values = np.full((len(faults), len(detectors)), np.nan)
+        for i, fault in enumerate(faults):
+            for k, detector in enumerate(detectors):
+                result = cells.get((detector, fault, policy))
+                if result is None:
+                    continue
+                value = ratio(cells, result)
+                values[i, k] = 0.0 if value is None else min(value, 1.0)
+                label = "ended" if value is None else f"{value:.2f}"
+                axis.text(k, i, label, ha="center", va="center", fontsize=6)
+        axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+        axis.set_title(POLICIES[policy][0], fontsize=9)
+        axis.set_xticks(range(len(detectors)), detectors, rotation=60, fontsize=7)
+        axis.set_yticks(
+            range(len(faults)), [FAULTS.get(f, "none") for f in faults], fontsize=8
+        )
+    figure.suptitle("mAP over that of the clean FP32 run", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
