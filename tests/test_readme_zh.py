@@ -99,16 +99,18 @@ def said(block):
     row = cells(text) if block.kind == "table row" else [""]
     prose = re.sub(r"`[^`]*`|\]\([^)]+\)", " ", text)
     numbers = re.findall(r"[0-9]+(?:[.,][0-9]+)*", re.sub(NAME, " ", prose))
-    return {
-        "cells": Counter({"|": len(row)}),
-        "first cell": Counter(row[:1] if re.fullmatch(r"`[^`]*`", row[0]) else []),
+    found = {
+        "cells": ["|"] * len(row),
+        "first cell": row[:1] if re.fullmatch(r"`[^`]*`", row[0]) else [],
         # Where one within the page leads is another word in each language.
-        "links": Counter(re.findall(r"\]\((#|[^)]+)", text)),
-        "code": Counter(set(re.findall(r"`[^`]*`", text))),
-        "numbers": Counter(numbers),
-        "names": Counter(set(re.findall(NAME, prose))),
-        "parts in bold": Counter({"**": prose.count("**") // 2}),
+        "links": re.findall(r"\]\((#|[^)]+)", text),
+        "code": set(re.findall(r"`[^`]*`", text)),
+        "numbers": numbers,
+        "names": set(re.findall(NAME, prose)),
+        "parts in bold": re.findall(r"\*\*", prose)[::2],
     }
+    # Sorted, because a Counter's repr follows the order in which it was filled.
+    return {what: Counter(sorted(those)) for what, those in found.items()}
 
 
 def pairs(en, zh, keys=(lambda b: (b.kind, repr(b.said)), lambda b: b.kind)):
@@ -162,14 +164,16 @@ def check(en, zh):
         section, name = (en, ENGLISH) if en else (zh, CHINESE)
         pytest.fail(
             f"'{section.kind} {section.title}', line {section.line} of {name}, is "
-            "in that file only, or of another level in the other."
+            "in that file only, or of another level in the other.",
+            pytrace=False,
         )
     if faults := list(differences(en, zh)):
         pytest.fail(
             f"'{zh.title}', line {zh.line} of {CHINESE}, does not say what "
             f"'{en.title}', line {en.line} of {ENGLISH}, says. Translate what has '-' "
             "before it, take away what has '+', bring along what else is named:\n"
-            + "\n".join(faults)
+            + "\n".join(faults),
+            pytrace=False,
         )
 
 
