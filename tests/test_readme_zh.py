@@ -120,7 +120,7 @@ def pairs(en, zh, keys=(lambda b: (b.kind, repr(b.said)), lambda b: b.kind)):
     )
     for step, i, j, k, m in matcher.get_opcodes():
         if step == "equal":
-            yield from zip(en[i:j], zh[k:m], strict=True)
+            yield from zip(en[i:j], zh[k:m])
         elif len(keys) > 1:
             yield from pairs(en[i:j], zh[k:m], keys[1:])
         else:
