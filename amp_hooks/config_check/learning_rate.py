@@ -25,6 +25,7 @@ _HEADS = ("bbox_head", "rpn_head", "roi_head", "mask_head")
 
 WARMUP = 500  # iterations of it in MMDetection's own schedules
 _SHARE = 20  # of a run shorter than 10,000 iterations, a twentieth is enough
+_TRIAL = 100  # a shorter run is there to see whether it runs
 # A norm that small bounds the first steps as well as a warm-up: DETR and its kin.
 _TIGHT_CLIP = 1.0
 
@@ -74,6 +75,8 @@ def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     warmup = min(warmup_iters(s, facts.epoch_length) for s in schedules)
     enough = WARMUP
     if facts.max_iters is not None:
+        if facts.max_iters < _TRIAL:
+            return
         enough = min(WARMUP, math.ceil(facts.max_iters / _SHARE))
     elif warmup:
         return  # a short run may do with it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,20 @@ def in_words(findings: Sequence[Finding]) -> str:
     """A numbered list for the log: what fails comes first."""
     text = []
     for number, f in enumerate(sorted(findings, key=lambda f: not f.fails), 1):
-        text.append(f"{number}. {'FAILS: ' if f.fails else ''}{f.what}")
-        text.append(f"   {f.remedy}")
+        head = f"{number}. "
+        text += _wrapped(f"{'FAILS: ' if f.fails else ''}{f.what}", head)
+        text += _wrapped(f.remedy, " " * len(head))
         text += [f"       {line}" for line in f.lines.splitlines()]
     return "\n".join(text)
+
+
+def _wrapped(text: str, head: str) -> list[str]:
+    # Paths, names and values stay whole, to be copied.
+    return textwrap.wrap(
+        text,
+        88,
+        initial_indent=head,
+        subsequent_indent=" " * len(head),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

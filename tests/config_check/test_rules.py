@@ -112,6 +112,8 @@ def short(end, **more):
         (short(50), run(max_iters=700), None),
         (short(30), run(max_iters=700), "30 iterations; this run should have 35 (a"),
         (short(50), run(), None),  # the length of the run is not known
+        ({}, run(max_iters=99), None),  # a trial
+        ({}, run(max_iters=100), "none; this run should have 5 (a"),
         # Counted in epochs.
         (
             dict(param_scheduler=[dict(type="QuadraticWarmupLR", end=1), STEP]),

@@ -104,7 +104,6 @@ def test_everything_at_once(build):
         "ignored_optimizer_config",
         "no_clip_grad",
         "high_lr",
-        "short_warmup",
         "val_fp16",
         "check_invalid_loss",
     ]

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 import amp_hooks
 from tests import helpers
 
-PREFLIGHT = [dict(type="amp_hooks.AmpPreflightHook")]
+PREFLIGHT = [dict(type="amp_hooks.AmpPreflightHook", config_check=False)]
 HEADS = {
     "faster_rcnn": "roi_head.bbox_head.fc_cls",
     "retinanet": "bbox_head.retina_cls",
@@ -43,6 +43,14 @@ def head_times(factor, name):
 
 
 # --- planted defects ------------------------------------------------------------------
+
+
+def test_what_the_config_check_finds_is_on_the_same_screen(build):
+    hooks = [dict(type="amp_hooks.AmpPreflightHook")]
+    options = dict(log_level="WARNING", fp16=dict(loss_scale=512.0))
+    runner, found = looked_at(build, hooks=hooks, options=options)
+    assert list(found) == ["ignored_fp16"]
+    assert "pre-flight: 1 finding" in helpers.log(runner)
 
 
 @pytest.mark.parametrize("detector", HEADS)
@@ -298,7 +306,14 @@ def test_one_frozen_optimizer_of_two_is_named(build):
 
 
 def acting(on_fail, **more):
-    return [dict(type="amp_hooks.AmpPreflightHook", on_fail=on_fail, **more)]
+    return [
+        dict(
+            type="amp_hooks.AmpPreflightHook",
+            config_check=False,
+            on_fail=on_fail,
+            **more,
+        )
+    ]
 
 
 def overflowing(build, hooks, **options):
