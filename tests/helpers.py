@@ -19,7 +19,7 @@ CONFIGS = {
     "faster_rcnn": "configs/digits/faster-rcnn_r18_fpn_fp16.py",
     "faster_rcnn_hot": "configs/digits/faster-rcnn_r18_fpn_fp16_hot.py",
     "retinanet": "configs/digits/retinanet_r18_fpn_fp16_stability.py",
-    "dino": "configs/digits/dino_r18_bf16_stability.py",
+    "dino": "configs/digits/dino_r18_fp16_stability.py",
 }
 SUITE = [
     dict(type="amp_hooks.LossScaleMonitorHook"),

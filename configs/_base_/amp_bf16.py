@@ -1,6 +1,7 @@
 # Mixed precision in BF16: the range of FP32, so there is no loss scale. Needs a GPU of
-# compute capability 8.0 or more (Ampere); on a CPU mmcv's NMS refuses it, which leaves
-# the detectors that train without NMS, DETR's relatives and dense heads.
+# compute capability 8.0 or more (Ampere), and a detector that trains without mmcv's
+# CUDA RoIAlign, focal loss and deformable attention, which have no BF16 (mmcv#3061,
+# #2878), and on a CPU without its NMS: RTMDet and YOLOX.
 #
 # Inherit it and give an optimizer:
 #   _base_ = ['.../amp_bf16.py']

@@ -1,4 +1,4 @@
-# RTMDet with EMA: FP16, epoch-based.
+# RTMDet with EMA: BF16, epoch-based.
 _base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
 
 data_root = 'data/coco/'  # the one path to change
@@ -8,10 +8,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
+# BF16 has the range of FP32, so it needs no loss scale; and a GPU of compute capability
+# 8.0 or more.
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    dtype='float16',
-    loss_scale='dynamic',
+    dtype='bfloat16',
+    loss_scale=dict(enabled=False),
     clip_grad=dict(max_norm=35, norm_type=2))
 # The learning rate is for 256 images an iteration; with fewer it is scaled down. The
 # base config says 16, by which 8 x 32 images would have 16 times the learning rate.

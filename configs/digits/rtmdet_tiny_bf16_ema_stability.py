@@ -1,9 +1,9 @@
 # RTMDet with what belongs to its family: cached mosaic and MixUp, switched off for the
-# last epochs, AdamW, and EMA of buffers too. FP16, epoch-based.
+# last epochs, AdamW, and EMA of buffers too. BF16, epoch-based.
 _base_ = [
     '../_base_/digits.py',
     '../_base_/runtime.py',
-    '../_base_/amp.py',
+    '../_base_/amp_bf16.py',
 ]
 
 norm_cfg = dict(type='BN')

@@ -1,9 +1,9 @@
 # A small DINO, a DETR that learns fast: encoder and decoder, Hungarian assignment,
-# denoising queries, gradients clipped to a norm of 0.1. BF16, iteration-based.
+# denoising queries, gradients clipped to a norm of 0.1. FP16, iteration-based.
 _base_ = [
     '../_base_/digits.py',
     '../_base_/runtime.py',
-    '../_base_/amp_bf16.py',
+    '../_base_/amp.py',
     '../_base_/stability.py',
 ]
 
