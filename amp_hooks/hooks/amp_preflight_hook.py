@@ -23,6 +23,7 @@ from ..precision import DTYPES, LowerPrecision, bfloat16_runs_on
 from ..preflight import batch_findings
 from ..preflight_validation import asks_for_fp16, fp16_off, validation_findings
 from ..registry import HOOKS
+from ..replay import in_a_line
 from ..runtime import Runtime, any_rank, refuse_sharded, warn
 from ..step_tap import active_scaler, iter_wrappers
 from .base import AmpHook
@@ -186,7 +187,7 @@ class AmpPreflightHook(AmpHook):
             try:
                 found.extend(findings())
             except Exception as e:  # no memory, for one
-                notes.append(f"{what} could not be looked at: {type(e).__name__}: {e}")
+                notes.append(f"{what} could not be looked at: {in_a_line(e)}")
 
         def first_batch() -> list[Finding]:
             nonlocal first
@@ -199,8 +200,8 @@ class AmpPreflightHook(AmpHook):
             look("FP16 validation", lambda: validation_findings(runner, layers))
         if self.config_check:
             look("the config", lambda: check_config(runner))
-        if first is not None and first.note:
-            notes.append(first.note)
+        if first is not None:
+            notes += first.notes
         return first, found, notes
 
     def _of_all_ranks(self, found: list[Finding]) -> list[Finding]:
