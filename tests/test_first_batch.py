@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from amp_hooks.core.alone import IMPOSSIBLE
 from amp_hooks.first_batch import Layers, count_images, first_images, largest
+from amp_hooks.preflight import _needs_others
 from amp_hooks.replay import dense, in_a_line
 
 IMAGE = torch.zeros(3, 8, 8)
@@ -80,3 +82,12 @@ def test_the_largest_of_a_sparse_or_empty_gradient():
 def test_an_error_in_a_line():
     assert in_a_line(RuntimeError("one\ntwo")) == "RuntimeError: one"
     assert in_a_line(ValueError()) == "ValueError: "
+
+
+def test_an_error_of_being_alone(monkeypatch):
+    one_value = "ValueError: Expected more than 1 value per channel when training"
+    assert not _needs_others(one_value, "")
+    assert _needs_others("", f"RuntimeError: {IMPOSSIBLE} (alone.py:55)")
+    monkeypatch.setattr("mmengine.dist.get_world_size", lambda: 2)
+    assert _needs_others(one_value, "")
+    assert not _needs_others("KeyError: 'x'", "")
