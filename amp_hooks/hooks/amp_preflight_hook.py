@@ -81,7 +81,9 @@ class AmpPreflightHook(AmpHook):
     ``on_fail`` changes its precision: the batch, random numbers, buffers, attributes
     and gradients are left alone. It costs about two iterations, once; if FP32 does not
     fit in memory, it is run with fewer images. With several processes each looks at its
-    own batch, alone; all of them act on what one of them finds.
+    own batch, alone; all of them act on what one of them finds. What raises because it
+    needs the others, a part of the batch only or a ``train_step`` of the model's own is
+    a note, and no finding.
 
     Args:
         on_fail (str): What to do about a finding that fails. 'warn' goes on; 'raise'

@@ -462,6 +462,35 @@ def test_fp32_that_does_not_fit_is_run_with_fewer_images(build):
 
 
 @MODELS.register_module()
+class PairRetinaNet(HungryRetinaNet):
+    """Takes no single image."""
+
+    def loss(self, inputs, samples):
+        losses = super().loss(inputs, samples)
+        if len(inputs) < 2:
+            raise ValueError("one image\nis too few")
+        return losses
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_what_a_part_of_the_batch_raises_is_no_finding(build, precision):
+    options = {"model.type": "PairRetinaNet", "log_level": "WARNING"}
+    runner = build(
+        "retinanet", iters=1, hooks=PREFLIGHT, options=options, precision=precision
+    )
+    if precision == "float32":
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            runner.train()
+    else:
+        runner.train()
+    assert not findings(runner)
+    assert "FP32 has memory for 1 of the batch's 2 images" in helpers.log(runner)
+    assert "raises ValueError: one image (" in helpers.log(runner) or (
+        "could not be run: ValueError: one image (" in helpers.log(runner)
+    )
+
+
+@MODELS.register_module()
 class OwnStepRetinaNet(RetinaNet):
     """Its data preprocessor is called by a train_step of its own."""
 
