@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from numbers import Integral
 from typing import Any
 
 import mmengine
@@ -39,12 +40,27 @@ def describe_optimizer(name: str, wrapper: OptimWrapper) -> str:
     )
 
 
+def batch_size(loader: Any) -> int | None:
+    """Samples of a batch, where they are known.
+
+    A loader that was given a batch sampler has none of its own:
+    AspectRatioBatchSampler's, say.
+    """
+    for holder in (loader, getattr(loader, "batch_sampler", None)):
+        size = getattr(holder, "batch_size", None)
+        if isinstance(size, Integral):
+            return int(size)
+    return None
+
+
 def describe_run(runner: Runner) -> dict[str, Any]:
     """What the ledger's first line tells; plain data."""
+    from .hooks.base import AmpHook  # which imports us
+
     hooks = {
         hook.key(runner): _plain(hook.arguments)
         for hook in runner.hooks
-        if hasattr(hook, "arguments")
+        if isinstance(hook, AmpHook)
     }
     loader = getattr(runner.train_loop, "dataloader", None)
     device = next(iter(runner.model.parameters())).device
@@ -59,7 +75,7 @@ def describe_run(runner: Runner) -> dict[str, Any]:
             describe_optimizer(name, wrapper)
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
         ],
-        batch_size=getattr(loader, "batch_size", None),
+        batch_size=batch_size(loader),
         world_size=dist.get_world_size(),
         device=name,
         versions=dict(

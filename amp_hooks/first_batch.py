@@ -16,7 +16,7 @@ from .core.classifiers import ClassifierFinder
 from .core.logits import infinity_is_overflow, logit_stats
 from .core.preserved import preserved
 from .precision import LowerPrecision
-from .replay import Call, Replay, run_call
+from .replay import Call, Replay, dense, in_a_line, run_call
 from .rng import capture_rng, undisturbed_rng
 from .runtime import Runtime, bare_model
 from .step_tap import active_scaler, iter_wrappers
@@ -62,11 +62,13 @@ class FirstBatch:
         wrappers: Each optimizer wrapper by its name.
         wrapper: The one whose precision is used.
         fp32: One that computes in FP32.
-        call: What the model is called with.
+        call: What the model is called with, before any forward pass; each of them gets
+            one of its own, for the model may work in it in place.
+        cut: FP32 has no memory for the whole batch.
         dtype: What training computes in.
         logits: Largest |logit| of each classifier layer in FP32, infinite if one is
             not finite.
-        note: What was left out.
+        notes: What was left out.
     """
 
     def __init__(self, runner: Runner, data_batch: Any) -> None:
@@ -81,9 +83,10 @@ class FirstBatch:
         self.mixed = bool(mixed)
         self.dtype = "float32"
         self.logits: dict[str, float] = {}
-        self.note = ""
+        self.cut = False
+        self.notes: list[str] = []
         self._runtime = Runtime.of(runner)
-        self._batch = data_batch
+        self._batch = self._of_fp32 = data_batch
         self.call = self._prepare(data_batch)
 
     def in_fp32(self) -> Pass:
@@ -99,10 +102,16 @@ class FirstBatch:
                         raise
                 images //= 2
                 torch.cuda.empty_cache()
-                self.call = self._prepare(first_images(self._batch, images, most))
-                self.note = f"FP32 has memory for {images} of the batch's {most} images"
+                self._of_fp32 = first_images(self._batch, images, most)
+                self.cut = True
         finally:
             self.logits = layers.close()
+            if self.cut:
+                self.notes.append(
+                    f"FP32 has memory for {images} of the batch's {most} images"
+                )
+            if layers.failed:
+                self.notes.append(f"not all logits were looked at: {layers.failed}")
 
     def as_configured(self) -> Pass:
         """Run it as training is going to, with its loss scale."""
@@ -116,7 +125,8 @@ class FirstBatch:
         """Whether it can be trained on in another precision."""
         wrapper = copy.copy(self.wrapper)
         LowerPrecision(wrapper, 1.0).leave(dtype)
-        return self.run(wrapper, 1.0).seen.finite
+        result = self.run(wrapper, 1.0)
+        return result.runs and result.finite
 
     def run(self, wrapper: OptimWrapper, scale: float, frames: int = 0) -> Pass:
         """Run it in the precision of an optimizer wrapper.
@@ -132,12 +142,14 @@ class FirstBatch:
         peaks: dict[str, float] = {}
 
         def on_grads(grads: dict[str, Tensor]) -> None:
-            norms = [torch.linalg.vector_norm(g, torch.inf) for g in grads.values()]
-            values = torch.stack([n.float() for n in norms]).tolist() if norms else []
+            found = [largest(dense(g)) for g in grads.values()]
+            values = torch.stack(found).tolist() if found else []
             peaks.update(zip(grads, values))
 
+        call = self._prepare(self._of_fp32 if wrapper is self.fp32 else self._batch)
+
         with self._runtime.quiet(), alone():
-            seen = run_call(self.model, wrapper, self.call, scale, frames, on_grads)
+            seen = run_call(self.model, wrapper, call, scale, frames, on_grads)
         if _OUT_OF_MEMORY in seen.skipped:
             raise torch.cuda.OutOfMemoryError(seen.skipped)
         return Pass(seen, peaks)
@@ -157,15 +169,28 @@ class Layers:
 
     Args:
         model: Is looked at in its forward passes until ``close``.
+
+    Attributes:
+        failed: Why an output could not be measured; empty while all could.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.failed = ""
         self._finder = ClassifierFinder(model, self._note)
         self._modules = dict(model.named_modules())
         self._noted: dict[str, list[Tensor]] = {}
 
     def _note(self, name: str, output: Tensor) -> None:
-        self._noted.setdefault(name, []).append(peak(self._modules[name], output))
+        if not output.is_floating_point():
+            return
+        try:
+            measured = peak(self._modules[name], output)
+        except torch.cuda.OutOfMemoryError:
+            raise  # then it is run with fewer images
+        except Exception as e:  # ours, not the model's
+            self.failed = self.failed or f"{name}: {in_a_line(e)}"
+            return
+        self._noted.setdefault(name, []).append(measured)
 
     def close(self) -> dict[str, float]:
         """Stop looking; the largest |logit| of each classifier layer."""
@@ -180,6 +205,13 @@ def peak(module: nn.Module, output: Tensor) -> Tensor:
     return torch.where(bad > 0, torch.inf, stats.absmax)
 
 
+def largest(values: Tensor) -> Tensor:
+    """Largest magnitude in FP32, 0 of nothing; on the device."""
+    if not values.numel():
+        return values.new_zeros((), dtype=torch.float32)
+    return torch.linalg.vector_norm(values, torch.inf).float()
+
+
 def worst(peaks: list[Tensor]) -> float:
     """The largest of some, 0.0 of none."""
     return float(torch.stack(peaks).max()) if peaks else 0.0
@@ -188,14 +220,44 @@ def worst(peaks: list[Tensor]) -> float:
 def count_images(batch: Any) -> int:
     """How many images a batch has: the length of its first list or tensor."""
     if isinstance(batch, dict):
-        return next((n for v in batch.values() if (n := count_images(v))), 0)
-    return len(batch) if isinstance(batch, (list, tuple, Tensor)) else 0
+        return next((n for v in batch.values() if (n := _length(v))), 0)
+    return _length(batch[0] if _by_kind(batch) else batch)
 
 
 def first_images(batch: Any, images: int, of: int) -> Any:
     """The batch with its first images only; what is not one for each stays."""
+    if _by_kind(batch):
+        parts = [_first(part, images, of) for part in batch]
+        return tuple(parts) if isinstance(batch, tuple) else parts
+    return _first(batch, images, of)
+
+
+def _first(batch: Any, images: int, of: int) -> Any:
     if isinstance(batch, dict):
-        return {key: first_images(v, images, of) for key, v in batch.items()}
-    if isinstance(batch, (list, tuple, Tensor)) and len(batch) == of:
-        return batch[:images]
-    return batch
+        return {key: _first(v, images, of) for key, v in batch.items()}
+    return batch[:images] if _is_sequence(batch) and len(batch) == of else batch
+
+
+def _by_kind(batch: Any) -> bool:
+    """Whether it is ``[images, labels]``: one element for each kind of input.
+
+    So it is if all have the same length, unless they are images of three channels each.
+    """
+    return (
+        isinstance(batch, (list, tuple))
+        and all(map(_is_sequence, batch))
+        and len({len(part) for part in batch}) == 1
+        and not all(isinstance(part, Tensor) and part.ndim == 3 for part in batch)
+    )
+
+
+def _length(batch: Any) -> int:
+    if isinstance(batch, dict):
+        return count_images(batch)
+    return len(batch) if _is_sequence(batch) else 0
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (
+        isinstance(value, Tensor) and value.ndim > 0
+    )

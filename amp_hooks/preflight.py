@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
+import mmengine.dist as dist
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .core import preflight, preflight_setup
+from .core.alone import IMPOSSIBLE
 from .core.finding import Finding
 from .core.missing_grads import why_no_gradient
 from .fault_report import finding
@@ -20,26 +23,38 @@ from .step_tap import active_scaler, trained_parameters
 
 # Backbones that are made to take pixels of 0 to 255: YOLOX's.
 _RAW_PIXELS = {"CSPDarknet", "YOLOXCSPDarknet"}
+# Of a BatchNorm that has one value; SyncBatchNorm has those of other processes.
+_ONE_VALUE = "Expected more than 1 value per channel"
 
 
 def batch_findings(runner: Runner, first: FirstBatch) -> list[Finding]:
     """Run the batch in FP32 and as configured, and judge both."""
+    found = _of_images(first)
     fp32 = first.in_fp32()
     real = first.as_configured() if first.mixed else fp32
     dtype = first.dtype
-    found = _of_images(first) + _of_parameters(first) + _of_card(first)
-    if not real.runs:
-        return [*found, preflight.raises(real.seen.error, dtype, fp32.seen.error)]
-    if fp32.runs:
+    found += _of_parameters(first) + _of_card(first)
+    of_part = first.cut and real is fp32
+    if error := real.seen.error:
+        if of_part or _own_step(first) or _needs_others(error, fp32.seen.error):
+            first.notes.append(f"the forward pass could not be run: {error}")
+            return found
+        return [*found, preflight.raises(error, dtype, fp32.seen.error)]
+    if not fp32.runs:
+        why = f"nothing to compare with, for FP32 raises {fp32.seen.error}"
+        first.notes.append(why)
+    elif not first.cut:
         found += preflight.large_logits(first.logits, dtype)
         found += preflight.losses_differ(fp32.seen.losses, real.seen.losses, dtype)
-    else:
-        first.note = f"nothing to compare with, for FP32 raises {fp32.seen.error}"
-    found += _of_gradients(runner, first, fp32 if fp32.runs else real)
+    whole = fp32.runs and not first.cut
+    learned = _of_gradients(runner, first, fp32 if whole else real)
+    if _own_step(first):  # which may do more than this
+        learned = [replace(f, fails=False) for f in learned]
+    found += learned
     sound = fp32.runs and fp32.finite
     if real.seen.fault:
         found.append(_nonfinite(first, first.wrapper, real, not sound))
-    elif not fp32.finite:
+    elif not fp32.finite and (whole or real is fp32):
         found.append(_nonfinite(first, first.fp32, fp32, True))
     elif real.seen.nonfinite_grads:
         again = first.run(first.wrapper, 1.0).seen.nonfinite_grads
@@ -48,6 +63,20 @@ def batch_findings(runner: Runner, first: FirstBatch) -> list[Finding]:
     if dtype == "float16" and sound:
         found += _of_scale(runner, first, fp32.peaks, bool(real.seen.nonfinite_grads))
     return found
+
+
+def _own_step(first: FirstBatch) -> bool:
+    """Whether training does not just call the model for its losses."""
+    own = getattr(type(first.model), "train_step", None)
+    return own is not BaseModel.train_step
+
+
+def _needs_others(*errors: str) -> bool:
+    """Whether an error comes of being one process of several that computes alone."""
+    several = dist.get_world_size() > 1
+    return any(
+        IMPOSSIBLE in error or (several and _ONE_VALUE in error) for error in errors
+    )
 
 
 def _nonfinite(
@@ -99,10 +128,10 @@ def _of_gradients(runner: Runner, first: FirstBatch, seen: Pass) -> list[Finding
     detached = "does not require grad" in skipped
     learns = any(p.requires_grad for p in first.model.parameters())
     if skipped and learns and not detached:
-        first.note = f"the backward pass could not be run: {skipped}"
+        first.notes.append(f"the backward pass could not be run: {skipped}")
         return []
     if not seen.seen.losses:
-        first.note = "the model gave no losses"
+        first.notes.append("the model gave no losses")
         return []
     found, missing, total = [], [], 0
     names = _names(first.model)
@@ -116,12 +145,15 @@ def _of_gradients(runner: Runner, first: FirstBatch, seen: Pass) -> list[Finding
             continue
         total += len(wanted)
         missing += lacking
-    ddp = runner.model
-    tolerated = getattr(ddp, "find_unused_parameters", False) or getattr(
-        ddp, "static_graph", False
+    # MMSeparateDistributedDataParallel has a DDP around each part.
+    tolerated = any(
+        getattr(module, "find_unused_parameters", False)
+        or getattr(module, "static_graph", False)
+        for module in runner.model.modules()
     )
-    refused = is_model_wrapper(ddp) and not tolerated
-    found += preflight.unused(missing, total, refused)
+    refused = is_model_wrapper(runner.model) and not tolerated
+    by_wrapper = bool(runner.cfg.get("model_wrapper_cfg"))
+    found += preflight.unused(missing, total, refused, by_wrapper)
     if seen.peaks and not any(seen.peaks.values()):
         found.append(preflight.zero_gradients())
     return found
@@ -142,6 +174,7 @@ def _of_scale(
             float(scaler.get_scale()),
             fixed=tap.scale_is_fixed(optimizer),
             overflowed=overflowed and wrapper is first.wrapper,
+            optimizer=optimizer,
         )
     return found
 

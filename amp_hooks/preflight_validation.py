@@ -20,6 +20,7 @@ from .core.finite import nonfinite_names
 from .core.half_rehearsal import half_rehearsal
 from .core.preflight_setup import Predictions, validation
 from .core.preserved import preserved
+from .describe import batch_size
 from .first_batch import peak, worst
 from .replay import eager
 from .rng import undisturbed_rng
@@ -38,8 +39,9 @@ def fp16_off(runner: Runner) -> None:
     """Let validation and test run in FP32."""
     for loop in (runner._val_loop, runner._test_loop):
         if isinstance(loop, dict):  # the config that it is going to be built from
-            loop["fp16"] = False
-        elif loop is not None:
+            if "fp16" in loop:
+                loop["fp16"] = False
+        elif hasattr(loop, "fp16"):
             vars(loop).update(fp16=False)
 
 
@@ -71,10 +73,8 @@ def first_batch(loader: DataLoader) -> Any:
     In a worker of its own if the loader has workers: what a dataset opens there (LMDB,
     HDF5) must not be open in this process when others are forked from it.
     """
-    sampler: Any = loader.batch_sampler
     dataset: Any = loader.dataset
-    size: Any = loader.batch_size or getattr(sampler, "batch_size", 1)
-    indices = list(range(min(size, len(dataset))))
+    indices = list(range(min(batch_size(loader) or 1, len(dataset))))
     few = DataLoader(
         dataset,
         batch_sampler=[indices],

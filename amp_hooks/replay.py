@@ -167,7 +167,7 @@ def _run(
         except torch.cuda.OutOfMemoryError:
             raise  # of the second run, not of the iteration
         except Exception as e:  # as the iteration may have done
-            result.error = f"{type(e).__name__}: {e} ({raised_at(e)})"
+            result.error = f"{in_a_line(e)} ({raised_at(e)})"
     operation = None
     if trace is not None:
         result.frames = list(trace.frames)
@@ -204,19 +204,30 @@ def _gradients(
         # Not backward(), of which DDP would hear.
         grads = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     except Exception as e:  # no memory, for one
-        result.skipped = f"{type(e).__name__}: {e}"
+        result.skipped = in_a_line(e)
         return
     if on_grads is not None:
         given = {n: g for (n, _), g in zip(named, grads) if g is not None}
         on_grads(given)
     # By their norms, as the optimizer step is judged: a norm may overflow by itself.
     norms = {
-        name: torch.linalg.vector_norm(grad.float())
+        name: torch.linalg.vector_norm(dense(grad).float())
         for (name, _), grad in zip(named, grads)
         if grad is not None
     }
     result.grads = len(norms)
     result.nonfinite_grads = nonfinite_names(norms, limit=len(norms))
+
+
+def dense(grad: Tensor) -> Tensor:
+    """The values that a gradient holds; a sparse one has no norm."""
+    return grad.coalesce().values() if grad.is_sparse else grad
+
+
+def in_a_line(error: Exception) -> str:
+    """Type and message of an exception, of several lines the first."""
+    message = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {message}"
 
 
 @contextmanager

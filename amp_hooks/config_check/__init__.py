@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -49,26 +50,34 @@ def check_config(runner: Runner) -> list[Finding]:
     Args:
         runner: Complete, as in ``before_train``.
     """
-    found: list[Finding] = []
     try:
         cfg, facts = runner.cfg.to_dict(), facts_of_runner(runner)
     except Exception as e:
         warn(f"the config could not be checked: {e!r}")
-        return found
-    for rule in RULES:
-        try:
-            found += rule(cfg, facts)
-        except Exception as e:
-            warn(f"the config could not be checked for {rule.__name__}: {e!r}")
-    return found
+        return []
+    return _apply(cfg, facts, warn)
 
 
 def check(config: Config, facts: Facts) -> list[Finding]:
     """Findings on a config, with what else is known of the run.
+
+    A rule that fails is left out, with a word on ``stderr``.
 
     Args:
         config: As for ``Runner.from_cfg``.
         facts: Of a runner, or estimated from the config.
     """
     cfg = config.to_dict()  # without the objects of a pure Python config
-    return [finding for rule in RULES for finding in rule(cfg, facts)]
+    return _apply(cfg, facts, lambda words: print(words, file=sys.stderr))
+
+
+def _apply(
+    cfg: Mapping[str, Any], facts: Facts, tell: Callable[[str], None]
+) -> list[Finding]:
+    found: list[Finding] = []
+    for rule in RULES:
+        try:
+            found += rule(cfg, facts)
+        except Exception as e:
+            tell(f"the config could not be checked for {rule.__name__}: {e!r}")
+    return found

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 MIXED = ("float16", "bfloat16")
+
+
+def number(value: Any) -> float | None:
+    """A number, NumPy's as well; None of anything else."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    return None
+
+
+def whole_number(value: Any) -> int | None:
+    """The same of a whole number."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return None
 
 
 @dataclass(frozen=True)

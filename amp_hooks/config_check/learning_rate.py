@@ -14,7 +14,7 @@ from ..core.finding import Finding
 from ..core.source import source
 from ..core.warmup import all_known, warmup_iters
 from ..report.read_config import dig, items_of
-from .facts import Facts, WrapperFacts
+from .facts import Facts, WrapperFacts, number, whole_number
 
 # MMDetection's own configs keep within twice the linear-scaling rule.
 _TOLERANCE = 2.0
@@ -119,12 +119,13 @@ def _reference(
     that this one inherits: a user who has scaled ``lr`` by hand leaves it as it is.
     """
     base = dig(cfg, "auto_scale_lr", "base_batch_size")
-    if isinstance(base, int) and base > images * _TOLERANCE:
+    base = whole_number(base)
+    if base and base > images * _TOLERANCE:
         known = list(_inherited(facts.path, wrapper.optimizer, base))
         if known:
             return _Reference(max(known), base, auto=True)
     heads = {key for part in _models(cfg) for key in part}
-    momentum = dig(cfg, "optim_wrapper", "optimizer", "momentum") or 0
+    momentum = number(dig(cfg, "optim_wrapper", "optimizer", "momentum")) or 0
     if wrapper.optimizer == "SGD" and momentum >= 0.9 and heads.intersection(_HEADS):
         return _Reference(_SGD_LR, _SGD_IMAGES, auto=False)
     return None

@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS, Registry
 from mmengine.runner.priority import get_priority
 
 from ..report.read_config import dig, items_of
-from .facts import MIXED, Facts, HookFacts, WrapperFacts
+from .facts import MIXED, Facts, HookFacts, WrapperFacts, number, whole_number
 
 # Of Runner.register_default_hooks, in its order.
 _DEFAULT_HOOKS = {
@@ -39,11 +39,12 @@ def facts_of_config(
         saved_ema: That checkpoint was written with an EMAHook; None if not known.
     """
     cfg = config.to_dict()
-    batch_size = dig(cfg, "train_dataloader", "batch_size")
+    loader = cfg.get("train_dataloader")
+    size = dig(loader, "batch_size") or dig(loader, "batch_sampler", "batch_size")
     return Facts(
         world_size=world_size,
-        batch_size=batch_size if isinstance(batch_size, int) else None,
-        max_iters=dig(cfg, "train_cfg", "max_iters"),
+        batch_size=whole_number(size),
+        max_iters=whole_number(dig(cfg, "train_cfg", "max_iters")),
         resume=resume,
         saved_ema=saved_ema,
         wrappers=tuple(_wrappers(cfg.get("optim_wrapper"))),
@@ -70,18 +71,17 @@ def _wrapper(name: str, part: Mapping[str, Any]) -> WrapperFacts:
     mixed = issubclass(cls, AmpOptimWrapper) if cls else kind == "AmpOptimWrapper"
     dtype = str(part.get("dtype") or "float16").rsplit(".", 1)[-1] if mixed else ""
     scale = part.get("loss_scale", "dynamic")
-    clip = part.get("clip_grad") or {}
-    lr = dig(part, "optimizer", "lr")
+    clip = part.get("clip_grad")
     return WrapperFacts(
         name=name,
         kind=kind,
         dtype=dtype if dtype in MIXED else "",
-        static_scale=scale if mixed and isinstance(scale, (int, float)) else None,
+        static_scale=number(scale) if mixed else None,
         clips=bool(clip),
-        max_norm=clip.get("max_norm"),
-        accumulate=part.get("accumulative_counts", 1),
+        max_norm=number(dig(clip, "max_norm")),
+        accumulate=whole_number(part.get("accumulative_counts")) or 1,
         optimizer=str(dig(part, "optimizer", "type")).rsplit(".", 1)[-1],
-        lr=lr if isinstance(lr, (int, float)) else None,
+        lr=number(dig(part, "optimizer", "lr")),
     )
 
 
@@ -99,7 +99,9 @@ def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
     arguments = dict(hook)
     kind = arguments.pop("type")
     cls = _class_of(HOOKS, kind)
-    priority = arguments.pop("priority", getattr(cls, "priority", "NORMAL"))
+    priority = arguments.pop("priority", None)
+    if priority is None:  # as Runner.register_hook takes it
+        priority = getattr(cls, "priority", "NORMAL")
     mro = cls.__mro__ if cls else ()
     names = {str(kind).rsplit(".", 1)[-1], *(c.__name__ for c in mro)}
     yield HookFacts(frozenset(names), get_priority(priority), arguments)

@@ -9,17 +9,21 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.priority import get_priority
 
 from ..core.checkpoint_file import read_header
+from ..describe import batch_size
+from ..report.read_config import dig
 from ..step_tap import active_scaler, iter_wrappers
-from .facts import MIXED, Facts, HookFacts, WrapperFacts
+from .facts import MIXED, Facts, HookFacts, WrapperFacts, number
 
 
 def facts_of_runner(runner: Runner) -> Facts:
     """What a runner knows of itself in ``before_train``."""
+    from ..hooks.base import AmpHook  # whose package imports us
+
     loader = runner.train_dataloader
     resumed = bool(runner._resume and runner._has_loaded)
     return Facts(
         world_size=runner.world_size,
-        batch_size=getattr(loader, "batch_size", None),
+        batch_size=batch_size(loader),
         epoch_length=_length(loader),
         max_iters=runner.max_iters,
         iteration=runner.iter,
@@ -33,7 +37,7 @@ def facts_of_runner(runner: Runner) -> Facts:
             HookFacts(
                 frozenset(cls.__name__ for cls in type(hook).__mro__),
                 get_priority(hook.priority),
-                getattr(hook, "arguments", {}),
+                hook.arguments if isinstance(hook, AmpHook) else {},
             )
             for hook in runner.hooks
         ),
@@ -47,17 +51,17 @@ def _wrapper(name: str, wrapper: OptimWrapper) -> WrapperFacts:
     # Without a cast_dtype it is autocast's own, on a GPU.
     dtype = str(getattr(wrapper, "cast_dtype", None) or "float16")
     dtype = dtype.rsplit(".", 1)[-1]
-    clip = wrapper.clip_grad_kwargs or {}
+    clip = wrapper.clip_grad_kwargs
     return WrapperFacts(
         name=name,
         kind=type(wrapper).__name__,
         dtype=dtype if half and dtype in MIXED else "",
         static_scale=getattr(wrapper, "_scale_update_param", None),
         clips=bool(clip),
-        max_norm=clip.get("max_norm"),
+        max_norm=number(dig(clip, "max_norm")),
         accumulate=wrapper._accumulative_counts,
         optimizer=type(wrapper.optimizer).__name__,
-        lr=wrapper.optimizer.defaults.get("lr"),
+        lr=number(wrapper.optimizer.defaults.get("lr")),
     )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from ..core.finding import Finding
 from ..core.source import short_source, source
 from ..report.read_config import dig
-from .facts import Facts
+from .facts import Facts, whole_number
 
+# Schedules of 2.x that take the whole run, and their names in 3.x.
+_TO_THE_END = {"cosineannealing": "CosineAnnealingLR", "poly": "PolyLR"}
 # The 3.x lines in the place of a 2.x value; None if nothing is lost without them.
 Rewrite = Callable[[Mapping[str, Any], Any], "str | None"]
 
@@ -68,11 +70,36 @@ def _optimizer_config(cfg: Mapping[str, Any], value: Any) -> str | None:
 def _optimizer(cfg: Mapping[str, Any], value: Any) -> str | None:
     optimizer = dict(value)
     groups = {k: optimizer.pop(k) for k in ("paramwise_cfg",) if k in optimizer}
-    return _unless_there(cfg, "optim_wrapper", dict(optimizer=optimizer, **groups))
+    if _holds(dig(cfg, "optim_wrapper"), dict(optimizer=optimizer, **groups)):
+        return None
+    # Arguments of the inherited one would stay, and another class refuses them.
+    optimizer = _in_place_of(dig(cfg, "optim_wrapper", "optimizer"), optimizer)
+    return f"optim_wrapper = {source(dict(optimizer=optimizer, **groups))}"
+
+
+def _in_place_of(present: Any, new: dict[str, Any]) -> dict[str, Any]:
+    kind = str(dig(present, "type")).rsplit(".", 1)[-1]
+    if "type" not in new or not present or kind == new["type"]:
+        return new
+    return dict(_delete_=True, **new)
+
+
+def _length(cfg: Mapping[str, Any], by_epoch: bool) -> int | None:
+    """Epochs of the run, or its iterations, if the config tells."""
+    key = "max_epochs" if by_epoch else "max_iters"
+    given = [dig(cfg, "runner", key), dig(cfg, "train_cfg", key)]
+    if by_epoch:
+        given.insert(1, cfg.get("total_epochs"))
+    return next((n for n in map(whole_number, given) if n), None)
 
 
 def _lr_config(cfg: Mapping[str, Any], value: Any) -> str | None:
-    schedulers = [*_old_warmup(value), *_old_policy(value)]
+    length = _length(cfg, bool(value.get("by_epoch", True)))
+    policy = str(value.get("policy", "")).lower()
+    if policy in _TO_THE_END and length is None:
+        # Without an end it would never get down, and the config does not tell it.
+        return f"# in param_scheduler: {_TO_THE_END[policy]}, its end that of the run"
+    schedulers = [*_old_warmup(value), *_old_policy(value, length)]
     if not schedulers:
         return None if value.get("policy") == "fixed" else ""
     inner = "".join(f"    {source(scheduler)},\n" for scheduler in schedulers)
@@ -91,10 +118,13 @@ def _old_warmup(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(type="LinearLR", start_factor=ratio, **span)
 
 
-def _old_policy(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _old_policy(
+    value: Mapping[str, Any], length: int | None
+) -> Iterator[dict[str, Any]]:
     policy = str(value.get("policy", "")).lower()
     by_epoch = bool(value.get("by_epoch", True))
     gamma = value.get("gamma", 0.1)
+    span = dict(by_epoch=by_epoch, begin=0, end=length)
     if policy == "step" and isinstance(value.get("step"), (list, tuple)):
         steps = list(value["step"])
         yield dict(type="MultiStepLR", by_epoch=by_epoch, milestones=steps, gamma=gamma)
@@ -105,35 +135,48 @@ def _old_policy(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         low = {"eta_min": value.get("min_lr", 0)}
         if "min_lr_ratio" in value:
             low = {"eta_min_ratio": value["min_lr_ratio"]}
-        yield dict(type="CosineAnnealingLR", by_epoch=by_epoch, **low)
+        yield dict(type="CosineAnnealingLR", **span, **low)
     elif policy == "poly":
         power, low_lr = value.get("power", 1.0), value.get("min_lr", 0.0)
-        yield dict(type="PolyLR", by_epoch=by_epoch, power=power, eta_min=low_lr)
+        yield dict(type="PolyLR", **span, power=power, eta_min=low_lr)
 
 
 def _runner(cfg: Mapping[str, Any], value: Any) -> str | None:
     for key, kind in (("max_epochs", "Epoch"), ("max_iters", "Iter")):
         if (length := dig(value, key)) is not None:
             loop = dict(type=f"{kind}BasedTrainLoop", **{key: length})
-            return _unless_there(cfg, "train_cfg", loop)
+            return _train_cfg(cfg, loop)
     return ""
 
 
 def _total_epochs(cfg: Mapping[str, Any], value: Any) -> str | None:
     loop = dict(type="EpochBasedTrainLoop", max_epochs=value)
-    return _unless_there(cfg, "train_cfg", loop)
+    return _train_cfg(cfg, loop)
+
+
+def _train_cfg(cfg: Mapping[str, Any], loop: dict[str, Any]) -> str | None:
+    present = cfg.get("train_cfg")
+    if _holds(present, loop):
+        return None
+    return f"train_cfg = {source(_in_place_of(present, loop))}"
 
 
 def _evaluation(cfg: Mapping[str, Any], value: Any) -> str | None:
     lines = []
     if (interval := dig(value, "interval")) is not None:
         lines.append(_unless_there(cfg, "train_cfg", dict(val_interval=interval)))
-    if (metric := dig(value, "metric")) is not None:
+    metric, present = dig(value, "metric"), cfg.get("val_evaluator")
+    nothing: str | None = None
+    if metric is not None and isinstance(present, (list, tuple)):
+        # Which of several it belongs to is not known.
+        if not any(_holds(each, dict(metric=metric)) for each in present):
+            nothing = ""
+    elif metric is not None:
         lines.append(_unless_there(cfg, "val_evaluator", dict(metric=metric)))
     if best := dig(value, "save_best"):
         hook = dict(checkpoint=dict(save_best=best))
         lines.append(_unless_there(cfg, "default_hooks", hook))
-    return "\n".join(line for line in lines if line) or None
+    return "\n".join(line for line in lines if line) or nothing
 
 
 def _checkpoint_config(cfg: Mapping[str, Any], value: Any) -> str | None:

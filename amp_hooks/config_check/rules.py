@@ -30,7 +30,7 @@ def static_loss_scale(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]
 
 def no_clip_grad(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """Mixed precision without gradient clipping."""
-    if any(hook.arguments.get("adaptive_clip") for hook in facts.hooks):
+    if any(dig(hook.arguments, "adaptive_clip") for hook in facts.hooks):
         return
     for wrapper in facts.wrappers:
         if wrapper.dtype and not wrapper.clips:

@@ -19,6 +19,9 @@ _IMPOSSIBLE = (
     "reduce_scatter send recv isend irecv batch_isend_irecv new_group"
 ).split()
 
+# What anything else raises.
+IMPOSSIBLE = "a collective that one process cannot do alone"
+
 
 class _Done:
     """The handle of an asynchronous collective that has ended."""
@@ -41,7 +44,7 @@ def alone() -> Iterator[None]:
     """
 
     def impossible(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("a collective that one process cannot do alone")
+        raise RuntimeError(IMPOSSIBLE)
 
     def in_place(*args: Any, async_op: bool = False, **kwargs: Any) -> _Done | None:
         return _Done() if async_op else None

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .finding import Finding
 from .finite import first_names
 from .logits import FP16_MAX, headroom_bits
+from .source import source
 
 # A loss term may differ by a quarter. Measured in FP16: 0.2%, but for RTMDet; in BF16:
 # 5%, but for RTMDet.
@@ -65,7 +67,7 @@ def losses_differ(
             "Something in the head or the losses needs FP32: compute it with "
             "torch.autocast(device_type, enabled=False) on float inputs, or let "
             "HeadClampHook do it.",
-            "custom_hooks = [dict(type='amp_hooks.HeadClampHook', when='always')]",
+            "# in custom_hooks:\ndict(type='amp_hooks.HeadClampHook', when='always'),",
         )
     ]
 
@@ -102,7 +104,11 @@ def large_logits(peaks: Mapping[str, float], dtype: str) -> list[Finding]:
 
 
 def loss_scale(
-    peaks: Mapping[str, float], scale: float, fixed: bool, overflowed: bool
+    peaks: Mapping[str, float],
+    scale: float,
+    fixed: bool,
+    overflowed: bool,
+    optimizer: str = "",
 ) -> list[Finding]:
     """Whether the loss scale fits the range of the gradients.
 
@@ -112,6 +118,7 @@ def loss_scale(
         fixed: Nobody is going to lower it.
         overflowed: In FP16 the gradients of the batch did overflow with it, which those
             of activations may do before those of parameters.
+        optimizer: Its name, if there are several.
     """
     nonzero = [p for p in peaks.values() if p > 0]
     if not nonzero:
@@ -119,9 +126,15 @@ def loss_scale(
     largest = max(peaks, key=lambda name: peaks[name])
     peak = peaks[largest]
     fits = min(65536.0, 2.0 ** math.floor(math.log2(FP16_MAX / peak) - 1))
+    if overflowed:
+        fits = min(fits, scale / 2)
+    setting: dict[str, Any] = dict(loss_scale=dict(init_scale=fits))
+    if optimizer:
+        setting = {optimizer: setting}
     beyond = peak * scale / FP16_MAX
     skips = math.ceil(math.log2(beyond)) if beyond > 1 else 0
-    about = f"the largest gradient is {peak:.3g} ({largest})"
+    whose = f" of optimizer {optimizer}" if optimizer else ""
+    about = f"the largest gradient{whose} is {peak:.3g} ({largest})"
     if fits < 1 or skips >= MANY_SKIPS or (fixed and (skips or overflowed)):
         if fixed:
             what = f"With the fixed loss scale of {scale:g} gradients overflow in FP16"
@@ -137,7 +150,7 @@ def loss_scale(
         )
         if fits >= 1:
             remedy = f"A loss scale of {fits:g} would fit, dynamic from there on."
-            lines = f"optim_wrapper = dict(loss_scale=dict(init_scale={fits}))"
+            lines = f"optim_wrapper = {source(setting)}"
         return [
             Finding(
                 "loss_scale_high",
@@ -161,7 +174,7 @@ def loss_scale(
             f"{len(nonzero)} parameters is too small for FP16 and becomes 0, though "
             f"{about}.",
             f"A loss scale of {fits:g} would fit, dynamic from there on.",
-            f"optim_wrapper = dict(loss_scale=dict(init_scale={fits}))",
+            f"optim_wrapper = {source(setting)}",
         )
     ]
 
@@ -177,16 +190,23 @@ def no_gradient(optimizer: str, why: str) -> Finding:
     )
 
 
-def unused(names: Sequence[str], total: int, refused: bool) -> list[Finding]:
+def unused(
+    names: Sequence[str], total: int, refused: bool, by_wrapper: bool = False
+) -> list[Finding]:
     """Parameters that the first batch gives no gradient.
 
     Args:
         names: Of those that require one.
         total: How many require one.
         refused: With DDP, not told of it: it raises at the second iteration.
+        by_wrapper: The config has a ``model_wrapper_cfg``, beside which MMEngine does
+            not read ``find_unused_parameters``.
     """
     if not names:
         return []
+    line = "find_unused_parameters = True"
+    if by_wrapper:
+        line = "model_wrapper_cfg = dict(find_unused_parameters=True)"
     return [
         Finding(
             "unused_parameters",
@@ -195,7 +215,7 @@ def unused(names: Sequence[str], total: int, refused: bool) -> list[Finding]:
             "Either they are not used by the loss, or only by batches with other "
             "content."
             + (" DDP raises 'Expected to have finished reduction'." if refused else ""),
-            "find_unused_parameters = True" if refused else "",
+            line if refused else "",
             fails=refused,
         )
     ]

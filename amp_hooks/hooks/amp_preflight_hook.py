@@ -23,6 +23,7 @@ from ..precision import DTYPES, LowerPrecision, bfloat16_runs_on
 from ..preflight import batch_findings
 from ..preflight_validation import asks_for_fp16, fp16_off, validation_findings
 from ..registry import HOOKS
+from ..replay import in_a_line
 from ..runtime import Runtime, any_rank, refuse_sharded, warn
 from ..step_tap import active_scaler, iter_wrappers
 from .base import AmpHook
@@ -80,7 +81,9 @@ class AmpPreflightHook(AmpHook):
     ``on_fail`` changes its precision: the batch, random numbers, buffers, attributes
     and gradients are left alone. It costs about two iterations, once; if FP32 does not
     fit in memory, it is run with fewer images. With several processes each looks at its
-    own batch, alone; all of them act on what one of them finds.
+    own batch, alone; all of them act on what one of them finds. What raises because it
+    needs the others, a part of the batch only or a ``train_step`` of the model's own is
+    a note, and no finding.
 
     Args:
         on_fail (str): What to do about a finding that fails. 'warn' goes on; 'raise'
@@ -186,7 +189,7 @@ class AmpPreflightHook(AmpHook):
             try:
                 found.extend(findings())
             except Exception as e:  # no memory, for one
-                notes.append(f"{what} could not be looked at: {type(e).__name__}: {e}")
+                notes.append(f"{what} could not be looked at: {in_a_line(e)}")
 
         def first_batch() -> list[Finding]:
             nonlocal first
@@ -199,8 +202,8 @@ class AmpPreflightHook(AmpHook):
             look("FP16 validation", lambda: validation_findings(runner, layers))
         if self.config_check:
             look("the config", lambda: check_config(runner))
-        if first is not None and first.note:
-            notes.append(first.note)
+        if first is not None:
+            notes += first.notes
         return first, found, notes
 
     def _of_all_ranks(self, found: list[Finding]) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from amp_hooks import config_check
 from amp_hooks.config_check import cli
 from tests import helpers
 from tests.test_scripts import call
@@ -78,6 +79,31 @@ def test_a_bug_of_ours_is_not_a_finding(monkeypatch, capsys):
     monkeypatch.setattr(cli, "check", lambda cfg, facts: 1 / 0)
     assert cli.main([HEALTHY]) == 70
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_rule_that_fails_costs_itself_only(monkeypatch, capsys):
+    def broken(cfg, facts):
+        raise KeyError("x")
+
+    monkeypatch.setattr(config_check, "RULES", (broken, *config_check.RULES))
+    assert cli.main([HOT]) == 1
+    shown = capsys.readouterr()
+    assert "could not be checked for broken: KeyError('x')" in shown.err
+    assert shown.out.startswith("1. optim_wrapper.optimizer.lr=0.15")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "optim_wrapper.clip_grad=35",
+        "optim_wrapper.accumulative_counts=None",
+        "train_cfg.max_iters=many",
+        "default_hooks.checkpoint.priority=None",
+    ],
+)
+def test_values_of_odd_types(option, capsys):
+    assert cli.main([HEALTHY, "--cfg-options", option]) in (0, 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_resume(build, tmp_path, capsys):

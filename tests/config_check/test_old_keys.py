@@ -1,7 +1,7 @@
 """Settings of 2.x: what is lost, and the lines that 3.x reads."""
 
 import pytest
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 
 from amp_hooks.config_check.facts import Facts
 from amp_hooks.config_check.old_keys import ignored_keys
@@ -76,9 +76,7 @@ def lines_of(cfg):
         (
             "lr_config",
             dict(policy="CosineAnnealing", min_lr_ratio=1e-5, by_epoch=False),
-            "param_scheduler = [\n"
-            "    dict(type='CosineAnnealingLR', by_epoch=False, eta_min_ratio=1e-05),"
-            "\n]",
+            "# in param_scheduler: CosineAnnealingLR, its end that of the run",
         ),
         ("lr_config", dict(policy="YOLOX"), ""),
         (
@@ -179,3 +177,55 @@ def test_the_words_name_key_value_and_place():
 def test_fp16_beside_mixed_precision_is_only_to_be_deleted():
     cfg = dict(fp16=dict(loss_scale=512.0), optim_wrapper=dict(type="AmpOptimWrapper"))
     assert lines_of(cfg) == {"fp16": ""}
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        dict(runner=dict(max_epochs=12)),
+        dict(total_epochs=12),
+        dict(train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=12)),
+    ],
+)
+@pytest.mark.parametrize("policy", ["CosineAnnealing", "poly"])
+def test_a_schedule_that_takes_the_whole_run_gets_its_end(length, policy):
+    lines = lines_of(dict(lr_config=dict(policy=policy), **length))["lr_config"]
+    written = {}
+    exec(lines, {}, written)
+    (scheduler,) = written["param_scheduler"]
+    assert (scheduler["begin"], scheduler["end"]) == (0, 12)
+    counted = dict(lr_config=dict(policy=policy, by_epoch=False), **length)
+    assert lines_of(counted)["lr_config"].startswith("# in param_scheduler: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "present"),
+    [
+        (
+            dict(runner=dict(max_iters=9)),
+            dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=1),
+        ),
+        (dict(total_epochs=9), dict(type="IterBasedTrainLoop", max_iters=5)),
+        (dict(total_epochs=9), dict(by_epoch=True, max_epochs=5)),
+        (dict(optimizer=dict(type="AdamW", lr=1e-4)), dict(optimizer=SGD)),
+    ],
+)
+def test_lines_replace_what_is_inherited_of_another_type(old, present):
+    key = "optim_wrapper" if "optimizer" in old else "train_cfg"
+    (lines,) = lines_of({**old, key: present}).values()
+    written = {}
+    exec(lines, {}, written)
+    merged = Config._merge_a_into_b(written, {key: present})[key]
+    merged = merged.get("optimizer", merged)
+    assert merged in (
+        dict(type="IterBasedTrainLoop", max_iters=9),
+        dict(type="EpochBasedTrainLoop", max_epochs=9),
+        dict(type="AdamW", lr=1e-4),
+    )
+
+
+def test_a_metric_has_no_line_among_several_evaluators():
+    cfg = dict(evaluation=dict(metric="bbox"), val_evaluator=[dict(type="A")])
+    assert lines_of(cfg) == {"evaluation": ""}
+    cfg["val_evaluator"].append(dict(type="B", metric="bbox"))
+    assert lines_of(cfg) == {}

@@ -1,8 +1,10 @@
 """Each rule: when it speaks, and when it has to be silent."""
 
+import numpy as np
 import pytest
+from mmengine.config import Config
 
-from amp_hooks.config_check import RULES
+from amp_hooks.config_check import RULES, check, facts_of_config
 from amp_hooks.config_check.facts import Facts, HookFacts, WrapperFacts
 
 CLIPPED = dict(clips=True, max_norm=35)
@@ -307,3 +309,17 @@ def test_check_invalid_loss_beside_ours():
 def test_find_unused_parameters(cfg, processes, speaks):
     facts = run(world_size=processes)
     assert names(dict(WARM, **cfg), facts) == ["find_unused_parameters"] * speaks
+
+
+def test_numbers_of_numpy():
+    """As a config that computes its learning rate has them."""
+    optimizer = dict(type="SGD", lr=np.float32(0.02), momentum=np.float64(0.9))
+    cfg = Config(
+        dict(
+            model=dict(roi_head=dict()),
+            optim_wrapper=dict(optimizer=optimizer, clip_grad=dict(max_norm=35)),
+            train_dataloader=dict(batch_size=np.int64(2)),
+            **WARM,
+        )
+    )
+    assert [f.name for f in check(cfg, facts_of_config(cfg))] == ["high_lr"]

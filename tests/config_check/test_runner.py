@@ -44,6 +44,31 @@ def test_a_healthy_run_is_silent(build):
     assert hook.found == []
 
 
+class Foreign(Hook):
+    """Has by chance an attribute that ours have as well."""
+
+    arguments = ("--lr", "0.1")
+
+
+def test_a_batch_sampler_and_a_hook_of_others(build):
+    """MMDetection's default batch sampler leaves the loader without a batch size."""
+    sampler = dict(type="mmdet.AspectRatioBatchSampler")
+    runner = build(
+        "retinanet",
+        iters=1,
+        hooks=[dict(type="amp_hooks.StepGuardHook")],
+        options={"train_dataloader.batch_sampler": sampler},
+    )
+    runner.register_hook(Foreign())
+    hook = checked(runner)
+    assert runner.train_dataloader.batch_size is None
+    assert hook.facts.batch_size == 2
+    assert hook.facts.has("Foreign")
+    (start,) = helpers.ledger(runner, "start")
+    assert start["batch_size"] == 2
+    assert list(start["hooks"]) == ["StepGuardHook"]
+
+
 @pytest.mark.parametrize("loop", [dict(iters=3), dict(epochs=1)])
 def test_what_a_runner_knows(build, loop):
     runner = build(

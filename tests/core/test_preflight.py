@@ -58,7 +58,7 @@ def test_large_logits(peak, dtype, fails):
         ([1.0], 512.0, True, False, {}, ""),
         ([1.0], 65536.0, True, False, {"loss_scale_high": True}, "16384.0"),
         # An activation's gradient, which is not seen, is larger.
-        ([1.0], 512.0, True, True, {"loss_scale_high": True}, "16384.0"),
+        ([1.0], 512.0, True, True, {"loss_scale_high": True}, "=256.0"),
         ([1.0], 2.0**30, False, True, {"loss_scale_high": False}, "16384.0"),
         ([1e5], 65536.0, False, True, {"loss_scale_high": True}, ""),
         ([1.0, 1e-9, 1e-9, 0.0], 1.0, True, False, {"loss_scale_low": False}, "16384"),
@@ -80,6 +80,21 @@ def test_a_named_scale_leaves_nothing_to_find():
     (finding,) = preflight.loss_scale(peaks, 65536.0, True, True)
     scale = float(finding.lines.split("init_scale=")[1].rstrip(")"))
     assert preflight.loss_scale(peaks, scale, True, False) == []
+
+
+def test_the_line_of_one_optimizer_of_several():
+    (finding,) = preflight.loss_scale({"a": 1.0}, 65536.0, True, True, "body")
+    assert finding.lines == (
+        "optim_wrapper = dict(body=dict(loss_scale=dict(init_scale=16384.0)))"
+    )
+    assert "optimizer body" in finding.what
+
+
+def test_the_switch_for_unused_parameters_stands_where_it_is_read():
+    (finding,) = preflight.unused(["a"], 9, True)
+    assert finding.lines == "find_unused_parameters = True"
+    (finding,) = preflight.unused(["a"], 9, True, by_wrapper=True)
+    assert finding.lines == "model_wrapper_cfg = dict(find_unused_parameters=True)"
 
 
 def test_unused_parameters_fail_under_strict_ddp_only():

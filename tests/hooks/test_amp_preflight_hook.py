@@ -462,6 +462,35 @@ def test_fp32_that_does_not_fit_is_run_with_fewer_images(build):
 
 
 @MODELS.register_module()
+class PairRetinaNet(HungryRetinaNet):
+    """Takes no single image."""
+
+    def loss(self, inputs, samples):
+        losses = super().loss(inputs, samples)
+        if len(inputs) < 2:
+            raise ValueError("one image\nis too few")
+        return losses
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_what_a_part_of_the_batch_raises_is_no_finding(build, precision):
+    options = {"model.type": "PairRetinaNet", "log_level": "WARNING"}
+    runner = build(
+        "retinanet", iters=1, hooks=PREFLIGHT, options=options, precision=precision
+    )
+    if precision == "float32":
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            runner.train()
+    else:
+        runner.train()
+    assert not findings(runner)
+    assert "FP32 has memory for 1 of the batch's 2 images" in helpers.log(runner)
+    assert "raises ValueError: one image (" in helpers.log(runner) or (
+        "could not be run: ValueError: one image (" in helpers.log(runner)
+    )
+
+
+@MODELS.register_module()
 class OwnStepRetinaNet(RetinaNet):
     """Its data preprocessor is called by a train_step of its own."""
 
@@ -488,6 +517,64 @@ def test_what_cannot_be_looked_at_costs_a_warning(build):
     assert runner.iter == 12
     assert not findings(runner)
     assert "the first batch could not be looked at: KeyError" in helpers.log(runner)
+
+
+@MODELS.register_module()
+class OwnLossRetinaNet(RetinaNet):
+    """Its train_step gives ``loss`` what nobody else gives it; works in place."""
+
+    def train_step(self, data, optim_wrapper):
+        self.ready = True
+        return super().train_step(data, optim_wrapper)
+
+    def loss(self, inputs, samples):
+        assert vars(self).pop("ready", False), "only from train_step"
+        return super().loss(inputs, samples)
+
+
+def test_a_train_step_of_its_own_is_not_judged_by_the_forward_pass(build):
+    options = {"model.type": "OwnLossRetinaNet", "log_level": "WARNING"}
+    runner, found = looked_at(build, options=options)
+    assert not found
+    assert runner.iter == 1
+    words = "the forward pass could not be run: AssertionError: only from train_step"
+    assert words in helpers.log(runner)
+
+
+@MODELS.register_module()
+class InPlaceRetinaNet(RetinaNet):
+    """Normalises its images itself, in place."""
+
+    def loss(self, inputs, samples):
+        inputs.sub_(inputs.mean()).div_(100 * inputs.std())
+        return super().loss(inputs, samples)
+
+
+def test_images_that_the_model_normalises_in_place(build):
+    _, found = looked_at(build, options={"model.type": "InPlaceRetinaNet"})
+    assert not found
+
+
+@MODELS.register_module()
+class GatheringRetinaNet(RetinaNet):
+    """Needs another process."""
+
+    def loss(self, inputs, samples):
+        torch.distributed.gather(inputs)
+        return super().loss(inputs, samples)
+
+
+def test_what_needs_other_processes_is_not_judged(build):
+    runner = build(
+        "retinanet",
+        iters=1,
+        hooks=PREFLIGHT,
+        options={"model.type": "GatheringRetinaNet", "log_level": "WARNING"},
+    )
+    with pytest.raises(ValueError, match="process group"):  # there is none
+        runner.train()
+    assert not findings(runner)
+    assert "a collective that one process cannot do alone" in helpers.log(runner)
 
 
 def test_one_line_if_nothing_is_found(build):
