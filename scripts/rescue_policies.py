@@ -39,7 +39,7 @@ class RestoreLastEpochHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Remember the loss."""
-        self._loss = float(outputs["loss"])
+        self._loss = outputs["loss"].item()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Restore, or keep this epoch's state."""
@@ -127,7 +127,7 @@ class ObserveHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Note the loss; the clocks run over all that hooks did in between."""
-        if outputs is None or not math.isfinite(float(outputs["loss"])):
+        if outputs is None or not math.isfinite(outputs["loss"].item()):
             self.bad.append(runner.iter)
         self.iters = runner.iter + 1
         self.wall = time.perf_counter() - self._began[0]
