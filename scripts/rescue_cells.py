@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os.path as osp
 import uuid
 from collections.abc import Sequence
@@ -240,6 +242,14 @@ def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
         del cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale
     cfg.custom_hooks = hooks(cell, length)
     return cfg
+
+
+def fingerprint(cell: Cell, length: Length) -> str:
+    """Of a cell's config, the same in every folder: its result is of this alone."""
+    cfg = make_config(cell, length, "out", "work_dir").to_dict()
+    del cfg["experiment_name"], cfg["visualizer"]["name"]
+    text = json.dumps(cfg, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def schedule(cfg: Config, cell: Cell, epoch: int, epochs: int) -> None:

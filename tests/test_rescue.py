@@ -1,5 +1,6 @@
 """The rescue benchmark: its rival policy, its tables, and the whole of it in small."""
 
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from tests import helpers
 
 sys.path.insert(0, str(helpers.ROOT / "scripts"))
 
+from rescue_benchmark import forget_outdated  # noqa: E402
 from rescue_cells import (  # noqa: E402
     CLEAN,
     DETECTORS,
@@ -18,9 +20,12 @@ from rescue_cells import (  # noqa: E402
     POLICIES,
     Cell,
     Length,
+    fingerprint,
     make_config,
+    pretraining,
 )
-from rescue_policies import RestoreLastEpochHook  # noqa: E402
+from rescue_policies import ObserveHook, RestoreLastEpochHook  # noqa: E402
+from rescue_run import last_losses, lost_iterations, of_the_machine  # noqa: E402
 from rescue_tables import failures, markdown  # noqa: E402
 
 
@@ -76,6 +81,65 @@ def test_cells_differ_by_fault_and_policy_alone(detector, fault):
         cfg["visualizer"].pop("name")
         alike.append((cfg, hooks[:1] if fault in INJECTED else []))
     assert alike[1:] == alike[:-1]
+
+
+def test_results_of_another_config_are_forgotten(tmp_path):
+    folder, cell = tmp_path / "cells", Cell("fcos", CLEAN, FP32)
+    folder.mkdir()
+    wanted = [pretraining("fcos"), cell]
+
+    def write(*lengths):
+        for c, length in zip(wanted, lengths):
+            result = dict(config=fingerprint(c, length))
+            (folder / f"{c.name}.json").write_text(json.dumps(result))
+
+    write(Length(), Length())
+    assert forget_outdated(wanted, Length(), tmp_path) == wanted  # no .pth
+    (folder / f"{wanted[0].name}.pth").touch()
+    write(Length(), Length())
+    assert forget_outdated(wanted, Length(), tmp_path) == []
+    write(Length(), Length(epochs=9))
+    assert forget_outdated(wanted, Length(), tmp_path) == [cell]
+    write(Length(pretrain=2), Length())
+    assert forget_outdated(wanted, Length(), tmp_path) == wanted
+
+
+def test_lost_iterations():
+    def line(event, at, verdict="FORWARD_NONFINITE", **more):
+        return dict(event=event, iter=at, verdict=verdict) | more
+
+    ledger = [
+        line("veto", 2, "SCALE_OVERFLOW"),
+        line("veto", 4),
+        line("rollback", 10, target_iter=8),
+        line("rollback", 20, target_iter=18),
+        line("clamp_on", 30),
+    ]
+    lost = lost_iterations(ledger, [(40, 41)], {20})
+    assert lost == {4, 8, 9, 10, 18, 19, 40, 41}
+
+
+def test_a_rollback_between_iterations_undoes_none_that_follows(build):
+    """The EMA is looked at when a snapshot is due, the weights at once."""
+    hooks = [
+        dict(type="amp_hooks.RollbackHook", interval=2, probation=0),
+        helpers.fault("ema", 2, where="*backbone.conv1.weight"),
+        helpers.fault("parameter", 6, where="backbone.conv1.weight"),
+    ]
+    runner = build("retinanet", iters=8, hooks=hooks, precision="float32", ema=True)
+    observe = ObserveHook()
+    runner.register_hook(observe)
+    runner.train()
+    lines = helpers.ledger(runner, "rollback")
+    assert [line["iter"] for line in lines] == [4, 6]
+    assert observe.undone_before == {4}
+
+
+def test_what_is_this_machines_fault():
+    assert of_the_machine(OSError("no space left"))
+    assert of_the_machine(RuntimeError("CUDA out of memory. Tried to allocate"))
+    assert not of_the_machine(AssertionError("loss become infinite or NaN!"))
+    assert last_losses({}) is None
 
 
 def result(policy, fault=CLEAN, map=0.6, **more):
