@@ -76,7 +76,11 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
     found: list[FlawedImage] = []
     odd: set[str] = set()
     places, tensors, sizes = [], [], []
+    seen: set[int] = set()
     for i, sample in enumerate(data_samples(batch)):
+        if id(sample) in seen:  # as a collate function of one's own may repeat it
+            continue
+        seen.add(id(sample))
         boxes, tensor = boxes_of(sample)
         if tensor is None or not len(tensor):
             continue

@@ -13,7 +13,7 @@ from torch import nn
 
 from .adjust import all_schedulers
 from .averaging import ema_hooks
-from .core.finite import nonfinite_names
+from .core.finite import named_tensors, nonfinite_names
 from .core.host_copy import HostCopier
 from .core.trees import map_tensors
 from .runtime import bare_model
@@ -52,6 +52,13 @@ def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:
             if not 0 < scale < math.inf:
                 names.append(f"optimizer.{name}.loss_scaler.scale")
     return [name for name in names if name not in ignore]
+
+
+def overflowed(runner: Runner, names: list[str]) -> bool:
+    """Whether one of these tensors of the learned state holds infinity."""
+    wanted = frozenset(names)
+    tensors = named_tensors(learned_state(runner)) if names else ()
+    return any(name in wanted and bool(t.isinf().any()) for name, t in tensors)
 
 
 def infinite_by_design(runner: Runner) -> frozenset[str]:

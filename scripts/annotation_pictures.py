@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from amp_hooks.core.coco import is_number
+
 EXAMPLES = 3  # of a kind, in a table
 _SMALLEST = 480  # pixels: smaller images are enlarged, or nothing could be read
 _LINE = 18  # pixels of a line of text
@@ -68,7 +70,12 @@ def picture(image: BadImage) -> np.ndarray:
     lines = []
     for i, (box, flaw) in enumerate(image.boxes):
         if _drawable(box):
-            _mark(canvas, np.array(box) * scale, _BAD if flaw else _SOUND, bool(flaw))
+            _mark(
+                canvas,
+                np.array(box, float) * scale,
+                _BAD if flaw else _SOUND,
+                bool(flaw),
+            )
         if flaw:
             lines.append(f"box {i} {flaw}: {box}")
     more = len(lines) - _LINES
@@ -86,7 +93,7 @@ def _drawable(box: Any) -> bool:
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
-        and all(type(v) in (int, float) and math.isfinite(v) for v in box)
+        and all(is_number(v) and math.isfinite(v) for v in box)
     )
 
 

@@ -42,7 +42,7 @@ def build_dataset(path: Path) -> Any:
 
 
 def check_samples(
-    dataset: Any, name: Path, number: int | None, min_size: float
+    dataset: Any, name: Path, number: int | None, min_size: float, worst: int = 0
 ) -> tuple[bool, list[BadImage]]:
     """Look at samples as the pipeline makes them, and print a table.
 
@@ -52,9 +52,10 @@ def check_samples(
         number: Of samples, chosen at random; beyond the size of the data set they come
             again, augmented anew.
         min_size: Smallest side that is sound, in pixels.
+        worst: How many images are wanted to be drawn.
 
     Returns:
-        Whether nothing was found; images to draw.
+        Whether nothing was found; the images with the most bad boxes.
     """
     number = number or min(_USUAL, len(dataset))
     set_random_seed(0)
@@ -81,7 +82,9 @@ def check_samples(
         boxes += sum(len(t) for t in tables if t is not None)
         for image in found:
             counts += image.counts
-            images.append(_to_draw(sample, image))
+            if worst:  # their pixels are kept, so no more than these
+                images.append(_to_draw(sample, image))
+                images = sorted(images, key=lambda image: -image.bad)[:worst]
             for flaw in image.counts:
                 first.setdefault(flaw, []).append(image.name)
         bar.update()

@@ -28,9 +28,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import posixpath
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,11 +46,13 @@ from amp_hooks.core.coco import (
     NotCocoError,
     check_coco,
     check_structure,
+    file_name,
+    is_number,
     of_images,
     without_findings,
 )
 from amp_hooks.core.coco_kinds import KINDS
-from amp_hooks.core.files import write_text
+from amp_hooks.core.files import publish
 
 FOUND, USAGE, NOT_COCO, NO_INPUT, CANNOT_CREATE = 1, 64, 65, 66, 73
 _FILE_MIN_SIZE = 1.0  # below it CocoDataset leaves boxes out
@@ -128,15 +132,20 @@ def read(path: Path) -> dict[str, Any]:
     return data
 
 
-def files_below(root: Path) -> set[str]:
-    """Names of all files below a folder, relative to it."""
+def files_below(root: Path) -> Callable[[str], bool]:
+    """Tells whether a folder has a file of that name, however it is written."""
     if not root.is_dir():
         stop(NO_INPUT, f"--img-root {root} is not a folder")
-    return {
+    files = {
         os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
         for folder, _, names in os.walk(root, followlinks=True)
         for name in names
     }
+
+    def exists(name: str) -> bool:
+        return posixpath.normpath(name) in files or os.path.isfile(root / name)
+
+    return exists
 
 
 def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
@@ -145,7 +154,7 @@ def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
     print(f"reading {args.ann}", file=sys.stderr)
     data = read(args.ann)
     min_size = _FILE_MIN_SIZE if args.min_size is None else args.min_size
-    files = files_below(args.img_root) if args.img_root else None
+    exists = files_below(args.img_root) if args.img_root else None
     total = len(data["annotations"])
     bar = ProgressBar(total, file=sys.stderr) if total else None
 
@@ -153,7 +162,7 @@ def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
         if bar is not None and n:
             bar.update(n)
 
-    report = check_coco(data, min_size, files, progress)
+    report = check_coco(data, min_size, exists, progress)
     print(file=sys.stderr)
     counts = {key: len(data[key]) for key in ("images", "annotations", "categories")}
     print(f"\n### {args.ann}\n")
@@ -163,6 +172,15 @@ def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
     bad = sum(len(report.findings(key)) for key in counts)
     print(f"\n{bad} findings" if bad else "no findings")
     if args.fix:
+        if report.found["missing_file"] and len(report.findings("images")) == len(
+            data["images"]
+        ):
+            stop(
+                NO_INPUT,
+                f"--fix would leave nothing: no image of {args.ann} is sound and found "
+                f"under --img-root {args.img_root}. Give the folder in which names as "
+                f"{first_missing(data, report)!r} begin",
+            )
         write_fixed(args.fix, data, report)
     return report.clean, worst_of_file(args, data, report) if args.pictures else []
 
@@ -195,11 +213,21 @@ def label(record: Any) -> str:
     return f"id {record['id']}"
 
 
+def first_missing(data: dict[str, Any], report: CocoReport) -> str | None:
+    """The name of the first image file that is not there."""
+    return file_name(data["images"][report.found["missing_file"][0]])
+
+
 def write_fixed(out: Path, data: dict[str, Any], report: CocoReport) -> None:
     """Write the copy, whole or not at all."""
     fixed = without_findings(data, report)
     try:
-        write_text(str(out), json.dumps(fixed, ensure_ascii=False))
+        # A folder of its own: no name in it can be that of a file of the user's, and
+        # it goes with what is in it, whatever happens.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".fix") as folder:
+            temporary = Path(folder, "out.json")
+            temporary.write_text(json.dumps(fixed), encoding="ascii")
+            publish(str(temporary), str(out))
     except OSError as e:
         stop(CANNOT_CREATE, f"cannot write {out} ({e})")
     kept = (
@@ -233,7 +261,7 @@ def worst_of_file(
     for i, image in enumerate(data["images"]):
         boxes = by_image.get(image.get("id"), []) if i not in bad else []
         if any(flaw for _, flaw in boxes):
-            name = image["file_name"]
+            name = file_name(image) or ""
             images.append(BadImage(name, args.img_root / name, corners(boxes)))
     return images
 
@@ -242,7 +270,7 @@ def corners(boxes: list[tuple[Any, str]]) -> list[tuple[Any, str]]:
     """COCO's x, y, width, height as x1, y1, x2, y2; what is neither stays."""
     out = []
     for box, flaw in boxes:
-        if isinstance(box, list) and len(box) == 4 and flaw != "bbox_format":
+        if isinstance(box, list) and len(box) == 4 and all(map(is_number, box)):
             x, y, w, h = box
             box = [x, y, x + w, y + h]
         out.append((box, flaw))
@@ -256,7 +284,8 @@ def of_config(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
     except ValueError as e:
         stop(NO_INPUT, str(e))
     min_size = _SAMPLE_MIN_SIZE if args.min_size is None else args.min_size
-    return check_samples(dataset, args.config, args.samples, min_size)
+    worst = args.worst if args.pictures else 0
+    return check_samples(dataset, args.config, args.samples, min_size, worst)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

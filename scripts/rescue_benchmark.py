@@ -12,10 +12,12 @@ Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, a
 Ultralytics does; HeadClampHook alone, always on; StabilityHook. Of the faults three
 arise by themselves, and six are injected at 60% of the run.
 
-Cells that are done are kept in --out and not run again. In the end there are
+Cells that are done are kept in --out and run again only if their config has changed, or
+what they begin with. In the end there are
 rescue.json, rescue.md and rescue.png. 'mAP' is that of the last evaluation over that of
 the same run in FP32 without fault and hooks; 'lost' counts iterations whose loss was
-not finite, or which were undone; 'time' is the processor time of training over that of
+not finite, whose step was refused (but not by a loss scale being found), or which were
+undone; 'time' is the processor time of training over that of
 the clean FP16 run without hooks. A run that ended with an error has no mAP.
 
 Exit status 1 if a run of amp_hooks did not finish or ended below 0.95, or if it
@@ -49,6 +51,7 @@ from rescue_cells import (
     Cell,
     Length,
     cells,
+    fingerprint,
     pretraining,
 )
 from rescue_run import train
@@ -67,7 +70,7 @@ def main() -> None:
         return
     prepare(out, length)
     wanted = cells(args.detectors, args.faults, args.policies)
-    run_missing([*map(pretraining, args.detectors), *wanted], args)
+    run_missing([*map(pretraining, args.detectors), *wanted], length, args)
     results = [json.loads(result_path(out, c).read_text()) for c in wanted]
     write(out / "rescue.json", json.dumps(results, indent=1))
     table = markdown(results)
@@ -124,10 +127,26 @@ def prepare(out: Path, length: Length) -> None:
     write(about, json.dumps(asdict(length)))
 
 
-def run_missing(wanted: list[Cell], args: argparse.Namespace) -> None:
+def forget_outdated(wanted: list[Cell], length: Length, out: Path) -> list[Cell]:
+    """Remove results of other configs or beginnings; returns cells without a result."""
+    for cell in wanted:
+        path = result_path(out, cell)
+        first = cell.fault == PRETRAIN
+        whole = path.exists() and (not first or path.with_suffix(".pth").exists())
+        known = json.loads(path.read_text()).get("config") if whole else None
+        if known == fingerprint(cell, length):
+            continue
+        path.unlink(missing_ok=True)
+        if first:
+            for other in path.parent.glob(f"{cell.detector}.*.json"):
+                other.unlink()
+    return [c for c in wanted if not result_path(out, c).exists()]
+
+
+def run_missing(wanted: list[Cell], length: Length, args: argparse.Namespace) -> None:
     """Run the cells that have no result, some side by side."""
     out = Path(args.out)
-    missing = [c for c in wanted if not result_path(out, c).exists()]
+    missing = forget_outdated(wanted, length, out)
     print(f"{len(wanted)} runs, {len(missing)} of them to be made", flush=True)
     first = [c for c in missing if c.fault == PRETRAIN]
     then = [c for c in missing if c.fault != PRETRAIN]
@@ -170,7 +189,8 @@ def run_cell(cell: Cell, length: Length, out: Path) -> None:
     """Train, and write the result."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    result = asdict(cell) | train(cell, length, out)
+    about = asdict(cell) | dict(config=fingerprint(cell, length))
+    result = about | train(cell, length, out)
     write(result_path(out, cell), json.dumps(result, indent=1))
 
 

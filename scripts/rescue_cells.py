@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import os.path as osp
 import uuid
 from collections.abc import Sequence
@@ -89,15 +91,17 @@ DETECTORS = {
         {**_FPN, **_RPN},
         tuple(f"roi_head.bbox_head.{i}.fc_cls" for i in range(3)),
     ),
-    "retinanet": Detector(
-        "retinanet/retinanet_r18_fpn_8xb8-amp-lsj-200e_coco",
+    "fcos": Detector(
+        "fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_"
+        "8xb8-amp-lsj-200e_coco",
         {
             **_FPN,
             "model.neck.start_level": 0,
             "model.bbox_head.stacked_convs": 2,
-            "model.bbox_head.anchor_generator.strides": [4, 8, 16, 32, 64],
+            "model.bbox_head.strides": [4, 8, 16, 32, 64],
         },
-        ("bbox_head.retina_cls",),
+        ("bbox_head.conv_cls",),
+        lr=2e-3,
     ),
     "rtmdet": Detector(
         "rtmdet/rtmdet_tiny_8xb32-300e_coco",
@@ -111,6 +115,7 @@ DETECTORS = {
         tuple(f"bbox_head.rtm_cls.{i}" for i in range(3)),
         "backbone.stem.0.conv",
         "backbone.stem.0.bn",
+        lr=4e-3,
     ),
 }
 
@@ -140,7 +145,7 @@ INJECTED = {
 }
 FAULTS = {**NATURAL, **INJECTED}
 QUICK_FAULTS = ("hot_lr", "bn_nan", "weight_nan")
-QUICK_DETECTORS = ("faster_rcnn", "retinanet")
+QUICK_DETECTORS = ("faster_rcnn", "fcos")
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,14 @@ def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
         del cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale
     cfg.custom_hooks = hooks(cell, length)
     return cfg
+
+
+def fingerprint(cell: Cell, length: Length) -> str:
+    """Of a cell's config, the same in every folder: its result is of this alone."""
+    cfg = make_config(cell, length, "out", "work_dir").to_dict()
+    del cfg["experiment_name"], cfg["visualizer"]["name"]
+    text = json.dumps(cfg, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def schedule(cfg: Config, cell: Cell, epoch: int, epochs: int) -> None:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from amp_hooks.core.finite import named_tensors
+from amp_hooks.hooks.rollback_hook import RollbackHook
 
 
 class RestoreLastEpochHook(Hook):
@@ -39,7 +40,7 @@ class RestoreLastEpochHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Remember the loss."""
-        self._loss = float(outputs["loss"])
+        self._loss = outputs["loss"].item()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Restore, or keep this epoch's state."""
@@ -112,12 +113,21 @@ class ObserveHook(Hook):
 
     def __init__(self) -> None:
         self.bad: list[int] = []
+        self.undone_before: set[int] = set()  # iterations that began with a rollback
+        self._rollbacks = 0
         self.wall = self.cpu = 0.0
         self.iters = 0
 
     def before_train(self, runner: Runner) -> None:
         """Start the clocks."""
         self._began = time.perf_counter(), time.process_time()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Note a rollback since the last iteration."""
+        if _rollbacks(runner) > self._rollbacks:
+            self.undone_before.add(runner.iter)
 
     def after_train_iter(
         self,
@@ -127,8 +137,13 @@ class ObserveHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Note the loss; the clocks run over all that hooks did in between."""
-        if outputs is None or not math.isfinite(float(outputs["loss"])):
+        if outputs is None or not math.isfinite(outputs["loss"].item()):
             self.bad.append(runner.iter)
+        self._rollbacks = _rollbacks(runner)
         self.iters = runner.iter + 1
         self.wall = time.perf_counter() - self._began[0]
         self.cpu = time.process_time() - self._began[1]
+
+
+def _rollbacks(runner: Runner) -> int:
+    return sum(h.rollbacks for h in runner.hooks if isinstance(h, RollbackHook))

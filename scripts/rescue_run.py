@@ -17,7 +17,12 @@ _INTERVENTIONS = {"veto", "clamp_on", "rollback", "fallback", "abort"}
 
 
 def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
-    """Train a cell; its folder is removed, its ledger is in the result."""
+    """Train a cell; its folder is removed, its ledger is in the result.
+
+    Raises:
+        Exception: What all the others begin with cannot be trained, or this machine's
+            disk or memory is at fault, and no fault that was planted.
+    """
     work_dir = out / "runs" / cell.name
     shutil.rmtree(work_dir, ignore_errors=True)
     cfg = make_config(cell, length, str(out), str(work_dir))
@@ -35,25 +40,20 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
     try:
         runner.train()
     except Exception as e:  # the fault's doing, or the policy's
+        if cell.fault == PRETRAIN or (observe.iters == 0 and of_the_machine(e)):
+            raise
         error = f"{type(e).__name__}: {str(e)[:300]}"
     if cell.fault == PRETRAIN:
         keep_for_others(runner, cell, out)
     ledger = read_ledger(work_dir)
-    undone = [*restore.undone]
-    undone += [
-        (line["target_iter"], line["iter"])
-        for line in ledger
-        if line["event"] == "rollback"
-    ]
-    lost = set(observe.bad)
-    for first, last in undone:
-        lost |= set(range(first, last + 1))
     # GradScaler, too, refuses the steps by which it finds its scale.
     actions = [
         line
         for line in ledger
         if line["event"] in _INTERVENTIONS and line["verdict"] != "SCALE_OVERFLOW"
     ]
+    lost = lost_iterations(ledger, restore.undone, observe.undone_before)
+    lost |= set(observe.bad)
     scores = runner.message_hub.log_scalars
     final = None if error else 0.0  # mmdet gives no mAP where nothing is found
     if not error and "val/coco/bbox_mAP" in scores:
@@ -83,8 +83,37 @@ def keep_for_others(runner: Runner, cell: Cell, out: Path) -> None:
     torch.save(dict(state_dict=kept), out / "cells" / f"{cell.name}.pth")
 
 
+def of_the_machine(error: Exception) -> bool:
+    """Whether it is about files or memory."""
+    words = ("out of memory", "not enough memory", "allocate memory")
+    known = isinstance(error, (OSError, MemoryError))
+    return known or any(w in str(error).lower() for w in words)
+
+
+def lost_iterations(
+    ledger: list[dict[str, Any]], restored: list[tuple[int, int]], before: set[int]
+) -> set[int]:
+    """Iterations that were undone, or whose step was refused.
+
+    Args:
+        ledger: Of the run.
+        restored: First and last iterations that RestoreLastEpochHook has undone.
+        before: Iterations that began with a rollback, and count.
+    """
+    lost = {i for first, last in restored for i in range(first, last + 1)}
+    for line in ledger:
+        at = line["iter"]
+        if line["event"] == "rollback":
+            lost |= set(range(line["target_iter"], at + (at not in before)))
+        elif line["event"] == "veto" and line["verdict"] != "SCALE_OVERFLOW":
+            lost.add(at)
+    return lost
+
+
 def last_losses(scores: Any) -> float | None:
     """Mean of the last ten losses."""
+    if "train/loss" not in scores:
+        return None
     losses = scores["train/loss"].data[0][-10:]
     mean = float(sum(losses) / max(len(losses), 1))
     return round(mean, 3) if math.isfinite(mean) else None

@@ -183,3 +183,11 @@ def test_boxes_in_host_memory_are_read_in_place():
     with CountReads() as mode:
         check_boxes(batch, 1.0)
     assert mode.reads == 0
+
+
+def test_a_sample_that_is_there_twice_is_dropped_from_once():
+    twice = sample([SOUND, ZERO], "a.jpg")
+    images, _ = check_boxes(dict(data_samples=[twice, twice]), 1.0)
+    assert [image.counts for image in images] == [dict(zero=1)]
+    images[0].drop()
+    assert len(twice.gt_instances) == 1

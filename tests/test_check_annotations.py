@@ -164,6 +164,44 @@ def test_missing_image_files(check, digits, tmp_path):
     assert found(done) == {"missing_file": 1}
 
 
+def test_a_file_name_may_be_written_in_any_way(check, digits, tmp_path):
+    data = json.loads((digits / "train.json").read_text())
+    names = [image["file_name"] for image in data["images"]]
+    data["images"][0]["file_name"] = f"./{names[0]}"
+    data["images"][1]["file_name"] = str((digits / "train" / names[1]).resolve())
+    data["images"][2]["file_name"] = f"../train/{names[2]}"
+    ann = written(tmp_path / "a.json", data)
+    assert check(ann, "--img-root", digits / "train").returncode == 0
+
+
+def test_no_copy_is_made_where_no_image_is_found(check, digits, tmp_path):
+    out = tmp_path / "out.json"
+    done = check(digits / "train.json", "--img-root", tmp_path, "--fix", out)
+    assert done.returncode == 66
+    assert "'000000.png'" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_copy_s_temporary_file_is_nobody_s(check, digits, tmp_path):
+    data = json.loads((digits / "train.json").read_text())
+    data["info"] = dict(description="\ud800")  # which UTF-8 cannot hold
+    ann, out = written(tmp_path / "a.json.tmp", data), tmp_path / "a.json"
+    assert check(ann, "--fix", out).returncode == 0
+    assert json.loads(ann.read_text()) == json.loads(out.read_text()) == data
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_pictures_of_boxes_of_any_form(check, digits, tmp_path):
+    data = json.loads((digits / "train.json").read_text())
+    for i, value in enumerate([None, "3", 10**400, True]):
+        data["annotations"][i + 1].update(id=0, bbox=[5, 5, value, 9])
+    ann = written(tmp_path / "a.json", data)
+    folder = tmp_path / "p"
+    done = check(ann, "--img-root", digits / "train", "--pictures", folder)
+    assert done.returncode == 1, done.stderr
+    assert list(folder.iterdir())
+
+
 # --- through a config -----------------------------------------------------------------
 def config(digits, tmp_path, options):
     cfg = helpers.make_config("retinanet", digits, tmp_path / "w", options=options)

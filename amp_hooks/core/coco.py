@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,9 @@ Record = dict[str, Any]
 Progress = Callable[[int], object]
 
 _NUMBERS = frozenset((int, float))
+_HUGE = 2**1022  # of an int; a sum of two is within the range of a float still
+_LVIS = "http://images.cocodataset.org/"
+_NOT_FINITE = NAMES.index("not_finite")
 _STEP = 1000  # annotations between two calls of it
 
 
@@ -52,34 +55,38 @@ class CocoReport:
 
 
 def check_structure(data: Any) -> None:
-    """Refuse what has not the three lists.
+    """Refuse what has not the three lists, and panoptic annotations.
 
     Raises:
-        NotCocoError: Names what is missing.
+        NotCocoError: Says what is missing or not understood.
     """
     if not isinstance(data, dict):
         raise NotCocoError(f"it holds a {type(data).__name__}, not a JSON object")
     for key in ("images", "annotations", "categories"):
         if not isinstance(data.get(key), list):
             raise NotCocoError(f"it has no list {key!r}")
+    for a in data["annotations"]:
+        if isinstance(a, dict) and "segments_info" in a and "bbox" not in a:
+            raise NotCocoError("its annotations are panoptic (segments_info, no bbox)")
 
 
 def check_coco(
     data: Record,
     min_size: float = 1.0,
-    files: Collection[str] | None = None,
+    exists: Callable[[str], bool] | None = None,
     progress: Progress = lambda n: None,
 ) -> CocoReport:
     """Look through an annotation file.
 
-    Boxes, area and masks of crowds, and of annotations that the file itself says to
+    Size, area and masks of crowds, and of annotations that the file itself says to
     ignore, are left alone.
 
     Args:
         data: The content of the file.
         min_size: Smallest width and height in pixels that is taken for sound;
             MMDetection leaves boxes below 1 out.
-        files: Names of the image files that exist; ``None`` if that is not known.
+        exists: Whether there is an image file of that name; ``None`` if that is not
+            known.
         progress: Told of every thousand annotations.
 
     Raises:
@@ -88,7 +95,7 @@ def check_coco(
     check_structure(data)
     report = CocoReport()
     categories = _categories(data["categories"], report.found)
-    sizes = _images(data["images"], files, report.found)
+    sizes = _images(data["images"], exists, report.found)
     check = _Annotations(data["annotations"], sizes, categories, report.found)
     check.run(min_size, progress)
     used = {a["image_id"] for a in of_images(data["annotations"])}
@@ -134,8 +141,19 @@ def _is_id(value: Any) -> bool:
     return type(value) in (int, str) or type(value) is float and value.is_integer()
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in _NUMBERS
+def file_name(image: Any) -> str | None:
+    """The image file of a record; LVIS has its address instead."""
+    if isinstance(image, dict):
+        if isinstance(name := image.get("file_name"), str):
+            return name
+        if isinstance(name := image.get("coco_url"), str):
+            return name.replace(_LVIS, "")  # as mmdet's LVISV1Dataset does
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """A number, no bool, within the range of a float; NaN and infinity are."""
+    return type(value) is float or type(value) is int and abs(value) < _HUGE
 
 
 def _categories(records: list[Any], found: dict[str, list[int]]) -> set[Any]:
@@ -155,24 +173,26 @@ def _categories(records: list[Any], found: dict[str, list[int]]) -> set[Any]:
 
 
 def _images(
-    records: list[Any], files: Collection[str] | None, found: dict[str, list[int]]
+    records: list[Any],
+    exists: Callable[[str], bool] | None,
+    found: dict[str, list[int]],
 ) -> dict[Any, tuple[float, float]]:
     """Height and width of each image by its id; NaN where that is a finding."""
     sizes: dict[Any, tuple[float, float]] = {}
     for i, record in enumerate(records):
-        known = isinstance(record, dict) and _is_id(record.get("id"))
-        if not known or not isinstance(record.get("file_name"), str):
+        name = file_name(record)
+        if name is None or not _is_id(record.get("id")):
             found["image_record"].append(i)
             continue
         if record["id"] in sizes:
             found["duplicate_image"].append(i)
             continue
         size = record.get("height"), record.get("width")
-        good = all(_is_number(v) and 0 < v < math.inf for v in size)
+        good = all(is_number(v) and 0 < v < math.inf for v in size)
         sizes[record["id"]] = size if good else (math.nan, math.nan)
         if not good:
             found["image_size"].append(i)
-        elif files is not None and record["file_name"] not in files:
+        elif exists is not None and not exists(name):
             found["missing_file"].append(i)
     return sizes
 
@@ -191,7 +211,9 @@ class _Annotations:
         self.categories, self.found = categories, found
         self.seen: set[Any] = set()
         # In a file for plain detection there are no masks, which is no flaw of it.
-        self.masks = any(isinstance(a, dict) and a.get("segmentation") for a in records)
+        self.masks = any(
+            isinstance(a, dict) and not _no_mask(a.get("segmentation")) for a in records
+        )
 
     def run(self, min_size: float, progress: Progress) -> None:
         rows = list(self._well_formed(progress))
@@ -206,7 +228,7 @@ class _Annotations:
         with np.errstate(invalid="ignore", over="ignore"):
             corners[:, 2:] += boxes[:, :2]
             codes = box_flaws(corners, sizes, min_size, boxes[:, 2:])
-            codes[crowd] = 0
+            codes[crowd & (codes != _NOT_FINITE)] = 0
             no_area = (codes == 0) & ~crowd & ~((areas > 0) & (areas < np.inf))
             beyond = (corners[:, :2] < -1) | (corners[:, 2:] > sizes[:, ::-1] + 1)
             sticks = (codes == 0) & ~crowd & ~no_area & beyond.any(1)
@@ -250,16 +272,19 @@ class _Annotations:
         if a["category_id"] not in self.categories:
             return "unknown_category"
         box = a["bbox"]
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             return "bbox_format"
-        return "" if _is_number(a["area"]) else "no_area"
+        return "" if is_number(a["area"]) else "no_area"
 
     def _mask_is_sound(self, i: int, a: Record) -> bool:
         if not self.masks:
             return True
         mask = a.get("segmentation")
+        if _no_mask(mask):
+            self.found["no_mask"].append(i)
+            return True
         if isinstance(mask, list):
-            flat = [not _is_polygon(p) or is_flat(p) for p in mask]
+            flat = [_is_flat(p) for p in mask]
             if not all(flat):
                 if any(flat):
                     self.found["bad_polygon"].append(i)
@@ -278,15 +303,25 @@ class _Annotations:
                 self.found["duplicate_box"].append(i)
 
 
-def _is_polygon(points: Any) -> bool:
-    return isinstance(points, list) and _NUMBERS.issuperset(map(type, points))
+def _no_mask(mask: Any) -> bool:
+    """Whether there is none at all, not even a bad one."""
+    return not mask or isinstance(mask, list) and not any(mask)
+
+
+def _is_flat(points: Any) -> bool:
+    """Whether this is no polygon, or one without an area."""
+    try:
+        known = isinstance(points, list) and _NUMBERS.issuperset(map(type, points))
+        return not known or is_flat(points)
+    except OverflowError:  # of an int beyond the range of a float
+        return True
 
 
 def _has_pixels(rle: Record) -> bool:
     """Whether a run-length encoded mask covers anything."""
     counts = rle.get("counts")
     if isinstance(counts, list):
-        return all(map(_is_number, counts)) and sum(counts[1::2]) > 0
+        return all(map(is_number, counts)) and any(n > 0 for n in counts[1::2])
     # Of the compressed form, one run is the background alone.
     # A number ends with the character whose sixth bit, above '0', is not set.
     ends = [not (ord(c) - 48) & 0x20 for c in counts] if isinstance(counts, str) else []

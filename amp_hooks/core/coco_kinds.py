@@ -55,8 +55,14 @@ KINDS = {
     "no_area": Kind("annotations", "area is not above 0", _DROPPED),
     "empty_mask": Kind(
         "annotations",
-        "no segmentation with an area, where others have one",
+        "a segmentation without an area",
         "instance segmentation ends, or ignores it",
+    ),
+    "no_mask": Kind(
+        "annotations",
+        "no segmentation, where others have one",
+        "instance segmentation ends, or ignores it",
+        note=True,
     ),
     "sticks_out": Kind(
         "annotations", "more than a pixel beyond its image", "clipped", note=True

@@ -22,7 +22,7 @@ from ..resume import choose_resume
 from ..rng import set_rng_state
 from ..rollback_policy import Attempts
 from ..runtime import Runtime, any_rank, refuse_sharded, warn
-from ..snapshot import Snapshot, infinite_by_design, nonfinite_state
+from ..snapshot import Snapshot, infinite_by_design, nonfinite_state, overflowed
 from ..snapshots import Snapshots
 from ..step_tap import accumulating
 from .base import CHECKPOINT_KEY, AmpHook
@@ -48,9 +48,9 @@ class RollbackHook(AmpHook):
     snapshot that counts; if the fault returns within ``cooldown`` iterations, to an
     older one. Loss scale and learning rate are lowered, and training goes on with the
     next batch: iteration, schedulers and logs never go back. Where
-    :class:`StepGuardHook` checks every step, a state that is not finite was broken by
-    something else, and the learning rate stays, unless that happens again within
-    ``cooldown``.
+    :class:`StepGuardHook` checks every step, a state that holds NaN, and no infinity to
+    which finite numbers may have overflowed, was broken by something else, and the
+    learning rate stays, unless that happens again within ``cooldown``.
 
     *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
     is whole and finite, of this hook or of CheckpointHook; others are passed over and
@@ -305,7 +305,7 @@ class RollbackHook(AmpHook):
         limit = self.attempts.used_up(runner.iter)
         if limit and not self._last_resort(runtime, verdict):
             self._give_up(runner, runtime, verdict, where, limit)
-        lower = not self._came_from_outside(runner, verdict)
+        lower = not self._came_from_outside(runner, verdict, bad)
         target = self._snapshots.go_back(runner.iter)
         if target is None:
             raise TrainingDivergedError(
@@ -337,11 +337,18 @@ class RollbackHook(AmpHook):
         )
         self._tell(runner, verdict, where, target, scale, lower)
 
-    def _came_from_outside(self, runner: Runner, verdict: Verdict) -> bool:
+    def _came_from_outside(
+        self, runner: Runner, verdict: Verdict, bad: list[str]
+    ) -> bool:
         """Whether something else than training made the state non-finite.
 
-        Where every step is guarded, training does not; unless the fault is back.
+        Where every step is guarded, training does not make NaN; unless the fault is
+        back. It can make infinities, all losses and gradients being finite: of
+        BatchNorm's statistics, Adam's squares, or a weight, which finite numbers
+        overflow to; NaN made from these comes with them.
         """
+        if any_rank(overflowed(runner, bad)):
+            return False
         guarded = any(isinstance(hook, StepGuardHook) for hook in runner.hooks)
         state = verdict is Verdict.STATE_NONFINITE
         return guarded and state and not self._ring.cooling(runner.iter)

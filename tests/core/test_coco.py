@@ -90,8 +90,9 @@ def test_annotations_of_an_image_that_is_left_out_go_with_it():
 def test_missing_files():
     data = healthy(5, 50)
     there = {image["file_name"] for image in data["images"]} - {"000003.jpg"}
-    assert found(data, files=there) == {"missing_file": [3]}
-    assert found(data, files=there | {"000003.jpg"}) == {}
+    assert found(data, exists=there.__contains__) == {"missing_file": [3]}
+    there.add("000003.jpg")
+    assert found(data, exists=there.__contains__) == {}
 
 
 def test_a_file_for_plain_detection_has_no_masks():
@@ -99,6 +100,36 @@ def test_a_file_for_plain_detection_has_no_masks():
     for a in data["annotations"][::2]:
         a["segmentation"] = []
     assert found(data) == {}
+
+
+@pytest.mark.parametrize("empty", [[], [[]], None])
+def test_a_box_without_a_mask_is_a_note_where_others_have_one(empty):
+    data = healthy(30, 500, seed=3)
+    for a in data["annotations"]:
+        if not a["iscrowd"]:
+            a["segmentation"] = empty
+    data["annotations"][7]["segmentation"] = []  # the crowd's
+    assert found(data) == {}
+    assert "no_mask" not in notes(data)
+    data["annotations"][3]["segmentation"] = [[5, 5, 9, 5, 9, 9]]
+    assert found(data) == {}
+    assert notes(data)["no_mask"] == [i for i in range(500) if i not in (3, 7)]
+
+
+def test_lvis_has_addresses_in_the_place_of_names():
+    data = healthy(30, 500)
+    for image in data["images"]:
+        name = image.pop("file_name")
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{name}"
+    assert found(data) == {}
+    there = {f"train2017/{i:06d}.jpg" for i in range(1, 30)}
+    assert found(data, exists=there.__contains__) == {"missing_file": [0]}
+
+
+def test_a_crowd_s_box_is_finite_too():
+    data = healthy(30, 500)
+    data["annotations"][7]["bbox"][0] = float("nan")
+    assert found(data) == {"not_finite": [7]}
 
 
 def test_whole_numbers_may_be_written_with_a_point():
@@ -161,6 +192,10 @@ def test_masks_in_run_lengths():
         ([], "holds a list, not a JSON object"),
         (dict(images=[], annotations=[]), "no list 'categories'"),
         (dict(images={}, annotations=[], categories=[]), "no list 'images'"),
+        (
+            dict(images=[], annotations=[dict(segments_info=[])], categories=[]),
+            "panoptic",
+        ),
     ],
 )
 def test_what_is_no_coco_file(data, words):

@@ -722,3 +722,18 @@ def test_what_no_step_has_done_leaves_the_learning_rate(build):
     runner.train()
     factors = [line["lr_factor"] for line in helpers.ledger(runner, "rollback")]
     assert factors == [1.0, 0.1, 0.1]
+
+
+def test_training_itself_can_overflow_and_lowers_the_learning_rate(build):
+    """As BatchNorm's variance does of finite activations, with finite gradients."""
+    where = "backbone.bn1.running_var"
+    hooks = [
+        dict(type="amp_hooks.StepGuardHook"),
+        dict(type="amp_hooks.RollbackHook", interval=2, probation=0, cooldown=3),
+        helpers.fault("buffer", 3, where=where, value="inf"),
+        helpers.fault("buffer", 12, where=where, value="nan"),
+    ]
+    runner = build("retinanet", iters=16, hooks=hooks, precision="float32")
+    runner.train()
+    factors = [line["lr_factor"] for line in helpers.ledger(runner, "rollback")]
+    assert factors == [0.1, 0.1]
