@@ -62,8 +62,6 @@ class FirstBatch:
         wrappers: Each optimizer wrapper by its name.
         wrapper: The one whose precision is used.
         fp32: One that computes in FP32.
-        call: What the model is called with, before any forward pass; each of them gets
-            one of its own, for the model may work in it in place.
         cut: FP32 has no memory for the whole batch.
         dtype: What training computes in.
         logits: Largest |logit| of each classifier layer in FP32, infinite if one is
@@ -87,7 +85,11 @@ class FirstBatch:
         self.notes: list[str] = []
         self._runtime = Runtime.of(runner)
         self._batch = self._of_fp32 = data_batch
-        self.call = self._prepare(data_batch)
+
+    def images(self) -> Any:
+        """What the model is given first, before any forward pass."""
+        call = self._prepare(self._batch)
+        return call.kwargs.get("inputs", next(iter(call.args), None))
 
     def in_fp32(self) -> Pass:
         """Run it in FP32, with fewer images if there is no memory for all."""
@@ -146,8 +148,8 @@ class FirstBatch:
             values = torch.stack(found).tolist() if found else []
             peaks.update(zip(grads, values))
 
+        # Anew for each pass: the model may work in it in place.
         call = self._prepare(self._of_fp32 if wrapper is self.fp32 else self._batch)
-
         with self._runtime.quiet(), alone():
             seen = run_call(self.model, wrapper, call, scale, frames, on_grads)
         if _OUT_OF_MEMORY in seen.skipped:

@@ -90,7 +90,7 @@ def _nonfinite(
 
 
 def _of_images(first: FirstBatch) -> list[Finding]:
-    images = first.call.kwargs.get("inputs", next(iter(first.call.args), None))
+    images = first.images()
     if not isinstance(images, Tensor) or not images.numel() or images.is_complex():
         return []
     modules = list(first.model.modules())

@@ -52,17 +52,12 @@ from amp_hooks.core.coco import (
     without_findings,
 )
 from amp_hooks.core.coco_kinds import KINDS
+from amp_hooks.core.command_line import CANNOT_CREATE, NO_INPUT, Parser
 from amp_hooks.core.files import publish
 
-FOUND, USAGE, NOT_COCO, NO_INPUT, CANNOT_CREATE = 1, 64, 65, 66, 73
+FOUND, NOT_COCO = 1, 65
 _FILE_MIN_SIZE = 1.0  # below it CocoDataset leaves boxes out
 _SAMPLE_MIN_SIZE = 0.01  # BoxSanityHook's
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 
 def stop(status: int, message: str) -> NoReturn:
@@ -74,7 +69,7 @@ def stop(status: int, message: str) -> NoReturn:
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     head, _, rest = (__doc__ or "").partition("\n")
-    parser = _Parser(
+    parser = Parser(
         description=head,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,

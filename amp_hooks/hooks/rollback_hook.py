@@ -347,11 +347,11 @@ class RollbackHook(AmpHook):
         BatchNorm's statistics, Adam's squares, or a weight, which finite numbers
         overflow to; NaN made from these comes with them.
         """
-        if any_rank(overflowed(runner, bad)):
-            return False
         guarded = any(isinstance(hook, StepGuardHook) for hook in runner.hooks)
         state = verdict is Verdict.STATE_NONFINITE
-        return guarded and state and not self._ring.cooling(runner.iter)
+        if not (guarded and state) or self._ring.cooling(runner.iter):
+            return False
+        return not any_rank(overflowed(runner, bad))
 
     def _last_resort(self, runtime: Runtime, verdict: Verdict) -> bool:
         resorts = runtime.last_resorts if self.attempts.may_have_extra else []
