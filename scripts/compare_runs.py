@@ -15,6 +15,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,15 @@ class Run:
         return np.flatnonzero(~np.isfinite(self.losses))
 
 
+def read_ledger(work_dir: Path) -> list[dict[str, Any]]:
+    """What our hooks did, in all starts of a run."""
+    return [
+        json.loads(line)
+        for path in sorted(work_dir.glob("*/stability.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
 def read_run(work_dir: Path) -> Run:
     """Read a run from its work_dir.
 
@@ -56,11 +66,7 @@ def read_run(work_dir: Path) -> Run:
     checkpoint = torch.load(newest, map_location="cpu", weights_only=True)
     history = checkpoint["message_hub"]["log_scalars"]
     learned = {k: checkpoint.get(k) for k in ("state_dict", "ema_state_dict")}
-    events = [
-        json.loads(line)["event"]
-        for path in sorted(work_dir.glob("*/stability.jsonl"))
-        for line in path.read_text().splitlines()
-    ]
+    events = [line["event"] for line in read_ledger(work_dir)]
     metrics: dict[str, float] = {}
     for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for line in path.read_text().splitlines():

@@ -28,33 +28,22 @@ import os.path as osp
 import subprocess
 import sys
 import tempfile
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import mmdet
 import torch
 from compare_runs import show
-from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from sweep_detectors import strip
+from small_detectors import R18, ROOT, every_box_counts, on_digits
 from torch import Tensor
 
 from amp_hooks.core.finite import named_tensors
 from amp_hooks.runtime import Runtime
 from amp_hooks.snapshot import learned_state
 
-ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-MMDET = osp.join(osp.dirname(mmdet.__file__), ".mim", "configs")
-# Nothing frozen, or there would be nothing to harm.
-R18 = {
-    "model.backbone.base_channels": 8,
-    "model.backbone.norm_eval": False,
-    "model.backbone.frozen_stages": -1,
-}
 FPN = {**R18, "model.neck.in_channels": [8, 16, 32, 64]}
 
 # mmdet's config, what makes it small, and its classifier.
@@ -167,51 +156,15 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def narrow(node: Any) -> None:
-    """An eighth of the usual channels, and every box counts in evaluation."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        if isinstance(value, (dict, list, tuple)):
-            narrow(value)
-        elif str(key).endswith(("channels", "embed_dims", "feats")):
-            node[key] = value // 8 if isinstance(value, int) and value > 95 else value
-        elif key in ("score_thr", "min_bbox_size"):
-            node[key] = -1
-
-
-def set_classes(node: Any, number: int) -> None:
-    """Every num_classes in a config."""
-    for value in node.values() if isinstance(node, dict) else node:
-        if isinstance(value, (dict, list, tuple)):
-            set_classes(value, number)
-    if isinstance(node, dict) and isinstance(node.get("num_classes"), int):
-        node["num_classes"] = number
-
-
 def make_runner(
     detector: str, precision: str, loop: str, iters: int, hooks: list, data: str
 ) -> Runner:
     """A Runner from this project's digits config, with mmdet's detector in it."""
     path, options, _ = DETECTORS[detector]
-    source = Config.fromfile(osp.join(MMDET, f"{path}.py"))
-    narrow(source.model)
-    source.merge_from_dict(options)
-    cfg = Config.fromfile(
-        osp.join(ROOT, "configs/digits/retinanet_r18_fpn_fp16_stability.py")
-    )
-    cfg.model = ConfigDict(strip(source.model.to_dict()))
-    set_classes(cfg.model, 10)
+    cfg = on_digits(path, options, data, size=64, batch=2)
+    every_box_counts(cfg.model)
     cfg.work_dir = tempfile.mkdtemp(dir=data)
-    cfg.experiment_name = cfg.visualizer.name = uuid.uuid4().hex  # both are global
     cfg.log_level = "CRITICAL"
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.batch_size = 2
-        loader.dataset.data_root = data
-        for step in loader.dataset.pipeline:
-            if step.type == "Resize":
-                step.scale = (64, 64)
-    cfg.val_evaluator.ann_file = osp.join(data, "val.json")
-    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    cfg.visualizer.vis_backends = []
     cfg.default_hooks = dict(ema=cfg.default_hooks.ema, logger=None, checkpoint=None)
     cfg.default_hooks["ema"].update(update_buffers=True)
     cfg.param_scheduler = None

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import os.path as osp
 import subprocess
@@ -57,24 +58,27 @@ from rescue_cells import (
 from rescue_run import train
 from rescue_tables import failures, markdown, plot
 
+from amp_hooks.core.files import write_text
+
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
+# Each cell is a fork of one process that has imported everything, and done nothing.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["rescue_run"])
 
 
 def main() -> None:
     """Run what is missing, then write the results."""
     args = parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the cells
     out = Path(args.out)
     length = Length(args.images, args.epochs, args.pretrain_epochs)
-    if args.cell:
-        run_cell(Cell(*args.cell), length, out)
-        return
     prepare(out, length)
     wanted = cells(args.detectors, args.faults, args.policies)
-    run_missing([*map(pretraining, args.detectors), *wanted], length, args)
+    run_missing([*map(pretraining, args.detectors), *wanted], length, out, args.jobs)
     results = [json.loads(result_path(out, c).read_text()) for c in wanted]
-    write(out / "rescue.json", json.dumps(results, indent=1))
+    write_text(str(out / "rescue.json"), json.dumps(results, indent=1))
     table = markdown(results)
-    write(out / "rescue.md", table)
+    write_text(str(out / "rescue.md"), table)
     plot(results, out / "rescue.png")
     print(table)
     broken = failures(results)
@@ -95,7 +99,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="for training")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--pretrain-epochs", type=int)
-    parser.add_argument("--cell", nargs=3, help=argparse.SUPPRESS)
     quick = parser.parse_known_args()[0].quick
     length = QUICK if quick else Length()
     parser.set_defaults(
@@ -124,7 +127,7 @@ def prepare(out: Path, length: Length) -> None:
         sizes = ["--size", str(SIZE), "--train", str(length.images), "--val", "150"]
         where = ["--out", str(out / name), "--seed", str(seed)]
         subprocess.run([*make, *sizes, *where], check=True, capture_output=True)
-    write(about, json.dumps(asdict(length)))
+    write_text(str(about), json.dumps(asdict(length)))
 
 
 def forget_outdated(wanted: list[Cell], length: Length, out: Path) -> list[Cell]:
@@ -143,17 +146,16 @@ def forget_outdated(wanted: list[Cell], length: Length, out: Path) -> list[Cell]
     return [c for c in wanted if not result_path(out, c).exists()]
 
 
-def run_missing(wanted: list[Cell], length: Length, args: argparse.Namespace) -> None:
+def run_missing(wanted: list[Cell], length: Length, out: Path, jobs: int) -> None:
     """Run the cells that have no result, some side by side."""
-    out = Path(args.out)
     missing = forget_outdated(wanted, length, out)
     print(f"{len(wanted)} runs, {len(missing)} of them to be made", flush=True)
     first = [c for c in missing if c.fault == PRETRAIN]
     then = [c for c in missing if c.fault != PRETRAIN]
     began, done = time.time(), 0
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         for batch in (first, then):
-            for cell in pool.map(lambda c: start(c, args), batch):
+            for cell in pool.map(lambda c: start(c, length, out), batch):
                 done += 1
                 minutes = (time.time() - began) / 60
                 print(
@@ -162,36 +164,31 @@ def run_missing(wanted: list[Cell], length: Length, args: argparse.Namespace) ->
                 )
 
 
-def start(cell: Cell, args: argparse.Namespace) -> Cell:
+def start(cell: Cell, length: Length, out: Path) -> Cell:
     """Run a cell in a process of its own.
 
     Raises:
         RuntimeError: It ended without a result, which is a fault of this script.
     """
-    log = result_path(Path(args.out), cell).with_suffix(".log")
-    command = [sys.executable, __file__, "--out", args.out]
-    command += ["--images", str(args.images), "--epochs", str(args.epochs)]
-    command += ["--pretrain-epochs", str(args.pretrain_epochs)]
-    command += ["--cell", cell.detector, cell.fault, cell.policy]
-    with log.open("w") as stream:
-        subprocess.run(
-            command,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=dict(os.environ, OMP_NUM_THREADS="1"),
-        )
-    if not result_path(Path(args.out), cell).exists():
+    log = result_path(out, cell).with_suffix(".log")
+    process = _PROCESSES.Process(target=run_cell, args=(cell, length, out, log))
+    process.start()
+    process.join()
+    if not result_path(out, cell).exists():
         raise RuntimeError(f"{cell.name} left no result; see {log}")
     return cell
 
 
-def run_cell(cell: Cell, length: Length, out: Path) -> None:
-    """Train, and write the result."""
+def run_cell(cell: Cell, length: Length, out: Path, log: Path) -> None:
+    """Train, and write the result and the log."""
+    with log.open("w") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     about = asdict(cell) | dict(config=fingerprint(cell, length))
     result = about | train(cell, length, out)
-    write(result_path(out, cell), json.dumps(result, indent=1))
+    write_text(str(result_path(out, cell)), json.dumps(result, indent=1))
 
 
 def result_path(out: Path, cell: Cell) -> Path:
@@ -204,13 +201,6 @@ def tell(out: Path, cell: Cell) -> str:
     result = json.loads(result_path(out, cell).read_text())
     ended = "" if result["finished"] else f", ended: {result['error']}"
     return f"{cell.name}: mAP {result['map']}, {result['lost']} lost{ended}"
-
-
-def write(path: Path, text: str) -> None:
-    """In one go, so that a killed benchmark leaves no half of a result."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,21 @@ import time
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from amp_hooks.core.finite import named_tensors
+from amp_hooks.averaging import ema_hooks
+from amp_hooks.core.finite import nonfinite_names
 from amp_hooks.hooks.rollback_hook import RollbackHook
 
 
 class RestoreLastEpochHook(Hook):
     """Goes back to the end of the last epoch if the last loss is not finite.
 
-    What Ultralytics' trainer does (ultralytics#22352), in an MMEngine
-    loop: looked at once per epoch, everything but the learning rate restored, the epoch
-    run again, nothing to restore in the first epoch, and an error after three attempts
-    in a row.
+    What Ultralytics' trainer does (ultralytics#22352), in an MMEngine loop: looked at
+    once per epoch, everything but the learning rate restored, the epoch run again,
+    nothing to restore in the first epoch, and an error after three attempts in a row.
     """
 
     attempts_allowed = 3
@@ -44,9 +44,10 @@ class RestoreLastEpochHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Restore, or keep this epoch's state."""
-        # An EMA that is not finite is what makes Ultralytics' fitness NaN.
+        # An EMA that is not finite makes Ultralytics' fitness NaN, and what it saves
+        # is the whole trainer, the optimizer's state included.
         now = _state(runner)
-        if math.isfinite(self._loss) and _finite(now):
+        if math.isfinite(self._loss) and not nonfinite_names(now):
             self._attempts, self._kept = 0, copy.deepcopy(now)
             return
         if self._kept is None:
@@ -68,15 +69,9 @@ def _state(runner: Runner) -> dict[str, Any]:
         optimizer=runner.optim_wrapper.state_dict(),
         schedulers=[s.state_dict() for s in runner.param_schedulers],
     )
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            state["ema"] = hook.ema_model.state_dict()
+    for i, hook in enumerate(ema_hooks(runner)):
+        state[f"ema{i}"] = hook.ema_model.state_dict()
     return state
-
-
-def _finite(state: dict[str, Any]) -> bool:
-    # The optimizer's state as well: what Ultralytics saves is the whole trainer.
-    return all(torch.isfinite(t).all() for _, t in named_tensors(state))
 
 
 def _restore(runner: Runner, state: dict[str, Any]) -> None:
@@ -84,9 +79,8 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
     runner.optim_wrapper.load_state_dict(state["optimizer"])
     for scheduler, kept in zip(runner.param_schedulers, state["schedulers"]):
         scheduler.load_state_dict(kept)
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            hook.ema_model.load_state_dict(state["ema"])
+    for i, hook in enumerate(ema_hooks(runner)):
+        hook.ema_model.load_state_dict(state[f"ema{i}"])
 
 
 class ScaleWeightsHook(Hook):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from compare_runs import read_ledger
 from mmengine.runner import Runner
 from rescue_cells import DETECTORS, PRETRAIN, Cell, Length, make_config
 from rescue_policies import ObserveHook, RestoreLastEpochHook, ScaleWeightsHook
@@ -117,12 +117,3 @@ def last_losses(scores: Any) -> float | None:
     losses = scores["train/loss"].data[0][-10:]
     mean = float(sum(losses) / max(len(losses), 1))
     return round(mean, 3) if math.isfinite(mean) else None
-
-
-def read_ledger(work_dir: Path) -> list[dict[str, Any]]:
-    """What our hooks did."""
-    return [
-        json.loads(line)
-        for path in work_dir.glob("*/stability.jsonl")
-        for line in path.read_text().splitlines()
-    ]
