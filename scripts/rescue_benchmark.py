@@ -7,21 +7,26 @@ Every cell is a training run in a process of its own, in FP16 with a dynamic los
 and EMA, on the same digits in the same order; without a GPU, FP16 is rehearsed
 (amp_hooks.CpuAmpOptimWrapper). All begin with the same weights, as one fine-tunes: each
 detector is first trained in FP32 on other digits, and its classifiers are left out.
+They go on with SGD, at a learning rate at which the detector does well.
 
 Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
 Ultralytics does; HeadClampHook alone, always on; StabilityHook. Of the faults three
 arise by themselves, and six are injected at 60% of the run.
 
-Cells that are done are kept in --out and run again only if their config has changed, or
-what they begin with. In the end there are
-rescue.json, rescue.md and rescue.png. 'mAP' is that of the last evaluation over that of
-the same run in FP32 without fault and hooks; 'lost' counts iterations whose loss was
-not finite, whose step was refused (but not by a loss scale being found), or which were
-undone; 'time' is the processor time of training over that of
-the clean FP16 run without hooks. A run that ended with an error has no mAP.
+There is something to recover from where a fault was injected, or where a loss of the
+run without hooks was not finite. What ruins a model with finite numbers is no matter of
+precision, and nothing here looks for it: such cells are shown, and not counted.
 
-Exit status 1 if a run of amp_hooks did not finish or ended below 0.95, or if it
-intervened in a clean run.
+Cells that are done are kept in --out and run again only if their config has changed, or
+what they begin with. In the end there are rescue.json, rescue.md and rescue.png. 'mAP'
+is that of the last evaluation over that of the same run in FP32 without fault and
+hooks; 'lost' counts iterations whose loss was not finite, whose step was refused (but
+not by a loss scale being found), or which were undone; 'time' is the processor time of
+training over that of the clean FP16 run without hooks. A run that ended with an error
+has no mAP.
+
+Exit status 1 if a run of amp_hooks with something to recover from did not finish or
+ended below 0.95, or if it intervened in a clean run.
 """
 
 from __future__ import annotations

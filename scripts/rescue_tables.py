@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compare_runs import show
-from rescue_cells import CLEAN, FAULTS, FP32, POLICIES
+from rescue_cells import CLEAN, FAULTS, FP32, INJECTED, POLICIES
 
 SAVED = 0.95  # of the mAP of the clean FP32 run
 
@@ -20,11 +20,11 @@ def markdown(results: list[Result]) -> str:
 
 
 def summary(results: list[Result]) -> str:
-    """A row for each policy, over all faults and detectors."""
+    """A row for each policy, over all faults that can be recovered from."""
     cells = index(results)
     table = [["", "finished", f"mAP >= {SAVED:g}", "mean mAP", "lost", "time", "clean"]]
     for policy in used(results, 2, POLICIES):
-        mine = [r for r in results if r["policy"] == policy and r["fault"] != CLEAN]
+        mine = [r for r in results if r["policy"] == policy and recoverable(cells, r)]
         clean = [r for r in results if r["policy"] == policy and r["fault"] == CLEAN]
         ratios = [ratio(cells, r) or 0.0 for r in mine]
         done = [r for r in mine if r["finished"]]
@@ -50,7 +50,7 @@ def every_cell(results: list[Result]) -> str:
     table = [["fault", "detector", *(POLICIES[p][0] for p in policies)]]
     for fault in [CLEAN, *used(results, 1, FAULTS)]:
         for detector in dict.fromkeys(r["detector"] for r in results):
-            row = [FAULTS.get(fault, "none"), detector]
+            row = [named(cells, detector, fault), detector]
             for policy in policies:
                 result = cells.get((detector, fault, policy))
                 row.append(in_words(cells, result) if result else "")
@@ -64,6 +64,27 @@ def in_words(cells: Index, result: Result) -> str:
         return f"ended at {result['iters']} ({result['error'].split(':')[0]})"
     text = f"{ratio(cells, result):.2f}, lost {result['lost']}, "
     return text + f"x{time_of(cells, result):.2f}"
+
+
+def recoverable(cells: Index, result: Result) -> bool:
+    """Whether there was something to recover from: a value that is not finite.
+
+    Injected faults are, and others if a loss without hooks was not finite. What ruins a
+    model with finite numbers is no matter of precision; nothing here looks for it.
+    """
+    if result["fault"] == CLEAN:
+        return False
+    plain = cells.get((result["detector"], result["fault"], "nothing"))
+    return result["fault"] in INJECTED or plain is None or plain["bad"] > 0
+
+
+def named(cells: Index, detector: str, fault: str) -> str:
+    """A fault's name, and whether it did anything that we promise to undo."""
+    results = (r for key, r in cells.items() if key[:2] == (detector, fault))
+    if fault == CLEAN:
+        return "none"
+    note = "" if any(recoverable(cells, r) for r in results) else " (all finite)"
+    return FAULTS[fault] + note
 
 
 def index(results: list[Result]) -> Index:
@@ -103,6 +124,8 @@ def failures(results: list[Result]) -> list[str]:
     for r in results:
         if r["policy"] != "ladder":
             continue
+        if r["fault"] != CLEAN and not recoverable(cells, r):
+            continue
         name = f"{r['detector']}, {r['fault']}"
         if not r["finished"]:
             broken.append(f"{name}: did not finish: {r['error']}")
@@ -114,7 +137,7 @@ def failures(results: list[Result]) -> list[str]:
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """A square for each cell, from lost to saved."""
+    """A square for each cell, from lost to saved; grey if all was finite."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -144,9 +167,11 @@ def plot(results: list[Result], path: Path) -> None:
                 if result is None:
                     continue
                 value = ratio(cells, result)
-                values[i, k] = 0.0 if value is None else min(value, 1.0)
+                if fault == CLEAN or recoverable(cells, result):
+                    values[i, k] = 0.0 if value is None else min(value, 1.0)
                 label = "ended" if value is None else f"{value:.2f}"
                 axis.text(k, i, label, ha="center", va="center", fontsize=6)
+        axis.set_facecolor("lightgrey")
         axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
         axis.set_title(POLICIES[policy][0], fontsize=9)
         axis.set_xticks(range(len(detectors)), detectors, rotation=60, fontsize=7)

@@ -66,7 +66,6 @@ def shorten(cfg, work_dir):
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = cfg.visualizer.name = f"test-{work_dir.name}"
     cfg.log_level = "ERROR"
-    cfg.train_dataloader.batch_size = 4
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
     if "max_iters" in cfg.train_cfg:
@@ -82,6 +81,11 @@ def train(cfg):
     runner.visualizer.close()
     assert runner.iter == 2
     return runner
+
+
+def found(runner):
+    (line,) = helpers.ledger(runner, "preflight")
+    return line["findings"]
 
 
 # What takes time: proposals of two-stage detectors, queries, wide layers.
@@ -115,6 +119,7 @@ def coco_recipe(path, coco, tmp_path):
     assert cfg.optim_wrapper.type == "AmpOptimWrapper"
     cfg.optim_wrapper.type = "amp_hooks.CpuAmpOptimWrapper"
     small_for_a_cpu(cfg._cfg_dict)
+    cfg.train_dataloader.batch_size = 4
     return shorten(cfg, tmp_path / path.stem)
 
 
@@ -123,10 +128,11 @@ def test_a_recipe_for_the_digits(path, digits, tmp_path):
     cfg = with_path(path, "data/digits/", digits, tmp_path)
     cfg = shorten(cfg, tmp_path / path.stem)
     dataset = cfg.train_dataloader.dataset
-    dataset.get("dataset", dataset).indices = 8
+    dataset.get("dataset", dataset).indices = 2 * cfg.train_dataloader.batch_size
     runner = train(cfg)
     if "stability" in path.stem:
         assert len(Runtime.of(runner).recorder.records) == 2
+        assert found(runner) == ["high_lr"] * ("hot" in path.stem)
         assert (tmp_path / path.stem / "rollback" / "iter_0.pth").exists()
 
 
@@ -135,6 +141,7 @@ def test_a_recipe_for_coco(path, coco, tmp_path):
     cfg = coco_recipe(path, coco, tmp_path)
     theirs = [hook["type"] for hook in cfg.custom_hooks[:-1]]
     runner = train(cfg)
+    assert found(runner) == []
     assert all(math.isfinite(x) for x in helpers.losses(runner))
     *_, record = Runtime.of(runner).recorder.records
     assert record.values["logit_absmax"]  # the classifier was found

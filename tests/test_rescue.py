@@ -153,6 +153,7 @@ def result(policy, fault=CLEAN, map=0.6, **more):
             error="" if finished else "AssertionError: loss",
             map=map,
             iters=300,
+            bad=0,
             lost=0,
             cpu=50.0,
             actions=[],
@@ -169,12 +170,19 @@ def test_the_tables_and_what_is_not_shown():
         result("check", "bn_nan", map=None, iters=200),
         result("nothing", "bn_nan", map=0.0, lost=120),
         result("ladder", "bn_nan", map=0.54, lost=7),
+        result("nothing", "hot_lr", map=0.0),
+        result("ladder", "hot_lr", map=0.0),
     ]
     table = markdown(results)
     assert "| 1 of 1   | 0 of 1      | 0.90     | 7    | 1.00 |" in table
     assert "ended at 200 (AssertionError)" in table
     assert "1.10, lost 0, x1.20" in table
     assert failures(results) == ["fcos, bn_nan: mAP is 0.90 of the clean run's"]
+    assert "| learning rate x10 (all finite) | fcos" in table
+    results[6]["bad"] = 1
+    assert "fcos, hot_lr: mAP is 0.00 of the clean run's" in failures(results)
+    assert "(all finite)" not in markdown(results)
+    results[6]["bad"] = 0
     results[2]["actions"] = ["5 rollback"]
     results[5].update(finished=False, map=None, error="TrainingDivergedError: x")
     assert failures(results) == [
