@@ -6,8 +6,8 @@
 Every cell is a training run in a process of its own, in FP16 with a dynamic loss scale
 and EMA, on the same digits in the same order; without a GPU, FP16 is rehearsed
 (amp_hooks.CpuAmpOptimWrapper). All begin with the same weights, as one fine-tunes: each
-detector is first trained in FP32 on other digits, and its classifiers are left out.
-They go on with SGD, at a learning rate at which the detector does well.
+detector is first trained in FP32 on other digits. They go on with SGD, at a learning
+rate at which the detector does well.
 
 Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
 Ultralytics does; HeadClampHook alone, always on; StabilityHook. Of the faults three

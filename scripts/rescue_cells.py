@@ -170,8 +170,9 @@ def pretraining(detector: str) -> Cell:
 def cells(
     detectors: Sequence[str], faults: Sequence[str], policies: Sequence[str]
 ) -> list[Cell]:
-    """All of them; what others are compared with comes first, then what we promise."""
-    combined = itertools.product(reversed(policies), [CLEAN, *faults], detectors)
+    """All of them; what others are compared with comes first, then what is promised."""
+    first = sorted(policies, key=lambda p: p not in ("ladder", "nothing"))
+    combined = itertools.product(first, [CLEAN, *faults], detectors)
     return [
         *(Cell(detector, CLEAN, FP32) for detector in detectors),
         *(Cell(detector, fault, policy) for policy, fault, detector in combined),
@@ -235,7 +236,8 @@ def schedule(cfg: Config, cell: Cell, iters: int) -> None:
             type="SGD", lr=detector.lr * times, momentum=0.9, weight_decay=1e-4
         )
     cfg.optim_wrapper.optimizer = optimizer
-    warmup = 0 if cell.fault == "no_warmup" else min(WARMUP, iters // 2)
+    warmup = {"no_warmup": 0, PRETRAIN: 4 * WARMUP}.get(cell.fault, WARMUP)
+    warmup = min(warmup, iters // 2)
     decay = dict(type="CosineAnnealingLR", by_epoch=False, begin=warmup, end=iters)
     rise = dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=warmup)
     cfg.param_scheduler = [rise, decay] if warmup else [decay]

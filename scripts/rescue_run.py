@@ -44,7 +44,8 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
             raise
         error = f"{type(e).__name__}: {str(e)[:300]}"
     if cell.fault == PRETRAIN:
-        keep_for_others(runner, cell, out)
+        kept = dict(state_dict=runner.model.state_dict())
+        torch.save(kept, out / "cells" / f"{cell.name}.pth")
     ledger = read_ledger(work_dir)
     # GradScaler, too, refuses the steps by which it finds its scale.
     actions = [
@@ -73,14 +74,6 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
         ledger=[line for line in actions if line["event"] == "rollback"],
         loss=last_losses(scores),
     )
-
-
-def keep_for_others(runner: Runner, cell: Cell, out: Path) -> None:
-    """What a user fine-tunes from: everything but classifiers for other classes."""
-    heads = tuple(f"{name}." for name in DETECTORS[cell.detector].heads)
-    state = runner.model.state_dict()
-    kept = {k: v for k, v in state.items() if not k.startswith(heads)}
-    torch.save(dict(state_dict=kept), out / "cells" / f"{cell.name}.pth")
 
 
 def of_the_machine(error: Exception) -> bool:
