@@ -44,6 +44,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import mmcv
+import mmdet
+import mmengine
 import torch
 from rescue_cells import (
     DETECTORS,
@@ -81,11 +84,13 @@ def main() -> None:
     wanted = cells(args.detectors, args.faults, args.policies)
     run_missing([*map(pretraining, args.detectors), *wanted], length, out, args.jobs)
     results = [json.loads(result_path(out, c).read_text()) for c in wanted]
-    write_text(str(out / "rescue.json"), json.dumps(results, indent=1))
-    table = markdown(results)
-    write_text(str(out / "rescue.md"), table)
+    about = machine()
+    everything = dict(about=about, length=asdict(length), results=results)
+    write_text(str(out / "rescue.json"), json.dumps(everything, indent=1))
+    page = markdown(results, about)
+    write_text(str(out / "rescue.md"), page)
     plot(results, out / "rescue.png")
-    print(table)
+    print(page)
     broken = failures(results)
     for line in broken:
         print(f"NOT SHOWN: {line}", file=sys.stderr)
@@ -194,6 +199,15 @@ def run_cell(cell: Cell, length: Length, out: Path, log: Path) -> None:
     about = asdict(cell) | dict(config=fingerprint(cell, length))
     result = about | train(cell, length, out)
     write_text(str(result_path(out, cell)), json.dumps(result, indent=1))
+
+
+def machine() -> str:
+    """What the results depend on, beside this script."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else "a CPU with rehearsed FP16"
+    packages = (torch, mmengine, mmcv, mmdet)
+    versions = (f"{p.__name__} {p.__version__}" for p in packages)
+    return f"{device}, {', '.join(versions)}"
 
 
 def result_path(out: Path, cell: Cell) -> Path:

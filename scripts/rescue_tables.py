@@ -14,9 +14,30 @@ Result = dict[str, Any]
 Index = dict[tuple[str, str, str], Result]
 
 
-def markdown(results: list[Result]) -> str:
-    """A summary, then every cell."""
-    return f"{summary(results)}\n\n{every_cell(results)}\n"
+PAGE = """\
+# The rescue benchmark
+
+Written by `python scripts/rescue_benchmark.py`, which says what its runs are. Made on
+{about}.
+
+"mAP" is that of the last evaluation over that of the clean FP32 run of the same
+detector; "lost", how many iterations had a non-finite loss, a refused step, or were
+undone (mean of the runs that finished); "time", processor time over that of the clean
+FP16 run without hooks. Where "all finite" stands there was nothing to recover from: no
+loss of the run without hooks was NaN or infinite, whatever became of its model. Such
+cells are shown and not counted.
+
+{summary}
+
+Every run: mAP, iterations lost and time, or where it ended.
+
+{cells}
+"""
+
+
+def markdown(results: list[Result], about: str) -> str:
+    """The page: a summary, then every cell."""
+    return PAGE.format(about=about, summary=summary(results), cells=every_cell(results))
 
 
 def summary(results: list[Result]) -> str:
