@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.runner import Runner
+from torch import Tensor
 
 from .adjust import all_param_groups, change_lr
 from .core.lr import TemporaryLR, recovered, warmup_factor
+from .core.lr_trust import LRTrust
 
 
 class LRPolicy:
@@ -17,17 +19,24 @@ class LRPolicy:
         factor: Multiplies it at each rollback.
         warmup_iters: Iterations of the re-warm-up after one.
         recover_after: Healthy iterations after which it is doubled; ``None``: never.
+        keep_after: As :class:`LRTrust`'s.
 
     Attributes:
         total: What it has been multiplied by for good.
+        trust: Whether it would be to blame for a fault.
     """
 
     def __init__(
-        self, factor: float, warmup_iters: int, recover_after: int | None
+        self,
+        factor: float,
+        warmup_iters: int,
+        recover_after: int | None,
+        keep_after: int | None,
     ) -> None:
         self._factor = factor
         self._warmup_iters, self._recover_after = warmup_iters, recover_after
         self.total = 1.0
+        self.trust = LRTrust(keep_after)
         self._clean = 0  # healthy iterations since it changed
         self._since: int | None = None  # the rollback
         self._temporary = TemporaryLR()
@@ -49,6 +58,7 @@ class LRPolicy:
     def healthy(self, runner: Runner, iterations: int) -> bool:
         """Healthy iterations have passed; whether the learning rate was raised."""
         self._clean += iterations
+        self.trust.healthy(_highest(runner), iterations)
         enough = self._recover_after is not None and self._clean >= self._recover_after
         if self.total == 1 or not enough:
             return False
@@ -63,12 +73,19 @@ class LRPolicy:
 
     def state(self) -> dict[str, Any]:
         """Plain numbers."""
-        return dict(total=self.total, clean=self._clean, since=self._since)
+        return dict(
+            total=self.total,
+            clean=self._clean,
+            since=self._since,
+            trust=self.trust.state(),
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.total, self._clean = float(state["total"]), int(state["clean"])
         self._since = state["since"]
+        if "trust" in state:  # not in checkpoints of the first versions
+            self.trust.load_state(state["trust"])
 
     def _warmup(self, iteration: int) -> float:
         if self._since is None:
@@ -80,3 +97,11 @@ class LRPolicy:
         change_lr(runner, factor)
         self.total *= factor
         self._clean = 0
+
+
+def _highest(runner: Runner) -> float | None:
+    rates = [group["lr"] for group in all_param_groups(runner)]
+    # To read one that lives on a GPU would hold up every iteration.
+    if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
+        return None
+    return max(map(float, rates))

@@ -93,8 +93,8 @@ class Snapshots:
         elif entry.left == 0:
             self._write_entry(entry)
 
-    def healthy(self, iterations: int) -> None:
-        """Healthy iterations have passed."""
+    def healthy(self, iterations: float) -> None:
+        """Healthy iterations have passed, or a part of one, as the ring takes it."""
         for entry in self._ring.healthy(self._runner.iter, iterations):
             self._write_entry(entry)
         for saved in self._saved:

@@ -10,8 +10,9 @@ detector is first trained in FP32 on other digits. They go on with SGD, at a lea
 rate at which the detector does well.
 
 Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
-Ultralytics does; HeadClampHook alone, always on; StabilityHook. Of the faults three
-arise by themselves, and six are injected at 60% of the run.
+Ultralytics does; HeadClampHook alone, always on; StabilityHook, whose counts of
+iterations are a twentieth of their defaults. Of the faults three arise by themselves,
+and six are injected at 60% of the run.
 
 There is something to recover from where a fault was injected, or where a loss of the
 run without hooks was not finite. What ruins a model with finite numbers is no matter of

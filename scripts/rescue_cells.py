@@ -124,9 +124,18 @@ POLICIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "check": ("CheckInvalidLossHook", [dict(type="mmdet.CheckInvalidLossHook")]),
     "restore": ("restore last epoch", []),  # a hook of the script's own
     "clamp": ("clamp only", [dict(type="amp_hooks.HeadClampHook", when="always")]),
+    # As short as the runs are, so are its counts of iterations: a twentieth.
     "ladder": (
         "amp_hooks",
-        [dict(type="amp_hooks.StabilityHook", rollback=dict(interval=25))],
+        [
+            dict(
+                type="amp_hooks.StabilityHook",
+                rollback=dict(
+                    interval=25, warmup_iters=5, keep_lr_after=100, recent_iters=250
+                ),
+                head_clamp=dict(release_after=10),
+            )
+        ],
     ),
 }
 CLEAN, PRETRAIN, FP32 = "clean", "pretrain", "fp32"

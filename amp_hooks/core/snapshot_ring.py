@@ -20,7 +20,7 @@ class Entry(Generic[T]):
 
     iter: int
     item: T
-    left: int
+    left: float
 
 
 class SnapshotRing(Generic[T]):
@@ -68,16 +68,17 @@ class SnapshotRing(Generic[T]):
         self._rotate(iteration)
         return entry
 
-    def healthy(self, now: int, iterations: int = 1) -> list[Entry[T]]:
+    def healthy(self, now: int, iterations: float = 1) -> list[Entry[T]]:
         """Healthy iterations have passed; returns the snapshots that they have proven.
 
         Args:
             now: The last of them.
-            iterations: How many: those of a window of gradient accumulation.
+            iterations: How many: those of a window of gradient accumulation; or a part
+                of one, which proves less.
         """
         waiting = [entry for entry in self.entries if entry.left > 0]
         for entry in waiting:
-            entry.left = max(0, entry.left - iterations)
+            entry.left = max(0.0, round(entry.left - iterations, 6))
         self._rotate(now)
         return [entry for entry in waiting if entry.left == 0]
 

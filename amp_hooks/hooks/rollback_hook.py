@@ -28,6 +28,8 @@ from ..step_tap import accumulating
 from .base import CHECKPOINT_KEY, AmpHook
 from .step_guard_hook import StepGuardHook
 
+_STRAINED = 0.1  # not 0: a model that always needs its clamp has checkpoints, too
+
 
 @HOOKS.register_module()
 class RollbackHook(AmpHook):
@@ -37,9 +39,11 @@ class RollbackHook(AmpHook):
     optimizer, loss scale, EMA, schedulers, random number generators, and the state of
     all hooks. One is taken before the first iteration and every ``interval``
     iterations. It counts once every value in it is finite and ``probation`` healthy
-    iterations have followed, for what blows up has grown for a while. Then a background
-    thread writes it to ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine
-    checkpoint, and reads it back. A disk that fails costs the file, not the run.
+    iterations have followed, for what blows up has grown for a while; one in which a
+    :class:`HeadClampHook` is on by need, and has to clamp, counts a tenth. Then a
+    background thread writes it to ``<work_dir>/rollback/iter_<N>.pth``, an ordinary
+    MMEngine checkpoint, and reads it back. A disk that fails costs the file, not the
+    run.
 
     *Rollback.* An iteration is bad if loss or logits are not finite, or gradients where
     no loss scale is left to lower; an ordinary overflow of a dynamic loss scale is not.
@@ -47,10 +51,14 @@ class RollbackHook(AmpHook):
     once if the learned state itself is not finite, the state goes back to the newest
     snapshot that counts; if the fault returns within ``cooldown`` iterations, to an
     older one. Loss scale and learning rate are lowered, and training goes on with the
-    next batch: iteration, schedulers and logs never go back. Where
-    :class:`StepGuardHook` checks every step, a state that holds NaN, and no infinity to
-    which finite numbers may have overflowed, was broken by something else, and the
-    learning rate stays, unless that happens again within ``cooldown``.
+    next batch: iteration, schedulers and logs never go back.
+
+    *The learning rate stays* where it is not to blame: one that is too high overflows
+    soon. So it stays if it has gone well for ``keep_lr_after`` iterations, since it was
+    reached and since the last rollback. And where :class:`StepGuardHook` checks every
+    step, a state that holds NaN, and no infinity to which finite numbers may have
+    overflowed, was broken by something else, unless that happens again within
+    ``cooldown``.
 
     *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
     is whole and finite, of this hook or of CheckpointHook; others are passed over and
@@ -70,8 +78,11 @@ class RollbackHook(AmpHook):
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
             when training diverges. Defaults to 0.1.
-        warmup_iters (int): Iterations after a rollback in which the learning rate rises
-            to that; 0 for none. Defaults to 100.
+        keep_lr_after (int, optional): Healthy iterations, at a learning rate as high as
+            now's, after which a rollback leaves it as it is; one kept in a tensor on a
+            GPU is always lowered. Defaults to 2000; None: always lowered.
+        warmup_iters (int): Iterations after a rollback in which a lowered learning rate
+            is reached; 0 for none. Defaults to 100.
         recover_after (int, optional): Healthy iterations after which the learning rate
             is doubled, again and again until it is what the config says. Defaults to
             None: never.
@@ -110,6 +121,7 @@ class RollbackHook(AmpHook):
         share: float = 0.35,
         scale_factor: float = 0.5,
         lr_factor: float = 0.1,
+        keep_lr_after: int | None = 2000,
         warmup_iters: int = 100,
         recover_after: int | None = None,
         reset_optimizer: bool = False,
@@ -128,6 +140,11 @@ class RollbackHook(AmpHook):
         self.share = check_number(owner, "share", share, 0, 1)
         self.scale_factor = check_number(owner, "scale_factor", scale_factor, 0, 1)
         self.lr_factor = check_number(owner, "lr_factor", lr_factor, 0, 1)
+        self.keep_lr_after = (
+            None
+            if keep_lr_after is None
+            else check_int(owner, "keep_lr_after", keep_lr_after, 1)
+        )
         self.warmup_iters = check_int(owner, "warmup_iters", warmup_iters, 0)
         self.recover_after = (
             None
@@ -154,7 +171,9 @@ class RollbackHook(AmpHook):
         self.pin_memory = check_bool(owner, "pin_memory", pin_memory)
         # Policy state; it survives a resume.
         self.attempts = Attempts(self.max_rollbacks, self.max_recent, self.recent_iters)
-        self._lr = LRPolicy(self.lr_factor, self.warmup_iters, self.recover_after)
+        self._lr = LRPolicy(
+            self.lr_factor, self.warmup_iters, self.recover_after, self.keep_lr_after
+        )
         self._streak = BadStreak(self.patience, self.window, self.share)
         self._ring: SnapshotRing[Any] = SnapshotRing(
             self.keep, self.probation, self.cooldown
@@ -237,7 +256,8 @@ class RollbackHook(AmpHook):
         elif record.verdict is Verdict.HEALTHY and record.stepped:
             self._streak.add(False)
             iterations = runner.iter - self._judged
-            self._snapshots.healthy(iterations)
+            strained = bool(record.get("clamp_strained"))
+            self._snapshots.healthy(iterations * (_STRAINED if strained else 1.0))
             if self._lr.healthy(runner, iterations):
                 self._tell_recovery(runner, runtime)
         if window_ends:
@@ -305,7 +325,7 @@ class RollbackHook(AmpHook):
         limit = self.attempts.used_up(runner.iter)
         if limit and not self._last_resort(runtime, verdict):
             self._give_up(runner, runtime, verdict, where, limit)
-        lower = not self._came_from_outside(runner, verdict, bad)
+        kept = self._why_lr_stays(runner, verdict, bad)
         target = self._snapshots.go_back(runner.iter)
         if target is None:
             raise TrainingDivergedError(
@@ -320,8 +340,9 @@ class RollbackHook(AmpHook):
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self.scale_factor ** self.attempts.since(target.iter)
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
-        if lower:
+        if not kept:
             self._lr.lower(runner)
+        self._lr.trust.begin_anew()
         self._streak.clear()
         self._due, self._after_rollback = False, True
         runtime.forget_window()
@@ -335,7 +356,15 @@ class RollbackHook(AmpHook):
             scale=scale,
             nonfinite_state=bad[:5],
         )
-        self._tell(runner, verdict, where, target, scale, lower)
+        self._tell(runner, verdict, where, target, scale, kept)
+
+    def _why_lr_stays(self, runner: Runner, verdict: Verdict, bad: list[str]) -> str:
+        """In words, or '' if the learning rate is to blame."""
+        if self._came_from_outside(runner, verdict, bad):
+            return "no step did this"
+        if self._lr.trust.cleared:
+            return f"it has gone well for {self.keep_lr_after} iterations"
+        return ""
 
     def _came_from_outside(
         self, runner: Runner, verdict: Verdict, bad: list[str]
@@ -364,11 +393,11 @@ class RollbackHook(AmpHook):
         where: str,
         target: Snapshot,
         scale: float | None,
-        lowered: bool,
+        kept: str,
     ) -> None:
         learning_rate = f"now x{self.total_lr_factor:g}"
-        if not lowered:
-            learning_rate = "unchanged, for no step did this"
+        if kept:
+            learning_rate = f"unchanged, for {kept}"
         elif self.warmup_iters:
             learning_rate += f", reached in {self.warmup_iters} iterations"
         warn(

@@ -37,6 +37,15 @@ def test_healthy_iterations_prove_it():
     assert r.go_back(9).iter == 5
 
 
+def test_a_part_of_an_iteration_proves_less():
+    r = ring(probation=3, proven=[0])
+    r.add(5, 5)
+    for i in range(29):
+        assert r.healthy(5 + i, 0.1) == []
+    (proven,) = r.healthy(34, 0.1)
+    assert proven.iter == 5
+
+
 def test_without_probation_it_counts_at_once():
     r = ring(probation=0, proven=[0])
     assert r.add(4, 4).left == 0

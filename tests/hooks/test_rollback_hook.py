@@ -737,3 +737,64 @@ def test_training_itself_can_overflow_and_lowers_the_learning_rate(build):
     runner.train()
     factors = [line["lr_factor"] for line in helpers.ledger(runner, "rollback")]
     assert factors == [0.1, 0.1]
+
+
+def bad_forward(at):
+    return helpers.fault("forward", at, where="backbone.conv1", value="inf")
+
+
+@pytest.mark.parametrize(
+    "loop", [dict(iters=20), dict(epochs=2)], ids=["iter", "epoch"]
+)
+def test_a_learning_rate_that_has_gone_well_is_kept(build, loop):
+    """Once; what comes back soon is its fault after all."""
+    hooks = [
+        dict(type="amp_hooks.StepGuardHook"),
+        rollback(patience=1, keep_lr_after=6, cooldown=0),
+        bad_forward([3, 11, 15]),
+    ]
+    runner = build("retinanet", hooks=hooks, options=CONSTANT, **loop)
+    runner.train()
+    lines = helpers.ledger(runner, "rollback")
+    assert [line["iter"] for line in lines] == [3, 11, 15]
+    assert [line["lr_factor"] for line in lines] == pytest.approx([0.1, 0.1, 0.01])
+
+
+def test_it_is_told_why_the_learning_rate_stays(build):
+    hooks = [rollback(patience=1, keep_lr_after=2), bad_forward(5)]
+    options = CONSTANT | {"log_level": "WARNING"}
+    runner = build("retinanet", iters=7, hooks=hooks, options=options)
+    runner.train()
+    assert "unchanged, for it has gone well for 2 iterations" in helpers.log(runner)
+
+
+def test_a_learning_rate_still_rising_is_not_known_to_go_well(build):
+    rising = dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=100)
+    hooks = [rollback(patience=1, keep_lr_after=2), bad_forward(6)]
+    options = {"param_scheduler": [rising]}
+    runner = build("retinanet", iters=8, hooks=hooks, options=options)
+    runner.train()
+    (line,) = helpers.ledger(runner, "rollback")
+    assert line["lr_factor"] == 0.1
+
+
+def test_what_goes_well_is_remembered_over_a_resume(build, tmp_path):
+    options = CONSTANT | {"default_hooks.checkpoint.interval": 4}
+    hooks = [rollback(patience=1, keep_lr_after=5), bad_forward(7)]
+    run = dict(work_dir=tmp_path / "run", hooks=hooks)
+    build("retinanet", iters=4, options=options, **run).train()
+    options = options | {"resume": True}
+    runner = build("retinanet", iters=9, options=options, **run)
+    runner.train()
+    (line,) = helpers.ledger(runner, "rollback")
+    assert (line["iter"], line["lr_factor"]) == (7, 1.0)
+
+
+@pytest.mark.parametrize(("when", "target"), [("triggered", 0), ("always", 4)])
+def test_iterations_that_need_the_clamp_prove_little(build, when, target):
+    """Of a model that only a clamp keeps finite, the snapshot may be lost already."""
+    clamp = dict(type="amp_hooks.HeadClampHook", when=when, limit=1e-3, trigger=1e-3)
+    hooks = [clamp, rollback(interval=4, probation=4, patience=1), bad_forward(10)]
+    runner = build("retinanet", iters=12, hooks=hooks, options=CONSTANT)
+    runner.train()
+    assert targets(runner) == [(10, target)]
