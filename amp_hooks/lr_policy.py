@@ -41,10 +41,13 @@ class LRPolicy:
         self._since: int | None = None  # the rollback
         self._temporary = TemporaryLR()
 
-    def lower(self, runner: Runner) -> None:
-        """After a rollback."""
-        self._since = runner.iter
-        self._change(runner, self._factor)
+    def rolled_back(self, runner: Runner, lower: bool) -> None:
+        """After a rollback; counting begins anew."""
+        self._clean = 0
+        self.trust.begin_anew()
+        if lower:
+            self._since = runner.iter
+            self._change(runner, self._factor)
 
     def begin_iteration(self, runner: Runner) -> None:
         """Apply the warm-up; after everything that copies the learning rate."""
@@ -58,7 +61,7 @@ class LRPolicy:
     def healthy(self, runner: Runner, iterations: int) -> bool:
         """Healthy iterations have passed; whether the learning rate was raised."""
         self._clean += iterations
-        self.trust.healthy(_highest(runner), iterations)
+        self.trust.healthy(_rates(runner, self._warmup(runner.iter)), iterations)
         enough = self._recover_after is not None and self._clean >= self._recover_after
         if self.total == 1 or not enough:
             return False
@@ -99,9 +102,9 @@ class LRPolicy:
         self._clean = 0
 
 
-def _highest(runner: Runner) -> float | None:
-    rates = [group["lr"] for group in all_param_groups(runner)]
+def _rates(runner: Runner, factor: float) -> list[float] | None:
+    rates = [group.get("lr") for group in all_param_groups(runner)]
     # To read one that lives on a GPU would hold up every iteration.
     if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
         return None
-    return max(map(float, rates))
+    return [float(lr) * factor for lr in rates if lr is not None]

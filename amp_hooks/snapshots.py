@@ -35,6 +35,10 @@ class Snapshots:
         ring: Where proven snapshots are kept.
         pinned: As :class:`HostCopier`.
         ignore: As :func:`amp_hooks.snapshot.infinite_by_design` gives it.
+
+    Attributes:
+        pointer: Names the newest checkpoint that is good.
+        strained: On this rank a clamp had to bound logits since probation began.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Snapshots:
         self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
+        self.strained = False
         if dist.is_main_process():
             self._files.prepare(runner.iter)
             self._run = RunCheckpoint(runner)
@@ -87,15 +92,17 @@ class Snapshots:
             )
         if any_rank(snapshot is None) or snapshot is None:
             return
+        self.strained = False
         entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
         if entry is None:
             self._write(snapshot)
         elif entry.left == 0:
             self._write_entry(entry)
 
-    def healthy(self, iterations: float) -> None:
-        """Healthy iterations have passed, or a part of one, as the ring takes it."""
-        for entry in self._ring.healthy(self._runner.iter, iterations):
+    def healthy(self, iterations: int) -> None:
+        """Healthy iterations have passed."""
+        now = self._runner.iter
+        for entry in self._ring.healthy(now, iterations, self._any_strained):
             self._write_entry(entry)
         for saved in self._saved:
             saved[2] -= iterations
@@ -157,6 +164,11 @@ class Snapshots:
             )
         if not diverged:
             self._offer_saved(all_of_them=True)
+
+    def _any_strained(self) -> bool:
+        # Logits are each rank's own, and all must go back to the same snapshot.
+        strained, self.strained = self.strained, False
+        return any_rank(strained)
 
     def _checkpoint(self) -> dict[str, Any] | None:
         rng = _rng_of_all_ranks()

@@ -10,21 +10,21 @@ detector is first trained in FP32 on other digits. They go on with SGD, at a lea
 rate at which the detector does well.
 
 Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
-Ultralytics does; HeadClampHook alone, always on; StabilityHook, whose counts of
-iterations are a twentieth of their defaults. Of the faults three arise by themselves,
+Ultralytics does; HeadClampHook alone, always on; StabilityHook, with
+its intervals a twentieth of their defaults. Of the faults three arise by themselves,
 and six are injected at 60% of the run.
 
 There is something to recover from where a fault was injected, or where a loss of the
 run without hooks was not finite. What ruins a model with finite numbers is no matter of
 precision, and nothing here looks for it: such cells are shown, and not counted.
 
-Cells that are done are kept in --out and run again only if their config has changed, or
-what they begin with. In the end there are rescue.json, rescue.md and rescue.png. 'mAP'
-is that of the last evaluation over that of the same run in FP32 without fault and
-hooks; 'lost' counts iterations whose loss was not finite, whose step was refused (but
-not by a loss scale being found), or which were undone; 'time' is the processor time of
-training over that of the clean FP16 run without hooks. A run that ended with an error
-has no mAP.
+Cells that are done are kept in --out and run again only if their config or code has
+changed, or what they begin with. In the end there are rescue.json, rescue.md and
+rescue.png. 'mAP' is that of the last evaluation over that of the same run in FP32
+without fault and hooks; 'lost' counts iterations whose loss was not finite, whose step
+was refused (but not by a loss scale being found), or which were undone; 'time' is the
+processor time of training over that of the clean FP16 run without hooks. A run that
+ended with an error has no mAP.
 
 Exit status 1 if a run of amp_hooks with something to recover from did not finish or
 ended below 0.95, or if it intervened in a clean run.
@@ -45,9 +45,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import mmcv
-import mmdet
-import mmengine
 import torch
 from rescue_cells import (
     DETECTORS,
@@ -62,6 +59,7 @@ from rescue_cells import (
     Length,
     cells,
     fingerprint,
+    machine,
     pretraining,
 )
 from rescue_run import train
@@ -78,7 +76,9 @@ _PROCESSES.set_forkserver_preload(["rescue_run"])
 def main() -> None:
     """Run what is missing, then write the results."""
     args = parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the cells
+    # For the cells, and for the process they are forks of.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     out = Path(args.out)
     length = Length(args.images, args.epochs, args.pretrain_epochs)
     prepare(out, length)
@@ -200,15 +200,6 @@ def run_cell(cell: Cell, length: Length, out: Path, log: Path) -> None:
     about = asdict(cell) | dict(config=fingerprint(cell, length))
     result = about | train(cell, length, out)
     write_text(str(result_path(out, cell)), json.dumps(result, indent=1))
-
-
-def machine() -> str:
-    """What the results depend on, beside this script."""
-    gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else "a CPU with rehearsed FP16"
-    packages = (torch, mmengine, mmcv, mmdet)
-    versions = (f"{p.__name__} {p.__version__}" for p in packages)
-    return f"{device}, {', '.join(versions)}"
 
 
 def result_path(out: Path, cell: Cell) -> Path:

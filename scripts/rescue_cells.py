@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os.path as osp
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import mmcv
+import mmdet
+import mmengine
+import torch
 from mmengine.config import Config
-from small_detectors import R18, on_digits
+from small_detectors import R18, ROOT, on_digits
 
 SIZE, BATCH = 96, 4  # pixels, images
 WARMUP = 10  # iterations, as many of a run as MMDetection's 500 of 90,000 and more
@@ -124,14 +130,18 @@ POLICIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "check": ("CheckInvalidLossHook", [dict(type="mmdet.CheckInvalidLossHook")]),
     "restore": ("restore last epoch", []),  # a hook of the script's own
     "clamp": ("clamp only", [dict(type="amp_hooks.HeadClampHook", when="always")]),
-    # As short as the runs are, so are its counts of iterations: a twentieth.
+    # As the runs are short, these are a twentieth of their defaults.
     "ladder": (
         "amp_hooks",
         [
             dict(
                 type="amp_hooks.StabilityHook",
                 rollback=dict(
-                    interval=25, warmup_iters=5, keep_lr_after=100, recent_iters=250
+                    interval=25,
+                    probation=5,
+                    warmup_iters=5,
+                    keep_lr_after=100,
+                    recent_iters=250,
                 ),
                 head_clamp=dict(release_after=10),
             )
@@ -227,11 +237,32 @@ def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
 
 
 def fingerprint(cell: Cell, length: Length) -> str:
-    """Of a cell's config, the same in every folder: its result is of this alone."""
+    """Of what a cell's result depends on, the same in every folder."""
     cfg = make_config(cell, length, "out", "work_dir").to_dict()
     del cfg["experiment_name"], cfg["visualizer"]["name"]
     text = json.dumps(cfg, sort_keys=True, default=str)
+    text += machine() + _code(cell.policy in ("clamp", "ladder"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def machine() -> str:
+    """What results depend on, beside the code."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else "a CPU with rehearsed FP16"
+    packages = (torch, mmengine, mmcv, mmdet)
+    versions = (f"{p.__name__} {p.__version__}" for p in packages)
+    return f"{device}, {', '.join(versions)}"
+
+
+@functools.cache
+def _code(with_hooks: bool) -> str:
+    # Every cell rehearses FP16 and injects faults with ours.
+    names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]
+    names += ["scripts/make_digits.py", "amp_hooks/optim_wrapper.py"]
+    files = [Path(ROOT, name) for name in names]
+    hooks = Path(ROOT, "amp_hooks")
+    files += sorted(hooks.rglob("*.py") if with_hooks else hooks.glob("fault*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 
 def schedule(cfg: Config, cell: Cell, iters: int) -> None:

@@ -22,7 +22,8 @@ Written by `python scripts/rescue_benchmark.py`, which says what its runs are. M
 
 "mAP" is that of the last evaluation over that of the clean FP32 run of the same
 detector; "lost", how many iterations had a non-finite loss, a refused step, or were
-undone (mean of the runs that finished); "time", processor time over that of the clean
+undone (mean of the runs that finished); in the mean of mAP a run that ended counts as
+0, and more than 1 as 1; "time", processor time over that of the clean
 FP16 run without hooks. Where "all finite" stands there was nothing to recover from: no
 loss of the run without hooks was NaN or infinite, whatever became of its model. Such
 cells are shown and not counted.
@@ -47,7 +48,7 @@ def summary(results: list[Result]) -> str:
     for policy in used(results, 2, POLICIES):
         mine = [r for r in results if r["policy"] == policy and recoverable(cells, r)]
         clean = [r for r in results if r["policy"] == policy and r["fault"] == CLEAN]
-        ratios = [ratio(cells, r) or 0.0 for r in mine]
+        ratios = [min(ratio(cells, r) or 0.0, 1.0) for r in mine]
         done = [r for r in mine if r["finished"]]
         table.append(
             [
@@ -90,13 +91,16 @@ def in_words(cells: Index, result: Result) -> str:
 def recoverable(cells: Index, result: Result) -> bool:
     """Whether there was something to recover from: a value that is not finite.
 
-    Injected faults are, and others if a loss without hooks was not finite. What ruins a
-    model with finite numbers is no matter of precision; nothing here looks for it.
+    Injected faults are, and others if a loss without hooks was not finite, or the run
+    ended with an error. What ruins a model with finite numbers is no matter of
+    precision; nothing here looks for it.
     """
     if result["fault"] == CLEAN:
         return False
     plain = cells.get((result["detector"], result["fault"], "nothing"))
-    return result["fault"] in INJECTED or plain is None or plain["bad"] > 0
+    if plain is None or result["fault"] in INJECTED:
+        return True
+    return plain["bad"] > 0 or not plain["finished"]
 
 
 def named(cells: Index, detector: str, fault: str) -> str:

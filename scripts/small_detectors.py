@@ -8,12 +8,10 @@ import os.path as osp
 import uuid
 from typing import Any
 
-import mmdet
 from mmengine.config import Config, ConfigDict
-from sweep_detectors import strip
+from sweep_detectors import CONFIGS, strip
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
-MMDET = osp.join(osp.dirname(mmdet.__file__), ".mim", "configs")
 DIGITS = osp.join(ROOT, "configs/digits/retinanet_r18_fpn_fp16_stability.py")
 # Nothing frozen, or there would be nothing to harm.
 R18 = {
@@ -37,7 +35,7 @@ def on_digits(
         size: Of the images in pixels.
         batch: Images.
     """
-    source = copy.deepcopy(_read(osp.join(MMDET, f"{config}.py")))
+    source = copy.deepcopy(_read(osp.join(CONFIGS, f"{config}.py")))
     narrow(source.model)
     source.merge_from_dict(options)
     cfg = copy.deepcopy(_read(DIGITS))

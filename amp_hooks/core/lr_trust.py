@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
 class LRTrust:
-    """Counts healthy iterations at a learning rate as high as now's.
+    """Counts healthy iterations since the learning rate last rose.
 
-    A learning rate that is too high overflows soon after it is reached; what happens
-    long after has another cause: one batch, one number that a kernel got wrong.
+    One that is too high overflows soon after it is reached; what happens long after has
+    another cause: one batch, one number that a kernel got wrong.
 
     Args:
-        after: So many clear it; ``None``: it is always to blame.
+        after: So many clear it, not necessarily in a row; ``None``: it is always to
+            blame.
     """
 
     def __init__(self, after: int | None) -> None:
         self._after = after
-        self._highest = 0.0
+        self._last: list[float] = []
         self._healthy = 0
 
     @property
@@ -25,29 +27,33 @@ class LRTrust:
         """Whether it has gone well for long enough."""
         return self._after is not None and self._healthy >= self._after
 
-    def healthy(self, lr: float | None, iterations: int) -> None:
+    def healthy(self, rates: Sequence[float] | None, iterations: int) -> None:
         """Healthy iterations have passed.
 
         Args:
-            lr: The learning rate of the last of them; ``None``: not known, which clears
-                nothing.
+            rates: The learning rate of each param group in the last of them; ``None``:
+                not known, which clears nothing.
             iterations: How many.
         """
-        if lr is None:
+        if rates is None:
             return
-        if lr > self._highest:
-            self._highest, self._healthy = lr, 0
+        last, self._last = self._last, list(rates)
+        # By more than rounding: schedules compute each from the one before.
+        rose = any(new > old * (1 + 1e-9) for new, old in zip(rates, last))
+        if rose or len(last) != len(rates):
+            self._healthy = 0
         else:
             self._healthy += iterations
 
     def begin_anew(self) -> None:
         """After a fault."""
-        self._highest, self._healthy = 0.0, 0
+        self._last, self._healthy = [], 0
 
     def state(self) -> dict[str, Any]:
         """Plain numbers."""
-        return dict(highest=self._highest, healthy=self._healthy)
+        return dict(last=list(self._last), healthy=self._healthy)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
-        self._highest, self._healthy = float(state["highest"]), int(state["healthy"])
+        self._last = [float(lr) for lr in state["last"]]
+        self._healthy = int(state["healthy"])

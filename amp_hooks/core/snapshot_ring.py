@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+# Not for ever: a model that always needs its clamp has checkpoints, too.
+_MOST_RENEWALS = 9
 
 
 @dataclass
@@ -16,11 +20,13 @@ class Entry(Generic[T]):
         iter: Iterations that were complete when it was taken.
         item: The snapshot.
         left: Healthy iterations until it is proven.
+        renewals: How often its probation has begun anew.
     """
 
     iter: int
     item: T
-    left: float
+    left: int
+    renewals: int = 0
 
 
 class SnapshotRing(Generic[T]):
@@ -68,17 +74,23 @@ class SnapshotRing(Generic[T]):
         self._rotate(iteration)
         return entry
 
-    def healthy(self, now: int, iterations: float = 1) -> list[Entry[T]]:
+    def healthy(
+        self, now: int, iterations: int = 1, in_doubt: Callable[[], bool] | None = None
+    ) -> list[Entry[T]]:
         """Healthy iterations have passed; returns the snapshots that they have proven.
 
         Args:
             now: The last of them.
-            iterations: How many: those of a window of gradient accumulation; or a part
-                of one, which proves less.
+            iterations: How many: those of a window of gradient accumulation.
+            in_doubt: Asked at the end of a probation: it then begins anew, at most nine
+                times.
         """
         waiting = [entry for entry in self.entries if entry.left > 0]
         for entry in waiting:
-            entry.left = max(0.0, round(entry.left - iterations, 6))
+            entry.left = max(0, entry.left - iterations)
+            may = entry.left == 0 and entry.renewals < _MOST_RENEWALS
+            if may and in_doubt is not None and in_doubt():
+                entry.left, entry.renewals = self.probation, entry.renewals + 1
         self._rotate(now)
         return [entry for entry in waiting if entry.left == 0]
 

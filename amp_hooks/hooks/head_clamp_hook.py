@@ -196,8 +196,6 @@ class HeadClampHook(AmpHook):
         faulty = set(runtime.logits.faulty(record)) & set(self._layers)
         bad = reason or faulty or record.verdict.is_bad
         calm = not bad and absmax <= self.limit
-        if self.active and not calm:
-            record.put("clamp_strained", 1.0)
         self.clean = self.clean + 1 if calm else 0
         if not self.active and reason:
             self.active, self.since = True, record.iter
@@ -230,6 +228,8 @@ class HeadClampHook(AmpHook):
                 f"the clamp that was on since iteration {since} is off.",
                 logger="current",
             )
+        if self.active and (faulty or absmax > self.limit):
+            record.put("clamp_strained", 1.0)  # for RollbackHook
 
     def _apply(self, runner: Runner, runtime: Runtime) -> None:
         if self._guard is not None:

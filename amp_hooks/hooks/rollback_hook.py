@@ -28,8 +28,6 @@ from ..step_tap import accumulating
 from .base import CHECKPOINT_KEY, AmpHook
 from .step_guard_hook import StepGuardHook
 
-_STRAINED = 0.1  # not 0: a model that always needs its clamp has checkpoints, too
-
 
 @HOOKS.register_module()
 class RollbackHook(AmpHook):
@@ -39,11 +37,11 @@ class RollbackHook(AmpHook):
     optimizer, loss scale, EMA, schedulers, random number generators, and the state of
     all hooks. One is taken before the first iteration and every ``interval``
     iterations. It counts once every value in it is finite and ``probation`` healthy
-    iterations have followed, for what blows up has grown for a while; one in which a
-    :class:`HeadClampHook` is on by need, and has to clamp, counts a tenth. Then a
-    background thread writes it to ``<work_dir>/rollback/iter_<N>.pth``, an ordinary
-    MMEngine checkpoint, and reads it back. A disk that fails costs the file, not the
-    run.
+    iterations have followed, for what blows up has grown for a while. Were there some
+    in which a :class:`HeadClampHook` was on by need and had to clamp, probation begins
+    anew, up to nine times. Then a background thread writes the snapshot to
+    ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine checkpoint, and reads it
+    back. A disk that fails costs the file, not the run.
 
     *Rollback.* An iteration is bad if loss or logits are not finite, or gradients where
     no loss scale is left to lower; an ordinary overflow of a dynamic loss scale is not.
@@ -54,8 +52,8 @@ class RollbackHook(AmpHook):
     next batch: iteration, schedulers and logs never go back.
 
     *The learning rate stays* where it is not to blame: one that is too high overflows
-    soon. So it stays if it has gone well for ``keep_lr_after`` iterations, since it was
-    reached and since the last rollback. And where :class:`StepGuardHook` checks every
+    soon. So it stays if ``keep_lr_after`` healthy iterations have passed since it last
+    rose, and since the last rollback. And where :class:`StepGuardHook` checks every
     step, a state that holds NaN, and no infinity to which finite numbers may have
     overflowed, was broken by something else, unless that happens again within
     ``cooldown``.
@@ -78,8 +76,8 @@ class RollbackHook(AmpHook):
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
             when training diverges. Defaults to 0.1.
-        keep_lr_after (int, optional): Healthy iterations, at a learning rate as high as
-            now's, after which a rollback leaves it as it is; one kept in a tensor on a
+        keep_lr_after (int, optional): Healthy iterations since the learning rate last
+            rose after which a rollback leaves it as it is; one kept in a tensor on a
             GPU is always lowered. Defaults to 2000; None: always lowered.
         warmup_iters (int): Iterations after a rollback in which a lowered learning rate
             is reached; 0 for none. Defaults to 100.
@@ -243,6 +241,7 @@ class RollbackHook(AmpHook):
     ) -> None:
         """Count bad iterations and roll back when they are too many."""
         self._lr.end_iteration()
+        self._snapshots.strained |= bool(record.get("clamp_strained"))
         bad: list[str] = []
         state_is_bad = False
         window_ends = not accumulating(runner.optim_wrapper)
@@ -256,8 +255,8 @@ class RollbackHook(AmpHook):
         elif record.verdict is Verdict.HEALTHY and record.stepped:
             self._streak.add(False)
             iterations = runner.iter - self._judged
-            strained = bool(record.get("clamp_strained"))
-            self._snapshots.healthy(iterations * (_STRAINED if strained else 1.0))
+            self._judged = runner.iter
+            self._snapshots.healthy(iterations)
             if self._lr.healthy(runner, iterations):
                 self._tell_recovery(runner, runtime)
         if window_ends:
@@ -340,9 +339,7 @@ class RollbackHook(AmpHook):
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self.scale_factor ** self.attempts.since(target.iter)
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
-        if not kept:
-            self._lr.lower(runner)
-        self._lr.trust.begin_anew()
+        self._lr.rolled_back(runner, lower=not kept)
         self._streak.clear()
         self._due, self._after_rollback = False, True
         runtime.forget_window()

@@ -37,13 +37,22 @@ def test_healthy_iterations_prove_it():
     assert r.go_back(9).iter == 5
 
 
-def test_a_part_of_an_iteration_proves_less():
-    r = ring(probation=3, proven=[0])
+def test_in_doubt_probation_begins_anew():
+    r = ring(probation=2, proven=[0])
     r.add(5, 5)
-    for i in range(29):
-        assert r.healthy(5 + i, 0.1) == []
-    (proven,) = r.healthy(34, 0.1)
-    assert proven.iter == 5
+    doubts = iter([True, True, False])
+    proven = [r.healthy(5 + i, in_doubt=lambda: next(doubts)) for i in range(6)]
+    assert proven[:5] == [[]] * 5
+    assert [entry.iter for entry in proven[5]] == [5]
+
+
+def test_doubt_ends_one_day():
+    r = ring(probation=2, proven=[0])
+    r.add(5, 5)
+    proven = [r.healthy(5 + i, in_doubt=lambda: True) for i in range(20)]
+    assert proven[:19] == [[]] * 19
+    assert [entry.iter for entry in proven[19]] == [5]
+    assert iters(r) == [0, 5]
 
 
 def test_without_probation_it_counts_at_once():

@@ -778,6 +778,17 @@ def test_a_learning_rate_still_rising_is_not_known_to_go_well(build):
     assert line["lr_factor"] == 0.1
 
 
+def test_a_re_warm_up_is_a_rise(build):
+    hooks = [
+        rollback(patience=1, keep_lr_after=4, warmup_iters=12, cooldown=0),
+        bad_forward([3, 12]),
+    ]
+    runner = build("retinanet", iters=14, hooks=hooks, options=CONSTANT)
+    runner.train()
+    lines = helpers.ledger(runner, "rollback")
+    assert [line["lr_factor"] for line in lines] == pytest.approx([0.1, 0.01])
+
+
 def test_what_goes_well_is_remembered_over_a_resume(build, tmp_path):
     options = CONSTANT | {"default_hooks.checkpoint.interval": 4}
     hooks = [rollback(patience=1, keep_lr_after=5), bad_forward(7)]

@@ -81,6 +81,25 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
     assert event["verdict"] == "STATE_NONFINITE"
 
 
+def test_a_clamp_strained_on_one_rank_delays_the_proof_on_both(digits, tmp_path):
+    """Logits are each rank's own; the snapshot gone back to must be the same."""
+    large = dict(where="bbox_head.retina_cls", value="x1000", rank=1)
+    hooks = [
+        dict(type="amp_hooks.HeadClampHook", when="triggered"),
+        dict(type="amp_hooks.RollbackHook", interval=4, probation=4),
+        helpers.fault("forward", 5, **large),
+        helpers.fault("parameter", 9, where="backbone.conv1.weight"),
+    ]
+    a, b = train_on_two_ranks(
+        digits, tmp_path / "w", iters=11, hooks=hooks, precision="float32"
+    )
+    parameters = [k for k in a["state"] if "running_" not in k and "ema" not in k]
+    assert all(torch.equal(a["state"][k], b["state"][k]) for k in parameters)
+    (path,) = (tmp_path / "w").glob("*/stability.jsonl")
+    (event,) = [e for e in helpers.read_ledger(path) if e["event"] == "rollback"]
+    assert (event["iter"], event["target_iter"]) == (9, 0)
+
+
 def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
     """Both ranks go on from one file, with the same counts and learning rate."""
     hooks = [
