@@ -21,12 +21,12 @@ Written by `python scripts/rescue_benchmark.py`, which says what its runs are. M
 {about}.
 
 "mAP" is that of the last evaluation over that of the clean FP32 run of the same
-detector; "lost", how many iterations had a non-finite loss, a refused step, or were
-undone (mean of the runs that finished); in the mean of mAP a run that ended counts as
-0, and more than 1 as 1; "time", processor time over that of the clean
-FP16 run without hooks. Where "all finite" stands there was nothing to recover from: no
-loss of the run without hooks was NaN or infinite, whatever became of its model. Such
-cells are shown and not counted.
+detector; in the mean, a run that ended early counts as 0 and more than 1 as 1. "lost" is
+how many iterations had a non-finite loss, a refused step, or were undone (mean of the
+runs that finished); "time" is processor time over that of the clean FP16 run without
+hooks. Where "all finite" stands there was nothing to recover from: no loss of the run
+without hooks was NaN or infinite, whatever became of its model. Such cells are shown and
+not counted.
 
 {summary}
 
@@ -46,8 +46,9 @@ def summary(results: list[Result]) -> str:
     cells = index(results)
     table = [["", "finished", f"mAP >= {SAVED:g}", "mean mAP", "lost", "time", "clean"]]
     for policy in used(results, 2, POLICIES):
-        mine = [r for r in results if r["policy"] == policy and recoverable(cells, r)]
-        clean = [r for r in results if r["policy"] == policy and r["fault"] == CLEAN]
+        own = [r for r in results if r["policy"] == policy]
+        mine = [r for r in own if recoverable(cells, r["detector"], r["fault"])]
+        clean = [r for r in own if r["fault"] == CLEAN]
         ratios = [min(ratio(cells, r) or 0.0, 1.0) for r in mine]
         done = [r for r in mine if r["finished"]]
         table.append(
@@ -88,28 +89,26 @@ def in_words(cells: Index, result: Result) -> str:
     return text + f"x{time_of(cells, result):.2f}"
 
 
-def recoverable(cells: Index, result: Result) -> bool:
+def recoverable(cells: Index, detector: str, fault: str) -> bool:
     """Whether there was something to recover from: a value that is not finite.
 
     Injected faults are, and others if a loss without hooks was not finite, or the run
     ended with an error. What ruins a model with finite numbers is no matter of
     precision; nothing here looks for it.
     """
-    if result["fault"] == CLEAN:
+    if fault == CLEAN:
         return False
-    plain = cells.get((result["detector"], result["fault"], "nothing"))
-    if plain is None or result["fault"] in INJECTED:
+    plain = cells.get((detector, fault, "nothing"))
+    if plain is None or fault in INJECTED:
         return True
     return plain["bad"] > 0 or not plain["finished"]
 
 
 def named(cells: Index, detector: str, fault: str) -> str:
     """A fault's name, and whether it did anything that we promise to undo."""
-    results = (r for key, r in cells.items() if key[:2] == (detector, fault))
     if fault == CLEAN:
         return "none"
-    note = "" if any(recoverable(cells, r) for r in results) else " (all finite)"
-    return FAULTS[fault] + note
+    return FAULTS[fault] + " (all finite)" * (not recoverable(cells, detector, fault))
 
 
 def index(results: list[Result]) -> Index:
@@ -149,7 +148,7 @@ def failures(results: list[Result]) -> list[str]:
     for r in results:
         if r["policy"] != "ladder":
             continue
-        if r["fault"] != CLEAN and not recoverable(cells, r):
+        if r["fault"] != CLEAN and not recoverable(cells, r["detector"], r["fault"]):
             continue
         name = f"{r['detector']}, {r['fault']}"
         if not r["finished"]:
@@ -190,9 +189,10 @@ def plot(results: list[Result], path: Path) -> None:
             for k, detector in enumerate(detectors):
                 result = cells.get((detector, fault, policy))
                 if result is None:
+                    axis.text(k, i, "not run", ha="center", va="center", fontsize=5)
                     continue
                 value = ratio(cells, result)
-                if fault == CLEAN or recoverable(cells, result):
+                if fault == CLEAN or recoverable(cells, detector, fault):
                     values[i, k] = 0.0 if value is None else min(value, 1.0)
                 label = "ended" if value is None else f"{value:.2f}"
                 axis.text(k, i, label, ha="center", va="center", fontsize=6)
