@@ -21,12 +21,12 @@ Written by `python scripts/rescue_benchmark.py`, which says what its runs are. M
 {about}.
 
 "mAP" is that of the last evaluation over that of the clean FP32 run of the same
-detector; in the mean, a run that ended early counts as 0 and more than 1 as 1. "lost" is
-how many iterations had a non-finite loss, a refused step, or were undone (mean of the
-runs that finished); "time" is processor time over that of the clean FP16 run without
-hooks. Where "all finite" stands there was nothing to recover from: no loss of the run
-without hooks was NaN or infinite, whatever became of its model. Such cells are shown and
-not counted.
+detector; in the mean, a run that ended early counts as 0 and more than 1 as 1. "lost"
+is how many iterations had a non-finite loss, a refused step, or were undone (mean of
+the runs that finished); "time" is processor time over that of the clean FP16 run
+without hooks. Where "all finite" stands there was nothing to recover from: no loss of
+the run without hooks was NaN or infinite, whatever became of its model. Such cells
+are shown and not counted.
 
 {summary}
 
