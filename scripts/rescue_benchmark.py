@@ -10,9 +10,9 @@ detector is first trained in FP32 on other digits. They go on with SGD, at a lea
 rate at which the detector does well.
 
 Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
-Ultralytics does; HeadClampHook alone, always on; StabilityHook, with
-its intervals a twentieth of their defaults. Of the faults three arise by themselves,
-and six are injected at 60% of the run.
+Ultralytics does; HeadClampHook alone, always on; StabilityHook, with its intervals a
+twentieth of their defaults. Of the faults three arise by themselves, and six are
+injected at 60% of the run.
 
 There is something to recover from where a fault was injected, or where a loss of the
 run without hooks was not finite. What ruins a model with finite numbers is no matter of
@@ -64,10 +64,10 @@ from rescue_cells import (
 )
 from rescue_run import train
 from rescue_tables import failures, markdown, plot
+from small_detectors import ROOT
 
 from amp_hooks.core.files import write_text
 
-ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 # Each cell is a fork of one process that has imported everything, and done nothing.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["rescue_run"])

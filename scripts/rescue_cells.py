@@ -261,7 +261,7 @@ def _code(with_hooks: bool) -> str:
     names += ["scripts/make_digits.py", "amp_hooks/optim_wrapper.py"]
     files = [Path(ROOT, name) for name in names]
     hooks = Path(ROOT, "amp_hooks")
-    files += sorted(hooks.rglob("*.py") if with_hooks else hooks.glob("fault*.py"))
+    files += sorted(hooks.rglob("*.py" if with_hooks else "fault*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 

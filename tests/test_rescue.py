@@ -33,12 +33,18 @@ def epochs_of(runner):
     return runner.train_loop.epoch, runner.train_loop.max_epochs
 
 
-def test_restoring_the_last_epoch_runs_it_again(build):
-    """12 iterations an epoch; NaN in the second, once."""
-    fault = helpers.fault("parameter", 14, where="backbone.conv1.weight")
-    runner = build("retinanet", epochs=3, hooks=[fault], precision="float32")
+def restoring(build, at, epochs):
+    """12 iterations an epoch, and NaN at some of them."""
+    fault = helpers.fault("parameter", at, where="backbone.conv1.weight")
+    runner = build("retinanet", epochs=epochs, hooks=[fault], precision="float32")
     hook = RestoreLastEpochHook()
     runner.register_hook(hook)
+    return runner, hook
+
+
+def test_restoring_the_last_epoch_runs_it_again(build):
+    """NaN in the second, once."""
+    runner, hook = restoring(build, 14, epochs=3)
     runner.train()
     assert hook.undone == [(12, 23)]
     assert epochs_of(runner) == (4, 4)
@@ -48,18 +54,13 @@ def test_restoring_the_last_epoch_runs_it_again(build):
 
 
 def test_restoring_gives_up_after_three_attempts(build):
-    fault = helpers.fault("parameter", [14, 26, 38, 50], where="backbone.conv1.weight")
-    runner = build("retinanet", epochs=2, hooks=[fault], precision="float32")
-    runner.register_hook(RestoreLastEpochHook())
+    runner, _ = restoring(build, [14, 26, 38, 50], epochs=2)
     with pytest.raises(RuntimeError, match="NaN persisted for 3 epochs"):
         runner.train()
 
 
 def test_in_the_first_epoch_there_is_nothing_to_restore(build):
-    fault = helpers.fault("parameter", 2, where="backbone.conv1.weight")
-    runner = build("retinanet", epochs=2, hooks=[fault], precision="float32")
-    hook = RestoreLastEpochHook()
-    runner.register_hook(hook)
+    runner, hook = restoring(build, 2, epochs=2)
     runner.train()
     assert hook.undone == []
 

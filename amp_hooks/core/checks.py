@@ -44,6 +44,11 @@ def check_int(owner: str, name: str, value: Any, minimum: int) -> int:
     return value
 
 
+def check_optional_int(owner: str, name: str, value: Any, minimum: int) -> int | None:
+    """The same, or ``None``."""
+    return None if value is None else check_int(owner, name, value, minimum)
+
+
 def check_number(
     owner: str, name: str, value: Any, above: float, at_most: float = math.inf
 ) -> float:

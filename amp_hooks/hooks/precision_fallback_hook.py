@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.runner import Runner
 
-from ..core.checks import check_bool, check_choice, check_int
+from ..core.checks import check_bool, check_choice, check_int, check_optional_int
 from ..core.recorder import IterationRecord
 from ..core.verdict import Verdict
 from ..precision import DTYPES, LowerPrecision, bfloat16_runs_on
@@ -75,7 +75,7 @@ class PrecisionFallbackHook(AmpHook):
         owner = "PrecisionFallbackHook"
         self.after_rollbacks = check_int(owner, "after_rollbacks", after_rollbacks, 0)
         self.to = check_choice(owner, "to", to, tuple(DTYPES))
-        self.iters = None if iters is None else check_int(owner, "iters", iters, 1)
+        self.iters = check_optional_int(owner, "iters", iters, 1)
         names = [on_verdict] if isinstance(on_verdict, str) else on_verdict
         self.on_verdict = [
             check_choice(owner, "on_verdict", name, _BAD) for name in names or []

@@ -11,7 +11,7 @@ from ..adjust import lower_loss_scale, pin_static_scale
 from ..averaging import begin_with_the_weights
 from ..checkpoint_guard import CheckpointGuard
 from ..core.bad_streak import BadStreak
-from ..core.checks import check_bool, check_int, check_number
+from ..core.checks import check_bool, check_int, check_number, check_optional_int
 from ..core.recorder import IterationRecord
 from ..core.snapshot_ring import SnapshotRing
 from ..core.verdict import Verdict
@@ -138,16 +138,12 @@ class RollbackHook(AmpHook):
         self.share = check_number(owner, "share", share, 0, 1)
         self.scale_factor = check_number(owner, "scale_factor", scale_factor, 0, 1)
         self.lr_factor = check_number(owner, "lr_factor", lr_factor, 0, 1)
-        self.keep_lr_after = (
-            None
-            if keep_lr_after is None
-            else check_int(owner, "keep_lr_after", keep_lr_after, 1)
+        self.keep_lr_after = check_optional_int(
+            owner, "keep_lr_after", keep_lr_after, 1
         )
         self.warmup_iters = check_int(owner, "warmup_iters", warmup_iters, 0)
-        self.recover_after = (
-            None
-            if recover_after is None
-            else check_int(owner, "recover_after", recover_after, 1)
+        self.recover_after = check_optional_int(
+            owner, "recover_after", recover_after, 1
         )
         self.reset_optimizer = check_bool(owner, "reset_optimizer", reset_optimizer)
         self.max_rollbacks = check_int(owner, "max_rollbacks", max_rollbacks, 0)
