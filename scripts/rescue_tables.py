@@ -192,10 +192,11 @@ def plot(results: list[Result], path: Path) -> None:
                     axis.text(k, i, "not run", ha="center", va="center", fontsize=5)
                     continue
                 value = ratio(cells, result)
+                label, color = "ended" if value is None else f"{value:.2f}", "black"
                 if fault == CLEAN or recoverable(cells, detector, fault):
                     values[i, k] = 0.0 if value is None else min(value, 1.0)
-                label = "ended" if value is None else f"{value:.2f}"
-                axis.text(k, i, label, ha="center", va="center", fontsize=6)
+                    color = "black" if 0.2 < values[i, k] < 0.8 else "white"
+                axis.text(k, i, label, ha="center", va="center", size=7, color=color)
         axis.set_facecolor("lightgrey")
         axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
         axis.set_title(POLICIES[policy][0], fontsize=9)

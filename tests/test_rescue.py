@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -15,18 +16,20 @@ from rescue_benchmark import forget_outdated  # noqa: E402
 from rescue_cells import (  # noqa: E402
     CLEAN,
     DETECTORS,
+    FAULTS,
     FP32,
     INJECTED,
     POLICIES,
     Cell,
     Length,
+    cells,
     fingerprint,
     make_config,
     pretraining,
 )
 from rescue_policies import ObserveHook, RestoreLastEpochHook  # noqa: E402
 from rescue_run import last_losses, lost_iterations, of_the_machine  # noqa: E402
-from rescue_tables import every_cell, failures, markdown  # noqa: E402
+from rescue_tables import every_cell, failures, markdown, summary  # noqa: E402
 
 
 def epochs_of(runner):
@@ -190,6 +193,18 @@ def test_the_tables_and_what_is_not_shown():
         "fcos, clean: 1 interventions",
         "fcos, bn_nan: did not finish: TrainingDivergedError: x",
     ]
+
+
+def test_what_the_pages_show_is_what_was_measured():
+    docs = helpers.ROOT / "docs"
+    measured = json.loads((docs / "rescue.json").read_text())
+    results = measured["results"]
+    made = [Cell(r["detector"], r["fault"], r["policy"]) for r in results]
+    assert made == cells(list(DETECTORS), list(FAULTS), list(POLICIES))
+    assert measured["length"] == asdict(Length())
+    assert (docs / "rescue.md").read_text() == markdown(results, measured["about"])
+    # README_zh-CN.md's numbers are compared with README.md's by test_readme_zh.py.
+    assert summary(results) in (helpers.ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow
