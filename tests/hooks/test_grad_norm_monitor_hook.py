@@ -198,7 +198,7 @@ def test_the_largest_gradients_are_logged_at_the_interval(build):
 
 def test_adaptive_clip_bounds_a_spike_and_nothing_else(build):
     spike = helpers.fault("gradient", 12, where=f"{RETINA_CLS}.weight", value="x1e4")
-    clip = dict(warmup=5, z_threshold=6.0)
+    clip = dict(warmup=10, z_threshold=12.0)  # ordinary norms differ fourfold
     hook = dict(type="amp_hooks.GradNormMonitorHook", adaptive_clip=clip)
     for precision in ("float32", "float16"):
         states = []
