@@ -66,6 +66,7 @@ class FirstBatch:
         dtype: What training computes in.
         logits: Largest |logit| of each classifier layer in FP32, infinite if one is
             not finite.
+        differences: Relative difference of each loss term, as configured to FP32.
         notes: What was left out.
     """
 
@@ -81,6 +82,7 @@ class FirstBatch:
         self.mixed = bool(mixed)
         self.dtype = "float32"
         self.logits: dict[str, float] = {}
+        self.differences: dict[str, float] = {}
         self.cut = False
         self.notes: list[str] = []
         self._runtime = Runtime.of(runner)

@@ -46,6 +46,9 @@ def batch_findings(runner: Runner, first: FirstBatch) -> list[Finding]:
     elif not first.cut:
         found += preflight.large_logits(first.logits, dtype)
         found += preflight.losses_differ(fp32.seen.losses, real.seen.losses, dtype)
+        first.differences = preflight.relative_differences(
+            fp32.seen.losses, real.seen.losses
+        )
     whole = fp32.runs and not first.cut
     learned = _of_gradients(runner, first, fp32 if whole else real)
     if _own_step(first):  # which may do more than this

@@ -27,18 +27,28 @@ def build_dataset(path: Path) -> Any:
     """The training data set of a config.
 
     Raises:
-        ValueError: There is none, or it cannot be built.
+        ValueError: There is none, it cannot be built, or it has no samples.
     """
     if not path.is_file():
         raise ValueError(f"--config {path} is not a file")
+    empty = (
+        f"the training data set of {path} has no samples: its metainfo['classes'] may "
+        "not be those of the annotation file, or filter_cfg left nothing"
+    )
     try:
         cfg = Config.fromfile(path)
         init_default_scope(cfg.get("default_scope", "mmdet"))
-        return DATASETS.build(cfg.train_dataloader.dataset)
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        samples = len(dataset)
     except Exception as e:  # of a config or a data set of one's own
+        if "need at least one array" in str(e):  # MMEngine's word for the same
+            raise ValueError(empty) from e
         raise ValueError(
             f"the training data set of {path} cannot be built: {type(e).__name__}: {e}"
         ) from e
+    if not samples:
+        raise ValueError(empty)
+    return dataset
 
 
 def check_samples(

@@ -19,7 +19,9 @@ exit status:
   1   something was found
   64  wrong arguments
   65  ANN is no COCO file
-  66  ANN, CONFIG or the folder of the images is not there, or CONFIG cannot be built
+  66  ANN, CONFIG or the folder of the images is not there, or CONFIG cannot be built or
+      has no samples
+  70  the check itself failed
   73  the copy or the pictures cannot be written
 """
 
@@ -32,6 +34,7 @@ import posixpath
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +55,7 @@ from amp_hooks.core.coco import (
     without_findings,
 )
 from amp_hooks.core.coco_kinds import KINDS
-from amp_hooks.core.command_line import CANNOT_CREATE, NO_INPUT, Parser
+from amp_hooks.core.command_line import CANNOT_CREATE, FAILED, NO_INPUT, Parser
 from amp_hooks.core.files import publish
 
 FOUND, NOT_COCO = 1, 65
@@ -286,6 +289,16 @@ def of_config(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, print, draw; returns the exit status."""
     args = parse_args(arguments)
+    try:
+        return check(args)
+    except Exception:
+        # Python's own exit status, 1, would say that something was found.
+        traceback.print_exc()
+        return FAILED
+
+
+def check(args: argparse.Namespace) -> int:
+    """The same, of arguments that are in order."""
     clean, images = True, []
     for part, wanted in ((check_file, args.ann), (of_config, args.config)):
         if wanted is not None:

@@ -1,7 +1,7 @@
 """Faults x detectors x policies: which training runs are saved, and at what price?
 
-    python scripts/rescue_benchmark.py --quick       # at most 15 minutes on 2 cores
-    python scripts/rescue_benchmark.py               # everything, hours; can be resumed
+    python scripts/rescue_benchmark.py --quick   # at most 15 minutes on 2 cores
+    python scripts/rescue_benchmark.py           # everything, an hour; can be resumed
 
 Every cell is a training run in a process of its own, in FP16 with a dynamic loss scale
 and EMA, on the same digits in the same order; without a GPU, FP16 is rehearsed
@@ -9,25 +9,20 @@ and EMA, on the same digits in the same order; without a GPU, FP16 is rehearsed
 detector is first trained in FP32 on other digits. They go on with SGD, at a learning
 rate at which the detector does well.
 
-Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, as
-Ultralytics does; HeadClampHook alone, always on; StabilityHook, with its intervals a
-twentieth of their defaults. Of the faults three arise by themselves, and six are
-injected at 60% of the run.
+Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, much as
+Ultralytics' trainer does; HeadClampHook alone, always on; StabilityHook, with its
+intervals a twentieth of their defaults. Of the faults three arise by themselves, and
+six are injected at 60% of the run.
 
-There is something to recover from where a fault was injected, or where a loss of the
-run without hooks was not finite. What ruins a model with finite numbers is no matter of
-precision, and nothing here looks for it: such cells are shown, and not counted.
+What ruins a model with finite losses is no matter of precision, and no reason for a
+rollback: such runs are shown, and nothing is promised of them.
 
 Cells that are done are kept in --out and run again only if their config or code has
-changed, or what they begin with. In the end there are rescue.json, rescue.md and
-rescue.png. 'mAP' is that of the last evaluation over that of the same run in FP32
-without fault and hooks; 'lost' counts iterations whose loss was not finite, whose step
-was refused (but not by a loss scale being found), or which were undone; 'time' is the
-processor time of training over that of the clean FP16 run without hooks. A run that
-ended with an error has no mAP.
+changed, or what they begin with. In the end there are rescue.json, rescue.md, which
+explains its columns, and rescue.png.
 
-Exit status 1 if a run of amp_hooks with something to recover from did not finish or
-ended below 0.95, or if it intervened in a clean run.
+Exit status 1 if a run of amp_hooks ended with an error or below 0.95 of the clean FP32
+run's mAP, but for those ruined with finite losses, or if it intervened in a clean run.
 """
 
 from __future__ import annotations

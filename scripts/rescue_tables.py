@@ -14,19 +14,29 @@ Result = dict[str, Any]
 Index = dict[tuple[str, str, str], Result]
 
 
+# What a fault did to the run without hooks.
+HARMLESS, RUINED, FINITE = "harmless", "ruined", "all finite"
+
 PAGE = """\
 # The rescue benchmark
 
 Written by `python scripts/rescue_benchmark.py`, which says what its runs are. Made on
 {about}.
 
-"mAP" is that of the last evaluation over that of the clean FP32 run of the same
-detector; in the mean, a run that ended early counts as 0 and more than 1 as 1. "lost"
-is how many iterations had a non-finite loss, a refused step, or were undone (mean of
-the runs that finished); "time" is processor time over that of the clean FP16 run
-without hooks. Where "all finite" stands there was nothing to recover from: no loss of
-the run without hooks was NaN or infinite, whatever became of its model. Such cells
-are shown and not counted.
+Faults by what they did to the run without hooks, and how many of their runs ended at
+{saved:g} or more of the mAP of the clean FP32 run of the same detector:
+
+- *ruined*: it ended below that;
+- *harmless*: it did not;
+- *all finite*: it ended below that although no loss was NaN or infinite, and nothing of
+  the kind was injected.
+
+*finished*: all of these that did not end with an error. Then, of "ruined": *mAP*, the
+mean, in which a run that ended early is 0 and more than 1 is 1; *lost*, iterations with
+a non-finite loss, a refused step (but not by a loss scale being found), or undone;
+*time*, of a processor, over that of the clean FP16 run without hooks; both are means of
+those that finished. *clean*: runs without a fault; interventions are what amp_hooks'
+ledger has of vetoes, clamps switched on, rollbacks and fallbacks.
 
 {summary}
 
@@ -38,29 +48,41 @@ Every run: mAP, iterations lost and time, or where it ended.
 
 def markdown(results: list[Result], about: str) -> str:
     """The page: a summary, then every cell."""
-    return PAGE.format(about=about, summary=summary(results), cells=every_cell(results))
+    return PAGE.format(
+        about=about, saved=SAVED, summary=summary(results), cells=every_cell(results)
+    )
 
 
 def summary(results: list[Result]) -> str:
-    """A row for each policy, over all faults that can be recovered from."""
+    """A row for each policy."""
     cells = index(results)
-    table = [["", "finished", f"mAP >= {SAVED:g}", "mean mAP", "lost", "time", "clean"]]
+    head = ["", RUINED, HARMLESS, FINITE, "finished", "mAP", "lost", "time", "clean"]
+    table = [head]
     for policy in used(results, 2, POLICIES):
         own = [r for r in results if r["policy"] == policy]
-        mine = [r for r in own if recoverable(cells, r["detector"], r["fault"])]
         clean = [r for r in own if r["fault"] == CLEAN]
-        ratios = [min(ratio(cells, r) or 0.0, 1.0) for r in mine]
-        done = [r for r in mine if r["finished"]]
+        faulty = [r for r in own if r["fault"] != CLEAN]
+        mine = {
+            kind: [
+                r for r in faulty if effect(cells, r["detector"], r["fault"]) == kind
+            ]
+            for kind in (RUINED, HARMLESS, FINITE)
+        }
+        ruined = mine[RUINED]
+        done = [r for r in ruined if r["finished"]]
         table.append(
             [
                 POLICIES[policy][0],
-                f"{len(done)} of {len(mine)}",
-                f"{sum(r >= SAVED for r in ratios)} of {len(mine)}",
-                f"{sum(ratios) / max(len(ratios), 1):.2f}",
+                *(
+                    f"{sum(share(cells, r) >= SAVED for r in those)} of {len(those)}"
+                    for those in mine.values()
+                ),
+                f"{sum(r['finished'] for r in faulty)} of {len(faulty)}",
+                mean([min(share(cells, r), 1.0) for r in ruined], ".2f"),
                 mean([r["lost"] for r in done], ".0f"),
                 mean([time_of(cells, r) for r in done], ".2f"),
                 f"{sum(len(r['actions']) for r in clean)} interventions, mAP "
-                + mean([ratio(cells, r) or 0.0 for r in clean], ".2f"),
+                + mean([share(cells, r) for r in clean], ".2f"),
             ]
         )
     return show(table)
@@ -89,26 +111,27 @@ def in_words(cells: Index, result: Result) -> str:
     return text + f"x{time_of(cells, result):.2f}"
 
 
-def recoverable(cells: Index, detector: str, fault: str) -> bool:
-    """Whether there was something to recover from: a value that is not finite.
+def effect(cells: Index, detector: str, fault: str) -> str:
+    """What a fault did to the run without hooks.
 
-    Injected faults are, and others if a loss without hooks was not finite, or the run
-    ended with an error. What ruins a model with finite numbers is no matter of
-    precision; nothing here looks for it.
+    What ruins a model with finite numbers is no matter of precision, and no reason for
+    a rollback.
     """
-    if fault == CLEAN:
-        return False
     plain = cells.get((detector, fault, "nothing"))
-    if plain is None or fault in INJECTED:
-        return True
-    return plain["bad"] > 0 or not plain["finished"]
+    if plain is None:
+        return RUINED
+    if share(cells, plain) >= SAVED:
+        return HARMLESS
+    loud = fault in INJECTED or plain["bad"] > 0 or not plain["finished"]
+    return RUINED if loud else FINITE
 
 
 def named(cells: Index, detector: str, fault: str) -> str:
-    """A fault's name, and whether it did anything that we promise to undo."""
+    """A fault's name, and whether there was nothing that we promise to undo."""
     if fault == CLEAN:
         return "none"
-    return FAULTS[fault] + " (all finite)" * (not recoverable(cells, detector, fault))
+    did = effect(cells, detector, fault)
+    return FAULTS[fault] + (f" ({did})" if did != RUINED else "")
 
 
 def index(results: list[Result]) -> Index:
@@ -130,6 +153,11 @@ def ratio(cells: Index, result: Result) -> float | None:
     return float(result["map"] / clean) if clean else 0.0
 
 
+def share(cells: Index, result: Result) -> float:
+    """The same, 0 for a run that ended early."""
+    return ratio(cells, result) or 0.0
+
+
 def time_of(cells: Index, result: Result) -> float:
     """Processor time over that of the clean FP16 run without hooks."""
     clean = cells.get((result["detector"], CLEAN, "nothing"), result)
@@ -148,14 +176,15 @@ def failures(results: list[Result]) -> list[str]:
     for r in results:
         if r["policy"] != "ladder":
             continue
-        if r["fault"] != CLEAN and not recoverable(cells, r["detector"], r["fault"]):
+        clean = r["fault"] == CLEAN
+        if not clean and effect(cells, r["detector"], r["fault"]) == FINITE:
             continue
         name = f"{r['detector']}, {r['fault']}"
         if not r["finished"]:
             broken.append(f"{name}: did not finish: {r['error']}")
-        elif (ratio(cells, r) or 0.0) < SAVED:
-            broken.append(f"{name}: mAP is {ratio(cells, r):.2f} of the clean run's")
-        if r["fault"] == CLEAN and r["actions"]:
+        elif share(cells, r) < SAVED:
+            broken.append(f"{name}: mAP is {share(cells, r):.2f} of the clean run's")
+        if clean and r["actions"]:
             broken.append(f"{name}: {len(r['actions'])} interventions")
     return broken
 
@@ -193,7 +222,7 @@ def plot(results: list[Result], path: Path) -> None:
                     continue
                 value = ratio(cells, result)
                 label, color = "ended" if value is None else f"{value:.2f}", "black"
-                if fault == CLEAN or recoverable(cells, detector, fault):
+                if fault == CLEAN or effect(cells, detector, fault) != FINITE:
                     values[i, k] = 0.0 if value is None else min(value, 1.0)
                     color = "black" if 0.2 < values[i, k] < 0.8 else "white"
                 axis.text(k, i, label, ha="center", va="center", size=7, color=color)

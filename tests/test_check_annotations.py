@@ -244,6 +244,25 @@ def test_a_sample_that_cannot_be_loaded(check, digits, tmp_path):
     assert found(done) == dict(cannot_load=1)
 
 
+def test_a_data_set_without_samples(check, digits, tmp_path):
+    """Of classes that the file has not: every image is filtered out."""
+    dataset = "train_dataloader.dataset"
+    classes = {f"{dataset}.metainfo": dict(classes=("cat",))}
+    options = classes | {f"{dataset}.filter_cfg": dict(filter_empty_gt=True)}
+    for serialize in (True, False):  # MMEngine refuses the first itself
+        options[f"{dataset}.serialize_data"] = serialize
+        done = check("--config", config(digits, tmp_path, options), "--samples", 10)
+        assert done.returncode == 66, done.stdout
+        assert "has no samples: its metainfo['classes']" in done.stderr
+
+
+def test_a_failure_of_the_check_is_no_finding(check, digits, monkeypatch):
+    monkeypatch.setattr("check_annotations.check_coco", lambda *args: 1 / 0)
+    done = check(digits / "train.json")
+    assert done.returncode == 70
+    assert "ZeroDivisionError" in done.stderr
+
+
 # --- misuse ---------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("args", "status", "words"),

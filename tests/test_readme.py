@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from mmengine.config import Config
+from mmengine.hub import get_config
 
 import amp_hooks.hooks  # noqa: F401  (registers)
 from amp_hooks.core.events import EVENTS
@@ -18,9 +20,11 @@ FENCES = [
     for page in PAGES
     for m in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.DOTALL)
 ]
-BLOCKS = [
+PYTHON = [
     pytest.param(text, id=where) for where, tag, text in FENCES if tag == "python"
 ]
+INHERITS = [block for block in PYTHON if "_base_" in block.values[0]]
+BLOCKS = [block for block in PYTHON if block not in INHERITS]
 
 
 # Said once per process, by DINO's encoder.
@@ -49,6 +53,17 @@ def test_every_config_trains(build, block, monkeypatch, tmp_path):
     runner = build(detector, hooks=hooks, options=shown, **length)
     runner.train()
     assert runner.iter == 2
+
+
+@pytest.mark.parametrize("block", INHERITS)
+def test_every_config_that_inherits_keeps_the_hooks_it_had(block, tmp_path):
+    """That they train together is in test_stability_hook.py."""
+    path = tmp_path / "config.py"
+    path.write_text(block)
+    (base,) = re.findall(r'^_base_ = "(.*)"$', block, re.M)
+    *inherited, ours = (hook.type for hook in Config.fromfile(path).custom_hooks)
+    assert inherited == [hook.type for hook in get_config(base).custom_hooks]
+    assert ours == "amp_hooks.StabilityHook"
 
 
 def test_a_config_is_run_or_marked_as_one_of_2():

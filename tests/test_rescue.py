@@ -174,19 +174,21 @@ def test_the_tables_and_what_is_not_shown():
         result("check", "bn_nan", map=None, iters=200),
         result("nothing", "bn_nan", map=0.0, lost=120),
         result("ladder", "bn_nan", map=0.54, lost=7),
+        result("nothing", "gradient_nan"),
         result("nothing", "hot_lr", map=0.0),
         result("ladder", "hot_lr", map=0.0),
     ]
     table = markdown(results, "a CPU")
-    assert "| 1 of 1   | 0 of 1      | 0.90     | 7    | 1.00 |" in table
+    assert "| 0 of 1 | 0 of 0   | 0 of 1     | 2 of 2   | 0.90 | 7    | 1.00 |" in table
     assert "ended at 200 (AssertionError)" in table
     assert "1.10, lost 0, x1.20" in table
     assert failures(results) == ["fcos, bn_nan: mAP is 0.90 of the clean run's"]
     assert "| learning rate x10 (all finite) | fcos" in table
-    results[6]["bad"] = 1
+    assert "| NaN in a gradient (harmless) " in table
+    results[7]["bad"] = 1
     assert "fcos, hot_lr: mAP is 0.00 of the clean run's" in failures(results)
     assert "(all finite)" not in every_cell(results)
-    results[6]["bad"] = 0
+    results[7]["bad"] = 0
     results[2]["actions"] = ["5 rollback"]
     results[5].update(finished=False, map=None, error="TrainingDivergedError: x")
     assert failures(results) == [

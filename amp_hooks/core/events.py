@@ -129,8 +129,9 @@ def _fallback(line: Line) -> str:
 
 def _boxes(line: Line) -> str:
     counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
-    more = line["images_total"] - len(line["images"])
-    images = _all(line["images"]) + (f" and {more} more images" if more > 0 else "")
+    images = _all(line["images"][:5])
+    if (more := line["images_total"] - 5) > 0:
+        images += f" and {more} more images"
     rank = f" on rank {line['rank']}" if line["rank"] else ""
     done = {"drop": ", left out", "raise": ", which ended training"}
     return f"Bad boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
@@ -189,7 +190,7 @@ EVENTS = {
         {
             "action": "as configured: warn, drop or raise",
             "counts": "boxes by flaw",
-            "images": "paths of the first five images with such boxes",
+            "images": "paths of the images with such boxes",
             "images_total": "how many images",
             "rank": "the process",
         },
@@ -200,6 +201,8 @@ EVENTS = {
         {
             "findings": "names of what was found",
             "fails": "those of them that fail",
+            "loss_differences": "relative, of each loss term, as configured to FP32",
+            "headroom_bits": "doublings from each classifier's logits to 65504",
             "seconds": "that it took",
             "done": "nothing, told, raised, bfloat16, float32 or validation in float32",
         },

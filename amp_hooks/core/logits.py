@@ -67,8 +67,10 @@ def headroom_bits(absmax: float, limit: float = FP16_MAX) -> float:
     """Doublings left before ``absmax`` exceeds ``limit``: log2(limit / absmax).
 
     Negative once beyond it. Magnitudes below 1/256 count as that, so that the
-    headroom of logits that are all 0 is a number.
+    headroom of logits that are all 0 is a number. Infinite ones have -inf.
     """
+    if math.isinf(absmax):
+        return -math.inf
     return math.log2(limit / max(absmax, 2.0**-8))
 
 

@@ -31,6 +31,7 @@ LARGE_LOGIT = 100.0
 MANY_SKIPS = 13
 # Share of the parameters. Measured, first batch at a scale of 128: 8%, with any scale.
 FLUSHED_SHARE = 0.25
+_TINY = 1e-30  # two losses of 0 do not differ
 _HALF_TINY = 2.0**-25  # rounds to zero in half precision
 # What another precision can cure, if it fails.
 OF_PRECISION = frozenset(
@@ -38,6 +39,19 @@ OF_PRECISION = frozenset(
     "fp16_card".split()
 )
 _LEAVE = "Or leave the precision: AmpPreflightHook(on_fail='bf16') or 'fp32'."
+
+
+def relative_differences(
+    one: Mapping[str, float], other: Mapping[str, float]
+) -> dict[str, float]:
+    """Of each loss term of both, to the larger of the two; NaN if one is not finite."""
+    both = {name: (a, other[name]) for name, a in one.items() if name in other}
+    return {
+        name: abs(a - b) / max(abs(a), abs(b), _TINY)
+        if math.isfinite(a) and math.isfinite(b)
+        else math.nan
+        for name, (a, b) in both.items()
+    }
 
 
 def losses_differ(

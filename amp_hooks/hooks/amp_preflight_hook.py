@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from ..config_check import check_config
 from ..core.checks import check_bool, check_choice
 from ..core.finding import Finding, in_words
+from ..core.logits import headroom_bits
 from ..core.preflight import OF_PRECISION
 from ..core.verdict import Verdict
 from ..errors import PreflightError
@@ -148,7 +149,7 @@ class AmpPreflightHook(AmpHook):
             torch.cuda.reset_peak_memory_stats()
         self.findings = self._of_all_ranks(found)
         seconds = round(time.perf_counter() - began, 1)
-        text = self._tell(seconds)
+        text = self._tell(seconds, first)
         done = self._act(runner, runtime, first)
         runtime.emit(
             "preflight",
@@ -156,6 +157,8 @@ class AmpPreflightHook(AmpHook):
             Verdict.HEALTHY,
             findings=[f.name for f in self.findings],
             fails=[f.name for f in self.findings if f.fails],
+            loss_differences=first.differences if first else {},
+            headroom_bits=_headroom(first),
             seconds=seconds,
             done=done,
         )
@@ -221,11 +224,11 @@ class AmpPreflightHook(AmpHook):
             ]
         return merged
 
-    def _tell(self, seconds: float) -> str:
+    def _tell(self, seconds: float, first: FirstBatch | None) -> str:
         """One screen for the log."""
         left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
         if not self.findings:
-            text = f"pre-flight: nothing found, {seconds} s{left_out}"
+            text = f"pre-flight: nothing found, {seconds} s{_numbers(first)}{left_out}"
             if self.notes:
                 warn(text)
             else:
@@ -310,6 +313,24 @@ class AmpPreflightHook(AmpHook):
                     self._configured.append(LowerPrecision(wrapper, scale))
         for configured in self._configured:
             configured.leave(DTYPES[precision])
+
+
+def _headroom(first: FirstBatch | None) -> dict[str, float]:
+    """In FP16, of each classifier layer."""
+    peaks = first.logits if first else {}
+    return {name: round(headroom_bits(peak), 1) for name, peak in peaks.items()}
+
+
+def _numbers(first: FirstBatch | None) -> str:
+    """How far from trouble the batch was, in words."""
+    said = ""
+    if first and first.mixed and first.differences:
+        name, share = max(first.differences.items(), key=lambda item: item[1])
+        said += f"; losses differ from FP32's by {share:.2%} at most ({name})"
+    if room := _headroom(first):
+        name, bits = min(room.items(), key=lambda item: item[1])
+        said += f"; logits have {bits:g} doublings left to 65504 ({name})"
+    return said
 
 
 def _validates_in_fp32(runner: Runner) -> bool:

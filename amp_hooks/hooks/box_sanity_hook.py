@@ -18,7 +18,6 @@ from ..registry import HOOKS
 from ..runtime import Runtime, warn
 from .base import AmpHook
 
-_NAMED = 5  # images of a ledger line
 _MAX_WARNINGS = 5
 _MAX_LINES = 1000  # a hundredth of the ledger: the annotation file tells the rest
 _WAITING = 100  # lines of another rank that wait for the next exchange
@@ -161,7 +160,7 @@ class BoxSanityHook(AmpHook):
             iter=runner.iter,
             action=self.action,
             counts=dict(sum((image.counts for image in found), Counter())),
-            images=[image.name for image in found[:_NAMED]],
+            images=[image.name for image in found],
             images_total=len(found),
         )
         if dist.is_main_process():

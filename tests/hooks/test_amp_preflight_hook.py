@@ -582,3 +582,11 @@ def test_one_line_if_nothing_is_found(build):
     assert not found
     (line,) = [x for x in helpers.log(runner).splitlines() if "pre-flight" in x]
     assert "INFO - [amp_hooks] pre-flight: nothing found, " in line
+    (event,) = helpers.ledger(runner, "preflight")
+    # Rehearsed FP16 rounds, so something differs.
+    differences, headroom = event["loss_differences"], event["headroom_bits"]
+    assert differences.keys() == {"loss", "loss_cls", "loss_bbox"}
+    assert 0 < max(differences.values()) < 0.05
+    assert set(headroom) == {"bbox_head.retina_cls"}
+    assert f"have {headroom['bbox_head.retina_cls']:g} doublings left" in line
+    assert f"by {max(differences.values()):.2%} at most (loss_" in line
