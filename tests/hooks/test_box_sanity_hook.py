@@ -8,6 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 from amp_hooks import BoxSanityHook
+from amp_hooks.core.events import EVENTS
 from tests import helpers
 from tests.bad_boxes import voc
 
@@ -253,3 +254,15 @@ def test_a_batch_that_loses_all_its_boxes_trains(digits, monkeypatch, detector):
 def test_wrong_arguments_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):
         BoxSanityHook(**arguments)
+
+
+def test_all_images_of_a_batch_are_named(build):
+    fault = helpers.fault("boxes", 0, value="zero", count="all")
+    options = {"train_dataloader.batch_size": 8, "optim_wrapper.loss_scale": 1.0}
+    runner = build("retinanet", iters=1, hooks=[fault, boxes()], options=options)
+    runner.train()
+    (line,) = helpers.ledger(runner, "boxes")
+    assert len(set(line["images"])) == line["images_total"] == 8
+    words = EVENTS["boxes"].words(line)
+    assert words.count(".png") == 5
+    assert "and 3 more images" in words
