@@ -120,7 +120,7 @@ def _reference(
     """
     base = dig(cfg, "auto_scale_lr", "base_batch_size")
     base = whole_number(base)
-    if base and base > images * _TOLERANCE:
+    if base:
         known = list(_inherited(facts.path, wrapper.optimizer, base))
         if known:
             return _Reference(max(known), base, auto=True)

@@ -101,6 +101,15 @@ def test_a_config_of_ones_own_on_one_gpu(base, lr, expected, tmp_path):
     assert names_of(tmp_path / "again.py", gpus=1) == expected
 
 
+def test_a_learning_rate_that_was_raised(tmp_path):
+    """On the GPUs of the base config, and AdamW has no rule of its own."""
+    path = tmp_path / "mine.py"
+    base = "_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'\n"
+    for lr, expected in ((0.0002, []), (0.01, ["high_lr"])):
+        path.write_text(f"{base}optim_wrapper = dict(optimizer=dict(lr={lr}))\n")
+        assert names_of(path, gpus=8) == expected
+
+
 PURE = """
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import AmpOptimWrapper, MultiStepLR
