@@ -5,7 +5,7 @@
 #   bash scripts/check_onedl.sh [pytest arguments]
 #
 # The first run compiles onedl-mmcv (about 12 minutes on 2 cores) and keeps the wheel;
-# the suite itself takes about 20 minutes on 2 cores.
+# the suite itself takes about 15 minutes on 2 cores.
 #
 #   PYTHON              the interpreter to use (default: python3.11)
 #   AMP_HOOKS_CACHE     where built wheels are kept (default: ~/.cache/amp_hooks)

@@ -18,11 +18,13 @@ from amp_hooks.hooks.rollback_hook import RollbackHook
 
 
 class RestoreLastEpochHook(Hook):
-    """Goes back to the end of the last epoch if the last loss is not finite.
+    """Goes back to the end of the last epoch if that was not finite.
 
-    What Ultralytics' trainer does (ultralytics#22352), in an MMEngine loop: looked at
-    once per epoch, everything but the learning rate restored, the epoch run again,
+    Much what Ultralytics' trainer does (ultralytics#22352), in an MMEngine loop: looked
+    at once per epoch, everything but the learning rate restored, the epoch run again,
     nothing to restore in the first epoch, and an error after three attempts in a row.
+    Looked at are the last loss and, more strictly than there, all that was learned:
+    Ultralytics looks at the fitness, which a NaN in the EMA ruins.
     """
 
     attempts_allowed = 3
@@ -44,8 +46,7 @@ class RestoreLastEpochHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Restore, or keep this epoch's state."""
-        # An EMA that is not finite makes Ultralytics' fitness NaN, and what it saves
-        # is the whole trainer, the optimizer's state included.
+        # The optimizer's state included, as in what Ultralytics saves.
         now = _state(runner)
         if math.isfinite(self._loss) and not nonfinite_names(now):
             self._attempts, self._kept = 0, copy.deepcopy(now)

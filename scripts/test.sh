@@ -13,5 +13,5 @@ echo "[test] ruff"
 .venv/bin/ruff format --check .
 echo "[test] mypy"
 .venv/bin/mypy
-echo "[test] pytest, $workers at a time (about 20 minutes on 2 cores)"
+echo "[test] pytest, $workers at a time (about 15 minutes on 2 cores)"
 .venv/bin/python -m pytest -n "$workers" "$@"
