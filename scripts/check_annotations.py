@@ -34,7 +34,6 @@ import posixpath
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,7 +54,7 @@ from amp_hooks.core.coco import (
     without_findings,
 )
 from amp_hooks.core.coco_kinds import KINDS
-from amp_hooks.core.command_line import CANNOT_CREATE, FAILED, NO_INPUT, Parser
+from amp_hooks.core.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed
 from amp_hooks.core.files import publish
 
 FOUND, NOT_COCO = 1, 65
@@ -289,12 +288,7 @@ def of_config(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, print, draw; returns the exit status."""
     args = parse_args(arguments)
-    try:
-        return check(args)
-    except Exception:
-        # Python's own exit status, 1, would say that something was found.
-        traceback.print_exc()
-        return FAILED
+    return or_failed(lambda: check(args))
 
 
 def check(args: argparse.Namespace) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os.path as osp
 import sys
-import traceback
 from collections.abc import Sequence
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
 from ..core.checkpoint_file import Header, damage, read_header
-from ..core.command_line import FAILED, NO_INPUT, USAGE, Parser, print_out
+from ..core.command_line import NO_INPUT, USAGE, Parser, or_failed, print_out
 from ..core.finding import in_words
 from ..safe_load import allow_mmengine_checkpoints
 from . import check, facts_of_config
@@ -69,21 +68,17 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the findings; returns the exit status."""
     args = parse_args(arguments)
+    return or_failed(lambda: _check(args))
+
+
+def _check(args: argparse.Namespace) -> int:
     try:
-        return _check(args)
+        cfg = _read(args)
+        resume, header = _checkpoint(args, cfg)
     except _UserError as e:
         message, status = e.args
         print(f"error: {message}", file=sys.stderr)
         return int(status)
-    except Exception:
-        # Python's own exit status, 1, would say that there are findings.
-        traceback.print_exc()
-        return FAILED
-
-
-def _check(args: argparse.Namespace) -> int:
-    cfg = _read(args)
-    resume, header = _checkpoint(args, cfg)
     saved_ema = header.ema if header else None
     found = check(cfg, facts_of_config(cfg, args.gpus, resume, saved_ema))
     if found:

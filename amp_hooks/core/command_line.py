@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 # As in sysexits.h. What is lower says what was found, so no failure may use it.
@@ -18,6 +20,18 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong, and exit."""
         self.print_usage(sys.stderr)
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def or_failed(check: Callable[[], int]) -> int:
+    """The exit status of a check; FAILED, with the traceback, if it raises.
+
+    Python's own exit status, 1, would be taken for what was found.
+    """
+    try:
+        return check()
+    except Exception:
+        traceback.print_exc()
+        return FAILED
 
 
 def print_out(text: str) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.command_line import (
     CANNOT_CREATE,
-    FAILED,
     NO_INPUT,
     Parser,
+    or_failed,
     print_out,
 )
 from ..core.files import write_text
@@ -65,12 +64,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit status."""
     args = parse_args(arguments)
-    try:
-        return _report(args)
-    except Exception:
-        # Python's own exit status, 1, would say that the run recovered.
-        traceback.print_exc()
-        return FAILED
+    return or_failed(lambda: _report(args))
 
 
 def _report(args: argparse.Namespace) -> int:
