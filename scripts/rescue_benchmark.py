@@ -17,9 +17,9 @@ six are injected at 60% of the run.
 What ruins a model with finite losses is no matter of precision, and no reason for a
 rollback: such runs are shown, and nothing is promised of them.
 
-Cells that are done are kept in --out and run again only if their config or code has
-changed, or what they begin with. In the end there are rescue.json, rescue.md, which
-explains its columns, and rescue.png.
+Cells that are done, by --quick as well, are kept in --out and run again only if their
+config or code has changed, or what they begin with. In the end there are rescue.json,
+rescue.md, which explains its columns, and rescue.png.
 
 Exit status 1 if a run of amp_hooks ended with an error or below 0.95 of the clean FP32
 run's mAP, but for those ruined with finite losses, or if it intervened in a clean run.
@@ -46,7 +46,6 @@ from rescue_cells import (
     FAULTS,
     POLICIES,
     PRETRAIN,
-    QUICK,
     QUICK_DETECTORS,
     QUICK_FAULTS,
     SIZE,
@@ -97,7 +96,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small part of it")
-    parser.add_argument("--out", help="default: work_dirs/rescue, or rescue-quick")
+    parser.add_argument("--out", help="default: work_dirs/rescue")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS)
     parser.add_argument("--faults", nargs="*", choices=FAULTS)
@@ -106,9 +105,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--pretrain-epochs", type=int)
     quick = parser.parse_known_args()[0].quick
-    length = QUICK if quick else Length()
+    length = Length()
     parser.set_defaults(
-        out="work_dirs/rescue" + "-quick" * quick,
+        out="work_dirs/rescue",
         detectors=QUICK_DETECTORS if quick else list(DETECTORS),
         faults=QUICK_FAULTS if quick else list(FAULTS),
         policies=list(POLICIES),

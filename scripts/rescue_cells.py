@@ -44,9 +44,6 @@ class Length:
         return self.images // BATCH * self.epochs
 
 
-QUICK = Length(epochs=2)
-
-
 @dataclass(frozen=True)
 class Detector:
     """One of mmdet's, made small.
