@@ -31,7 +31,6 @@ LARGE_LOGIT = 100.0
 MANY_SKIPS = 13
 # Share of the parameters. Measured, first batch at a scale of 128: 8%, with any scale.
 FLUSHED_SHARE = 0.25
-_TINY = 1e-30  # two losses of 0 do not differ
 _HALF_TINY = 2.0**-25  # rounds to zero in half precision
 # What another precision can cure, if it fails.
 OF_PRECISION = frozenset(
@@ -44,10 +43,13 @@ _LEAVE = "Or leave the precision: AmpPreflightHook(on_fail='bf16') or 'fp32'."
 def relative_differences(
     one: Mapping[str, float], other: Mapping[str, float]
 ) -> dict[str, float]:
-    """Of each loss term of both, to the larger of the two; NaN if one is not finite."""
+    """Of each loss term of both, to the larger of the two, or to LOSS_FLOOR.
+
+    NaN where one of them is not finite.
+    """
     both = {name: (a, other[name]) for name, a in one.items() if name in other}
     return {
-        name: abs(a - b) / max(abs(a), abs(b), _TINY)
+        name: abs(a - b) / max(abs(a), abs(b), LOSS_FLOOR)
         if math.isfinite(a) and math.isfinite(b)
         else math.nan
         for name, (a, b) in both.items()
@@ -64,13 +66,11 @@ def losses_differ(
         amp: The same in mixed precision, same weights and random numbers.
         dtype: Of the latter.
     """
-    off = []
-    for name, a in fp32.items():
-        b = amp.get(name, math.nan)
-        difference = abs(a - b)
-        share = difference / max(abs(a), abs(b), LOSS_FLOOR)
-        if difference > LOSS_FLOOR and share > LOSS_TOLERANCE:
-            off.append(f"{name} {b:.4g} instead of {a:.4g}")
+    off = [
+        f"{name} {amp[name]:.4g} instead of {fp32[name]:.4g}"
+        for name, share in relative_differences(fp32, amp).items()
+        if share > LOSS_TOLERANCE and abs(fp32[name] - amp[name]) > LOSS_FLOOR
+    ]
     if not off:
         return []
     return [

@@ -15,6 +15,14 @@ def names(findings):
     return {f.name: f.fails for f in findings}
 
 
+def test_relative_differences():
+    one = dict(a=2.0, b=0.01, c=0.0, d=1.0, e=1.0)
+    other = dict(a=1.5, b=0.0, c=0.0, d=math.inf)
+    shares = preflight.relative_differences(one, other)
+    assert math.isnan(shares.pop("d"))
+    assert shares == pytest.approx(dict(a=0.25, b=0.2, c=0.0))
+
+
 @pytest.mark.parametrize(
     ("fp32", "amp", "found"),
     [
