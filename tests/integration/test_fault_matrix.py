@@ -1,6 +1,7 @@
 """A pairwise sample of scripts/fault_matrix.py: every fault in every detector."""
 
 import pytest
+import torch
 
 from tests import helpers
 
@@ -37,8 +38,12 @@ def sample():
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize(("detector", "precision", "loop", "third"), sample())
 def test_a_fault_leaves_no_trace_and_training_goes_on(
-    matrix, digits, detector, precision, loop, third
+    matrix, digits, monkeypatch, detector, precision, loop, third
 ):
+    if precision == "bfloat16":
+        # In torch 2.13 the backward pass of oneDNN's BF16 convolutions reads memory
+        # that nobody has written: NaN now and then, undone, but none of the faults.
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     names = list(matrix.faults_for(detector))[third::3]
     cells = matrix.guarded(detector, precision, loop, str(digits), names)
     assert set(cells) == {*names, "training goes on", "evaluation is finite"}
