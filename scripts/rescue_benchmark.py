@@ -96,7 +96,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small part of it")
-    parser.add_argument("--out", help="default: work_dirs/rescue")
+    parser.add_argument("--out", default="work_dirs/rescue")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS)
     parser.add_argument("--faults", nargs="*", choices=FAULTS)
@@ -107,7 +107,6 @@ def parse_args() -> argparse.Namespace:
     quick = parser.parse_known_args()[0].quick
     length = Length()
     parser.set_defaults(
-        out="work_dirs/rescue",
         detectors=QUICK_DETECTORS if quick else list(DETECTORS),
         faults=QUICK_FAULTS if quick else list(FAULTS),
         policies=list(POLICIES),

@@ -112,11 +112,13 @@ def in_words(cells: Index, result: Result) -> str:
 
 
 def effect(cells: Index, detector: str, fault: str) -> str:
-    """What a fault did to the run without hooks.
+    """What a fault did to the run without hooks; none does no harm.
 
     What ruins a model with finite numbers is no matter of precision, and no reason for
     a rollback.
     """
+    if fault == CLEAN:
+        return HARMLESS
     plain = cells.get((detector, fault, "nothing"))
     if plain is None:
         return RUINED
@@ -176,15 +178,14 @@ def failures(results: list[Result]) -> list[str]:
     for r in results:
         if r["policy"] != "ladder":
             continue
-        clean = r["fault"] == CLEAN
-        if not clean and effect(cells, r["detector"], r["fault"]) == FINITE:
+        if effect(cells, r["detector"], r["fault"]) == FINITE:
             continue
         name = f"{r['detector']}, {r['fault']}"
         if not r["finished"]:
             broken.append(f"{name}: did not finish: {r['error']}")
         elif share(cells, r) < SAVED:
             broken.append(f"{name}: mAP is {share(cells, r):.2f} of the clean run's")
-        if clean and r["actions"]:
+        if r["fault"] == CLEAN and r["actions"]:
             broken.append(f"{name}: {len(r['actions'])} interventions")
     return broken
 
@@ -222,7 +223,7 @@ def plot(results: list[Result], path: Path) -> None:
                     continue
                 value = ratio(cells, result)
                 label, color = "ended" if value is None else f"{value:.2f}", "black"
-                if fault == CLEAN or effect(cells, detector, fault) != FINITE:
+                if effect(cells, detector, fault) != FINITE:
                     values[i, k] = 0.0 if value is None else min(value, 1.0)
                     color = "black" if 0.2 < values[i, k] < 0.8 else "white"
                 axis.text(k, i, label, ha="center", va="center", size=7, color=color)

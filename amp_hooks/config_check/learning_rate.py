@@ -38,7 +38,7 @@ def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     if facts.batch_size is None or wrapper.lr is None:
         return
     images = facts.world_size * facts.batch_size * wrapper.accumulate
-    reference = _reference(cfg, facts, wrapper, images)
+    reference = _reference(cfg, facts, wrapper)
     if reference is None:
         return
     right = reference.lr * images / reference.images
@@ -111,16 +111,14 @@ class _Reference:
 
 
 def _reference(
-    cfg: Mapping[str, Any], facts: Facts, wrapper: WrapperFacts, images: int
+    cfg: Mapping[str, Any], facts: Facts, wrapper: WrapperFacts
 ) -> _Reference | None:
     """What linear scaling starts from, if that is known.
 
     ``base_batch_size`` belongs to the learning rate that stood beside it, in a config
     that this one inherits: a user who has scaled ``lr`` by hand leaves it as it is.
     """
-    base = dig(cfg, "auto_scale_lr", "base_batch_size")
-    base = whole_number(base)
-    if base:
+    if base := whole_number(dig(cfg, "auto_scale_lr", "base_batch_size")):
         known = list(_inherited(facts.path, wrapper.optimizer, base))
         if known:
             return _Reference(max(known), base, auto=True)

@@ -129,8 +129,9 @@ def _fallback(line: Line) -> str:
 
 def _boxes(line: Line) -> str:
     counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
-    images = _all(line["images"][:5])
-    if (more := line["images_total"] - 5) > 0:
+    named = line["images"][:5]
+    images = _all(named)
+    if more := line["images_total"] - len(named):
         images += f" and {more} more images"
     rank = f" on rank {line['rank']}" if line["rank"] else ""
     done = {"drop": ", left out", "raise": ", which ended training"}
