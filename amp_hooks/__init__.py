@@ -4,30 +4,37 @@ Everything is attached through a config::
 
     custom_hooks = [dict(type='amp_hooks.RollbackHook')]
 
-Importing the package needs torch and mmengine only.
+Importing the package imports nothing else: each name below is fetched when it is first
+asked for, so that :mod:`amp_hooks.report` needs neither torch nor mmengine. The hooks
+need these two only.
 """
 
-from .core.recorder import FlightRecorder, IterationRecord
-from .core.verdict import Verdict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import PreflightError, TrainingDivergedError
-from .hooks import (
-    AmpPreflightHook,
-    BadBatchHook,
-    BoxSanityHook,
-    ClsScoreMonitorHook,
-    FaultInjectionHook,
-    ForensicsHook,
-    GradNormMonitorHook,
-    HeadClampHook,
-    LossScaleMonitorHook,
-    PrecisionFallbackHook,
-    RollbackHook,
-    StabilityHook,
-    StabilityPanelHook,
-    StepGuardHook,
-)
-from .optim_wrapper import CpuAmpOptimWrapper
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .engine.recorder import FlightRecorder, IterationRecord
+    from .engine.verdict import Verdict
+    from .hooks import (
+        AmpPreflightHook,
+        BadBatchHook,
+        BoxSanityHook,
+        ClsScoreMonitorHook,
+        FaultInjectionHook,
+        ForensicsHook,
+        GradNormMonitorHook,
+        HeadClampHook,
+        LossScaleMonitorHook,
+        PrecisionFallbackHook,
+        RollbackHook,
+        StabilityHook,
+        StabilityPanelHook,
+        StepGuardHook,
+    )
+    from .precision.cpu_amp import CpuAmpOptimWrapper
 
 __all__ = [
     "AmpPreflightHook",
@@ -52,3 +59,25 @@ __all__ = [
     "Verdict",
     "__version__",
 ]
+
+_ELSEWHERE = {
+    "CpuAmpOptimWrapper": "precision.cpu_amp",
+    "FlightRecorder": "engine.recorder",
+    "IterationRecord": "engine.recorder",
+    "Verdict": "engine.verdict",
+}
+_MODULES = ("hooks", "registry")  # also without an import of their own
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_ELSEWHERE.get(name, 'hooks')}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

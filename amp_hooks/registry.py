@@ -16,5 +16,5 @@ OPTIM_WRAPPERS = Registry(
     "optim_wrapper",
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope="amp_hooks",
-    locations=["amp_hooks.optim_wrapper"],
+    locations=["amp_hooks.precision.cpu_amp"],
 )

@@ -16,9 +16,9 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 from mmengine.utils import ProgressBar
 
-from amp_hooks.batches import boxes_of, data_samples
-from amp_hooks.box_check import FlawedImage, check_boxes
-from amp_hooks.core.boxes import FLAWS, NAMES, in_words
+from amp_hooks.data.box_check import FlawedImage, check_boxes
+from amp_hooks.data.boxes import FLAWS, NAMES, in_words
+from amp_hooks.engine.batches import boxes_of, data_samples
 
 _USUAL = 1000  # samples
 

@@ -23,7 +23,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
 from amp_hooks import BoxSanityHook
-from amp_hooks.box_check import check_boxes
+from amp_hooks.data.box_check import check_boxes
 
 # Images, boxes of each, with masks.
 BATCHES = [

@@ -9,10 +9,10 @@ import numpy as np
 from bench_rivals import SUITE
 from bench_runs import Live
 
-from amp_hooks.core.scalars import scalars_of
+from amp_hooks.engine.runtime import Runtime
 from amp_hooks.hooks import StabilityPanelHook
-from amp_hooks.runtime import Runtime
-from amp_hooks.tensorboard_panel import TensorBoardPanel
+from amp_hooks.panel.scalars import scalars_of
+from amp_hooks.panel.tensorboard_panel import TensorBoardPanel
 
 TIMES = 50
 CARD = dict(event="recover", iter=0, verdict="HEALTHY", lr_factor=0.1)

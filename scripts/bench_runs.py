@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.runtime import Runtime
 
 DETECTORS = {
     "faster_rcnn": ("Faster R-CNN R50-FPN", "faster-rcnn_r50_fpn"),

@@ -32,7 +32,7 @@ from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
 
-from amp_hooks.core.host_copy import host_bytes
+from amp_hooks.rollback.host_copy import host_bytes
 
 
 def parse():

@@ -43,7 +43,7 @@ from annotation_samples import build_dataset, check_samples
 from compare_runs import show
 from mmengine.utils import ProgressBar
 
-from amp_hooks.core.coco import (
+from amp_hooks.data.coco import (
     CocoReport,
     NotCocoError,
     check_coco,
@@ -53,9 +53,9 @@ from amp_hooks.core.coco import (
     of_images,
     without_findings,
 )
-from amp_hooks.core.coco_kinds import KINDS
-from amp_hooks.core.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed
-from amp_hooks.core.files import publish
+from amp_hooks.data.coco_kinds import KINDS
+from amp_hooks.engine.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed
+from amp_hooks.engine.files import publish
 
 FOUND, NOT_COCO = 1, 65
 _FILE_MIN_SIZE = 1.0  # below it CocoDataset leaves boxes out

@@ -32,8 +32,8 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
-from amp_hooks.core.checkpoint_file import damage
-from amp_hooks.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.rollback.checkpoint_file import damage
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 FACTOR = 0.1

@@ -40,9 +40,9 @@ from mmengine.runner import Runner
 from small_detectors import R18, ROOT, every_box_counts, on_digits
 from torch import Tensor
 
-from amp_hooks.core.finite import named_tensors
-from amp_hooks.runtime import Runtime
-from amp_hooks.snapshot import learned_state
+from amp_hooks.engine.runtime import Runtime
+from amp_hooks.engine.tensors import named_tensors
+from amp_hooks.rollback.run_state import learned_state
 
 FPN = {**R18, "model.neck.in_channels": [8, 16, 32, 64]}
 

@@ -30,8 +30,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from amp_hooks.core.checkpoint_file import damage, read_header
-from amp_hooks.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.rollback.checkpoint_file import damage, read_header
 
 ROOT = osp.dirname(osp.dirname(osp.abspath(__file__)))
 INTERVAL = 8

@@ -24,16 +24,16 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from amp_hooks import CpuAmpOptimWrapper, FlightRecorder, HeadClampHook
-from amp_hooks.fault_dump import (
+from amp_hooks.clamp.head_guard import HeadGuard
+from amp_hooks.forensics.dump import (
     WEIGHTS,
     load_call,
     load_report,
     load_weights,
     to_device,
 )
-from amp_hooks.fault_report import brief
-from amp_hooks.head_guard import HeadGuard
-from amp_hooks.replay import Call, Replay, run_call
+from amp_hooks.forensics.replay import Call, Replay, run_call
+from amp_hooks.forensics.report import brief
 
 
 def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:

@@ -60,7 +60,7 @@ from rescue_run import train
 from rescue_tables import failures, markdown, plot
 from small_detectors import ROOT
 
-from amp_hooks.core.files import write_text
+from amp_hooks.engine.files import write_text
 
 # Each cell is a fork of one process that has imported everything, and done nothing.
 _PROCESSES = multiprocessing.get_context("forkserver")

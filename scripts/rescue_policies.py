@@ -12,9 +12,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from amp_hooks.averaging import ema_hooks
-from amp_hooks.core.finite import nonfinite_names
-from amp_hooks.hooks.rollback_hook import RollbackHook
+from amp_hooks.engine.averaging import ema_hooks
+from amp_hooks.engine.tensors import nonfinite_names
+from amp_hooks.rollback.rollback_hook import RollbackHook
 
 
 class RestoreLastEpochHook(Hook):

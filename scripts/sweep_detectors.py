@@ -37,7 +37,7 @@ from mmengine.structures import InstanceData, PixelData
 from sweep_families import FAMILIES, Family
 from torch.utils.data import Dataset
 
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.runtime import Runtime
 
 CONFIGS = osp.join(osp.dirname(mmdet.__file__), ".mim", "configs")
 HOOKS = [

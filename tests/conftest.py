@@ -15,8 +15,8 @@ import torch
 import yapf.yapflib.yapf_api
 from mmengine.utils.dl_utils import collect_env
 
-from amp_hooks.core.events import EVENTS
-from amp_hooks.core.ledger import Ledger
+from amp_hooks.engine.events import EVENTS
+from amp_hooks.engine.ledger import Ledger
 from tests import helpers
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,9 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from amp_hooks.core.finite import named_tensors
-from amp_hooks.runtime import Runtime
-from amp_hooks.snapshot import learned_state
+from amp_hooks.engine.runtime import Runtime
+from amp_hooks.engine.tensors import named_tensors
+from amp_hooks.rollback.run_state import learned_state
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {

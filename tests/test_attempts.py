@@ -1,6 +1,6 @@
 import pytest
 
-from amp_hooks.rollback_policy import Attempts
+from amp_hooks.rollback.attempts import Attempts
 
 
 def made(*done, total=10, recent=2, iters=100):

@@ -10,7 +10,7 @@ from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
 
-from amp_hooks.box_check import check_boxes
+from amp_hooks.data.box_check import check_boxes
 from tests.count_reads import CountReads
 
 SOUND = [2.0, 2.0, 9.0, 9.0]

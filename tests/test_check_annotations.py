@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import cv2
 import pytest
 
-from amp_hooks.core.coco_kinds import KINDS
+from amp_hooks.data.coco_kinds import KINDS
 from tests import helpers
 from tests.bad_boxes import voc
 from tests.coco_made import healthy, plant

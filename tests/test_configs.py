@@ -14,7 +14,7 @@ from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.runtime import Runtime
 from tests import helpers
 from tests.integration.test_ddp import ENV
 

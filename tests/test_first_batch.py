@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from amp_hooks.core.alone import IMPOSSIBLE
-from amp_hooks.first_batch import Layers, count_images, first_images, largest
-from amp_hooks.preflight import _needs_others
-from amp_hooks.replay import dense, in_a_line
+from amp_hooks.forensics.preserved import IMPOSSIBLE
+from amp_hooks.forensics.replay import dense, in_a_line
+from amp_hooks.preflight.batch_findings import _needs_others
+from amp_hooks.preflight.first_batch import Layers, count_images, first_images, largest
 
 IMAGE = torch.zeros(3, 8, 8)
 IMAGES = torch.zeros(4, 3, 8, 8)

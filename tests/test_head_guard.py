@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from amp_hooks.core.recorder import FlightRecorder
-from amp_hooks.head_guard import HeadGuard
+from amp_hooks.clamp.head_guard import HeadGuard
+from amp_hooks.engine.recorder import FlightRecorder
 
 INF = float("inf")
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from amp_hooks.pointer import Pointer, same_file
+from amp_hooks.rollback.disk import Pointer, same_file
 
 
 @pytest.fixture

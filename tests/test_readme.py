@@ -7,8 +7,8 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 import amp_hooks.hooks  # noqa: F401  (registers)
-from amp_hooks.core.events import EVENTS
-from amp_hooks.core.scalars import SCALARS
+from amp_hooks.engine.events import EVENTS
+from amp_hooks.panel.scalars import SCALARS
 from amp_hooks.registry import HOOKS
 from tests import helpers
 

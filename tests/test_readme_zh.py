@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from amp_hooks.core.scalars import SCALARS
+from amp_hooks.panel.scalars import SCALARS
 from tests import helpers
 
 ENGLISH, CHINESE = "README.md", "README_zh-CN.md"

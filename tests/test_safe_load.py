@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from amp_hooks.safe_load import _safe_globals, allow_mmengine_checkpoints
+from amp_hooks.engine.safe_load import _safe_globals, allow_mmengine_checkpoints
 
 
 def by_name():

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
-from ..core.checkpoint_file import Header, damage, read_header
-from ..core.command_line import NO_INPUT, USAGE, Parser, or_failed, print_out
-from ..core.finding import in_words
-from ..safe_load import allow_mmengine_checkpoints
-from . import check, facts_of_config
+from ..engine.command_line import NO_INPUT, USAGE, Parser, or_failed, print_out
+from ..engine.finding import in_words
+from ..engine.safe_load import allow_mmengine_checkpoints
+from ..rollback.checkpoint_file import Header, damage, read_header
+from .check import check
+from .of_config import facts_of_config
 
 _EPILOG = """exit status:
   0   nothing found

@@ -10,11 +10,10 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..core.finding import Finding
-from ..core.source import source
-from ..core.warmup import all_known, warmup_iters
-from ..report.read_config import dig, items_of
+from ..engine.config_values import dig, items_of
+from ..engine.finding import Finding, source
 from .facts import Facts, WrapperFacts, number, whole_number
+from .warmup import all_known, warmup_iters
 
 # MMDetection's own configs keep within twice the linear-scaling rule.
 _TOLERANCE = 2.0

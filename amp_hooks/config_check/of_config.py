@@ -10,7 +10,8 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, Registry
 from mmengine.runner.priority import get_priority
 
-from ..report.read_config import dig, items_of
+from ..engine.config_values import dig, items_of
+from ..members import MEMBERS
 from .facts import MIXED, Facts, HookFacts, WrapperFacts, number, whole_number
 
 # Of Runner.register_default_hooks, in its order.
@@ -94,8 +95,6 @@ def _hooks(cfg: Mapping[str, Any]) -> Iterator[HookFacts]:
 
 
 def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
-    from ..hooks.stability_hook import MEMBERS  # which imports hooks that import us
-
     arguments = dict(hook)
     kind = arguments.pop("type")
     cls = _class_of(HOOKS, kind)
@@ -107,15 +106,12 @@ def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
     yield HookFacts(frozenset(names), get_priority(priority), arguments)
     if "StabilityHook" not in names:
         return
-    for name, member in MEMBERS.items():
-        value = arguments.get(name, True)
+    for argument, member in MEMBERS.items():
+        value = arguments.get(argument, True)
         for given in value if isinstance(value, list) else [value]:
             if given is not None and given is not False:
-                yield HookFacts(
-                    frozenset(c.__name__ for c in member.__mro__),
-                    get_priority(member.priority),
-                    given if isinstance(given, dict) else {},
-                )
+                theirs = given if isinstance(given, dict) else {}
+                yield from _hook(dict(theirs, type=f"amp_hooks.{member}"))
 
 
 def _class_of(registry: Registry, kind: Any) -> type | None:

@@ -8,17 +8,16 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.priority import get_priority
 
-from ..core.checkpoint_file import read_header
-from ..describe import batch_size
-from ..report.read_config import dig
-from ..step_tap import active_scaler, iter_wrappers
+from ..engine.config_values import dig
+from ..engine.describe import batch_size
+from ..engine.hook import AmpHook
+from ..engine.wrappers import active_scaler, iter_wrappers
+from ..rollback.checkpoint_file import read_header
 from .facts import MIXED, Facts, HookFacts, WrapperFacts, number
 
 
 def facts_of_runner(runner: Runner) -> Facts:
     """What a runner knows of itself in ``before_train``."""
-    from ..hooks.base import AmpHook  # whose package imports us
-
     loader = runner.train_dataloader
     resumed = bool(runner._resume and runner._has_loaded)
     return Facts(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..core.finding import Finding
-from ..core.source import short_source, source
-from ..report.read_config import dig
+from ..engine.config_values import dig
+from ..engine.finding import Finding, short_source, source
 from .facts import Facts, whole_number
 
 # Schedules of 2.x that take the whole run, and their names in 3.x.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..core.finding import Finding
-from ..core.source import source
-from ..report.read_config import dig, items_of
+from ..engine.config_values import dig, items_of
+from ..engine.finding import Finding, source
 from .facts import Facts
 
 

@@ -1,7 +1,8 @@
 """Explain a run from the files it left: ``python -m amp_hooks.report WORK_DIR``.
 
-Reading (``read*.py``) makes plain data of a work_dir (``history.py``); everything after
-it is pure functions over that data: what happened (``findings.py``), how it ended
-(``status.py``), who is to blame (``suspects.py``), what to change (``advice.py``), and
-the two pages (``terminal.py``, ``html_page.py``).
+``read`` makes plain data of a work_dir (``history.py``); ``judge`` and ``show`` are
+pure functions over that data: what happened (``incidents.py``), how it ended
+(``status.py``), what it points at (``causes.py``), what to change (``advise.py``), and
+the two pages (``terminal.py``, ``html_page.py``). Neither torch nor mmengine is
+imported, but to read a checkpoint.
 """

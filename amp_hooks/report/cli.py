@@ -8,17 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.command_line import (
-    CANNOT_CREATE,
-    NO_INPUT,
-    Parser,
-    or_failed,
-    print_out,
-)
-from ..core.files import write_text
-from .page import make_page
-from .read import NoRunError, read_run
-from .terminal import render
+from ..engine.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed, print_out
+from ..engine.files import write_text
+from .read.work_dir import NoRunError, read_run
+from .show.page import make_page
+from .show.terminal import render
 
 _EPILOG = """exit status:
   0   healthy
@@ -78,7 +72,7 @@ def _report(args: argparse.Namespace) -> int:
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print_out(render(page, encoding, colour))
     if args.html:
-        from .html_page import render as render_html  # matplotlib takes a while
+        from .show.html_page import render as render_html  # matplotlib takes a while
 
         try:
             write_text(str(args.html), render_html(page))

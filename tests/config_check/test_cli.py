@@ -2,7 +2,7 @@
 
 import pytest
 
-from amp_hooks import config_check
+from amp_hooks.config_check import check as config_check
 from amp_hooks.config_check import cli
 from tests import helpers
 from tests.test_scripts import call

@@ -10,7 +10,8 @@ import mmdet
 import pytest
 from mmengine.config import Config
 
-from amp_hooks.config_check import check, facts_of_config
+from amp_hooks.config_check.check import check
+from amp_hooks.config_check.of_config import facts_of_config
 from tests import helpers
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs"

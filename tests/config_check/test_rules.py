@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from amp_hooks.config_check import RULES, check, facts_of_config
+from amp_hooks.config_check.check import RULES, check
 from amp_hooks.config_check.facts import Facts, HookFacts, WrapperFacts
+from amp_hooks.config_check.of_config import facts_of_config
 
 CLIPPED = dict(clips=True, max_norm=35)
 LINEAR = dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from amp_hooks.config_check import check_config, facts_of_config
+from amp_hooks.config_check.check import check_config
+from amp_hooks.config_check.of_config import facts_of_config
 from amp_hooks.config_check.of_runner import facts_of_runner
 from tests import helpers
 from tests.hooks.test_optim_wrapper_dict import options as two_optimizers

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from amp_hooks.core.boxes import NAMES, box_flaws, empty_masks, in_words, is_flat
+from amp_hooks.data.boxes import NAMES, box_flaws, empty_masks, in_words, is_flat
 
 SIZE = (100, 200)  # height, width
 CASES = [

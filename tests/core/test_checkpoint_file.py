@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from amp_hooks.core.checkpoint_file import (
+from amp_hooks.rollback.checkpoint_file import (
     REFUSED,
     Header,
     damage,

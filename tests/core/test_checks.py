@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from amp_hooks.core import checks
+from amp_hooks.engine import checks
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -1,7 +1,7 @@
 import pytest
 
-from amp_hooks.core.clamp_trigger import beyond_trigger, check_trigger
-from amp_hooks.core.logits import FP16_MAX
+from amp_hooks.clamp.trigger import beyond_trigger, check_trigger
+from amp_hooks.engine.headroom import FP16_MAX
 
 FP32_MAX = 3.4e38
 

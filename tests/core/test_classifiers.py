@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from amp_hooks.core.class_losses import is_classification_loss
-from amp_hooks.core.classifiers import ClassifierFinder
+from amp_hooks.monitor.class_losses import is_classification_loss
+from amp_hooks.monitor.classifiers import ClassifierFinder
 
 
 class FocalLoss(nn.Module):

@@ -6,12 +6,8 @@ import time
 
 import pytest
 
-from amp_hooks.core.coco import (
-    NotCocoError,
-    check_coco,
-    without_findings,
-)
-from amp_hooks.core.coco_kinds import KINDS
+from amp_hooks.data.coco import NotCocoError, check_coco, without_findings
+from amp_hooks.data.coco_kinds import KINDS
 from tests.coco_made import PLANTS, healthy, plant, plant_images
 
 

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from amp_hooks.core.damage import (
+from amp_hooks.inject.damage import (
     BAD_BOXES,
     Change,
     choose,

@@ -1,6 +1,6 @@
 import pytest
 
-from amp_hooks.core.events import EVENTS, in_words, reason
+from amp_hooks.engine.events import EVENTS, in_words, reason
 
 
 @pytest.mark.parametrize("event", EVENTS)

@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from amp_hooks.core.damage import Change
-from amp_hooks.core.fault_spec import read_fault
-from amp_hooks.core.fault_table import KINDS
+from amp_hooks.inject.damage import Change
+from amp_hooks.inject.fault_spec import read_fault
+from amp_hooks.inject.fault_table import KINDS
 
 
 def read(**entry):

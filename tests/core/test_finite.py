@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from amp_hooks.core.finite import named_tensors, nonfinite_names
+from amp_hooks.engine.tensors import named_tensors, nonfinite_names
 
 
 def test_names_every_bad_tensor_by_its_path():

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from amp_hooks.core.finite import named_tensors
-from amp_hooks.core.forward_trace import ForwardTrace
-from amp_hooks.core.half_rehearsal import half_rehearsal
-from amp_hooks.core.preserved import preserved
+from amp_hooks.engine.tensors import named_tensors
+from amp_hooks.forensics.forward_trace import ForwardTrace
+from amp_hooks.forensics.preserved import preserved
+from amp_hooks.precision.half_rehearsal import half_rehearsal
 
 
 def trace(model, *args, frames=21):

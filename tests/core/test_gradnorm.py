@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from amp_hooks.core.gradnorm import group_norms, parameter_grad_norms
+from amp_hooks.engine.gradients import parameter_grad_norms
+from amp_hooks.monitor.gradnorm import group_norms
 
 
 def params_with_grads(*grads):

@@ -5,10 +5,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy
 
-from amp_hooks.core.hysteresis import Hysteresis
-from amp_hooks.core.missing_grads import has_gradient, why_no_gradient
-from amp_hooks.core.nan_errors import is_nan_error
-from amp_hooks.core.saved_tensors import SavedTensors
+from amp_hooks.guard.accumulation import SavedTensors
+from amp_hooks.guard.nan_errors import is_nan_error
+from amp_hooks.guard.scale_policy import Hysteresis
+from amp_hooks.guard.step_gate import has_gradient, why_no_gradient
 
 
 def raised(call):

@@ -3,7 +3,7 @@ import collections
 import pytest
 import torch
 
-from amp_hooks.core.host_copy import HostCopier, host_bytes
+from amp_hooks.rollback.host_copy import HostCopier, host_bytes
 
 
 def tree():

@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from amp_hooks.core.files import publish, write_text
-from amp_hooks.core.ledger import Ledger
+from amp_hooks.engine.files import publish, write_text
+from amp_hooks.engine.ledger import Ledger
 
 
 def refuse(name):

@@ -10,7 +10,12 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler import CosineAnnealingLR, LinearLR
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 
-from amp_hooks.core.lr import TemporaryLR, recovered, scale_lr, warmup_factor
+from amp_hooks.rollback.learning_rate import (
+    TemporaryLR,
+    recovered,
+    scale_lr,
+    warmup_factor,
+)
 from tests.schedules import CHAINS, EPOCH, EVERY, OPTIONS, kind, registered
 
 STEPS = 24

@@ -1,6 +1,6 @@
 """When a learning rate is not to blame."""
 
-from amp_hooks.core.lr_trust import LRTrust
+from amp_hooks.rollback.lr_policy import LRTrust
 
 
 def after(rates, count=3):

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from amp_hooks.core import preflight, preflight_setup
-from amp_hooks.core.preflight_setup import Images, Predictions
+from amp_hooks.preflight import batch_rules as preflight
+from amp_hooks.preflight import setup_rules as preflight_setup
+from amp_hooks.preflight.setup_rules import Images, Predictions
 
 INF, NAN = math.inf, math.nan
 

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from amp_hooks.core.recorder import FlightRecorder
+from amp_hooks.engine.recorder import FlightRecorder
 from tests.count_reads import CountReads
 
 

@@ -4,15 +4,15 @@ import re
 
 import torch
 
-from amp_hooks.core.recorder import FlightRecorder
-from amp_hooks.core.scalars import (
+from amp_hooks.engine.recorder import FlightRecorder
+from amp_hooks.engine.verdict import Verdict
+from amp_hooks.panel.scalars import (
     SCALARS,
     as_files,
     legal_name,
     merge_worst,
     scalars_of,
 )
-from amp_hooks.core.verdict import Verdict
 
 FP16_LOG2 = math.log2(65504)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from amp_hooks.core.skips import SkipCounter, SkipKind
+from amp_hooks.monitor.skips import SkipCounter, SkipKind
 
 
 def feed(counter, pattern, at_floor=False):

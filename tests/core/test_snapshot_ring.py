@@ -2,7 +2,7 @@
 
 import pytest
 
-from amp_hooks.core.snapshot_ring import SnapshotRing
+from amp_hooks.rollback.ring import SnapshotRing
 
 
 def ring(keep=2, probation=3, cooldown=10, proven=()):

@@ -1,6 +1,6 @@
 import pytest
 
-from amp_hooks.core.suspects import Batch, Suspects, to_blame
+from amp_hooks.data.suspects import Batch, Suspects, to_blame
 
 
 def bad(suspects, iteration, images, healthy_after=True):

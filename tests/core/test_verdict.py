@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from amp_hooks.core.verdict import Verdict, judge
+from amp_hooks.engine.verdict import Verdict, judge
 
 V = Verdict
 

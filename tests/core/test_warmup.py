@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from amp_hooks.core.source import short_source, source
-from amp_hooks.core.warmup import all_known, warmup_iters
+from amp_hooks.config_check.warmup import all_known, warmup_iters
+from amp_hooks.engine.finding import short_source, source
 from tests.schedules import CHAINS, registered
 
 

@@ -6,8 +6,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
 from amp_hooks import BadBatchHook
-from amp_hooks.batches import BatchView
-from amp_hooks.core.finite import nonfinite_names
+from amp_hooks.engine.batches import BatchView
+from amp_hooks.engine.tensors import nonfinite_names
 from tests import helpers
 from tests.bad_images import Spy, with_bad_images
 from tests.integration.test_cost import reads_per_iteration

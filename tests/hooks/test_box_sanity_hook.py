@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 from amp_hooks import BoxSanityHook
-from amp_hooks.core.events import EVENTS
+from amp_hooks.engine.events import EVENTS
 from tests import helpers
 from tests.bad_boxes import voc
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from amp_hooks.fault_kinds import IN_BATCH, IN_STATE, IN_STEP
 from amp_hooks.hooks import FaultInjectionHook
+from amp_hooks.inject.fault_kinds import IN_BATCH, IN_STATE, IN_STEP
 from tests import helpers
 from tests.integration.test_ddp import train_on_two_ranks
 
@@ -566,7 +566,7 @@ def test_errors_at_the_start_of_training(build, fault, words):
 
 
 def test_every_kind_is_implemented():
-    from amp_hooks.core.fault_table import KINDS
+    from amp_hooks.inject.fault_table import KINDS
 
     assert {*IN_BATCH, *IN_STATE, *IN_STEP, "disk"} == set(KINDS)
     for what in KINDS:

@@ -13,10 +13,10 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
 import amp_hooks
-from amp_hooks.fault_dump import load_call, load_weights, save_dump
-from amp_hooks.fault_report import report
-from amp_hooks.replay import Call, Replay
-from amp_hooks.rng import capture_rng
+from amp_hooks.engine.rng import capture_rng
+from amp_hooks.forensics.dump import load_call, load_weights, save_dump
+from amp_hooks.forensics.replay import Call, Replay
+from amp_hooks.forensics.report import report
 from tests import helpers
 from tests.hooks.test_optim_wrapper_dict import options as two_optimizers
 

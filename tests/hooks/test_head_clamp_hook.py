@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from amp_hooks.engine.runtime import Runtime
 from amp_hooks.registry import HOOKS
-from amp_hooks.runtime import Runtime
 from tests import helpers
 
 CLS = "roi_head.bbox_head.fc_cls"

@@ -11,8 +11,8 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 from amp_hooks import CpuAmpOptimWrapper
-from amp_hooks.core.scalars import scalars_of
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.runtime import Runtime
+from amp_hooks.panel.scalars import scalars_of
 from tests import helpers
 
 

@@ -3,7 +3,7 @@ import torch
 from mmengine.hooks import Hook
 
 import amp_hooks
-from amp_hooks.precision import bfloat16_runs_on
+from amp_hooks.precision.lower_precision import bfloat16_runs_on
 from tests import helpers
 
 

@@ -10,9 +10,9 @@ import torch
 from mmengine.hooks import Hook
 
 from amp_hooks import TrainingDivergedError
-from amp_hooks.core.checkpoint_file import damage
-from amp_hooks.core.finite import nonfinite_names
-from amp_hooks.snapshot import Snapshot
+from amp_hooks.engine.tensors import nonfinite_names
+from amp_hooks.rollback.checkpoint_file import damage
+from amp_hooks.rollback.run_state import Snapshot
 from tests import helpers
 
 LOOPS = [dict(iters=8), dict(epochs=1)]  # 24 images, 2 a batch: 12 iterations

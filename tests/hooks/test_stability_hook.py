@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import amp_hooks
-from amp_hooks.hooks.stability_hook import MEMBERS
+from amp_hooks.suite import MEMBERS
 from tests import helpers
 
 CLS = "bbox_head.retina_cls.weight"

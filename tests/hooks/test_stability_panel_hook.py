@@ -10,10 +10,10 @@ from mmengine.hooks import Hook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from amp_hooks.core.panel import CARDS, LAYOUT, card_text
-from amp_hooks.core.scalars import SCALARS
+from amp_hooks.engine.runtime import Runtime
 from amp_hooks.hooks import StabilityPanelHook
-from amp_hooks.runtime import Runtime
+from amp_hooks.panel.charts import CARDS, LAYOUT, card_text
+from amp_hooks.panel.scalars import SCALARS
 from tests import helpers
 
 PANEL = dict(type="amp_hooks.StabilityPanelHook", interval=3)
@@ -279,7 +279,7 @@ def test_histograms_of_logits_that_are_not_finite(build):
 
 
 def test_many_logits_are_thinned():
-    from amp_hooks.histograms import thinned
+    from amp_hooks.panel.histograms import thinned
 
     assert len(thinned(torch.zeros(7, 3))) == 21
     assert len(thinned(torch.zeros(0))) == 0

@@ -7,8 +7,8 @@ from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 
 import amp_hooks
-from amp_hooks.core.checks import check_regexes
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.checks import check_regexes
+from amp_hooks.engine.runtime import Runtime
 from tests import helpers
 
 CLS = "bbox_head.retina_cls"

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.runtime import Runtime
 from tests import helpers
 
 # MMEngine picks the rank's GPU without asking whether torch has any.

@@ -10,7 +10,7 @@ import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from amp_hooks.core.scalars import as_files, legal_name
+from amp_hooks.panel.scalars import as_files, legal_name
 from tests import helpers
 
 

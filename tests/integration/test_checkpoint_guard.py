@@ -10,11 +10,11 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook, Hook
 
-from amp_hooks.checkpoint_guard import CheckpointGuard
-from amp_hooks.core.checkpoint_file import damage
-from amp_hooks.core.finite import named_tensors
-from amp_hooks.pointer import Pointer
-from amp_hooks.snapshot import nonfinite_state
+from amp_hooks.engine.tensors import named_tensors
+from amp_hooks.rollback.checkpoint_file import damage
+from amp_hooks.rollback.checkpoint_guard import CheckpointGuard
+from amp_hooks.rollback.disk import Pointer
+from amp_hooks.rollback.run_state import nonfinite_state
 from tests import helpers
 from tests.integration.test_ddp import train_on_two_ranks
 

@@ -3,8 +3,8 @@
 import pytest
 from mmengine.hooks import Hook
 
-from amp_hooks.core.recorder import IterationRecord
-from amp_hooks.runtime import Runtime
+from amp_hooks.engine.recorder import IterationRecord
+from amp_hooks.engine.runtime import Runtime
 from tests import helpers
 from tests.count_reads import CountReads
 

@@ -13,7 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from amp_hooks.core.panel import LAYOUT
+from amp_hooks.panel.charts import LAYOUT
 from tests import helpers
 
 LAYER = "roi_head.bbox_head.fc_cls"

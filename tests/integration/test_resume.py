@@ -17,8 +17,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import find_latest_checkpoint
 
-from amp_hooks.core.finite import nonfinite_names
-from amp_hooks.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.tensors import nonfinite_names
 from tests import helpers
 
 ROOT = helpers.ROOT

@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from amp_hooks.core.checkpoint_file import Header, damage
-from amp_hooks.resume import Candidate, choose_resume, in_order
+from amp_hooks.rollback.checkpoint_file import Header, damage
+from amp_hooks.rollback.resume import Candidate, choose_resume, in_order
 from tests import helpers
 
 CLS = "bbox_head.retina_cls.weight"

@@ -14,8 +14,8 @@ import sys
 import pytest
 import torch
 
-from amp_hooks.core.finite import named_tensors
-from amp_hooks.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.tensors import named_tensors
 from tests import helpers
 from tests.hooks.test_optim_wrapper_dict import options as two_optimizers
 

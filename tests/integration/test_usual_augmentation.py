@@ -9,8 +9,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
 from amp_hooks import BoxSanityHook
-from amp_hooks.batches import boxes_of, image_size
-from amp_hooks.box_check import check_boxes
+from amp_hooks.data.box_check import check_boxes
+from amp_hooks.engine.batches import boxes_of, image_size
 
 RECIPES = {
     "LSJ": "retinanet/retinanet_r18_fpn_8xb8-amp-lsj-200e_coco",

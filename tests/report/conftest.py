@@ -9,8 +9,8 @@ import torch
 from mmengine.hooks import Hook
 
 from amp_hooks import TrainingDivergedError
-from amp_hooks.report.page import make_page
-from amp_hooks.report.read import read_run
+from amp_hooks.report.read.work_dir import read_run
+from amp_hooks.report.show.page import make_page
 from tests import helpers
 
 LOGGED = {"default_hooks.logger.interval": 2, "log_processor.window_size": 2}

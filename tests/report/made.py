@@ -2,8 +2,8 @@
 
 import math
 
-from amp_hooks.report.curves import Curve
-from amp_hooks.report.history import Checkpoint, Start, Validation, merge
+from amp_hooks.report.read.curves import Curve
+from amp_hooks.report.read.history import Checkpoint, Start, Validation, merge
 
 NAN = math.nan
 FORWARD = "FORWARD_NONFINITE"

@@ -3,12 +3,12 @@
 import pytest
 
 from amp_hooks import HeadClampHook
-from amp_hooks.core.finite import first_names
-from amp_hooks.report.advice import advise
-from amp_hooks.report.advice_training import TRIGGER
-from amp_hooks.report.findings import find
-from amp_hooks.report.status import judge
-from amp_hooks.report.suspects import suspect
+from amp_hooks.engine.words import first_names
+from amp_hooks.report.judge.advice_training import TRIGGER
+from amp_hooks.report.judge.advise import advise
+from amp_hooks.report.judge.causes import suspect
+from amp_hooks.report.judge.incidents import find
+from amp_hooks.report.judge.status import judge
 
 from .made import (
     CONFIG,

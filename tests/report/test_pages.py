@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from amp_hooks.core.events import EVENTS
-from amp_hooks.core.verdict import Verdict
-from amp_hooks.report.events import group
-from amp_hooks.report.html_page import render as render_html
-from amp_hooks.report.page import make_page
-from amp_hooks.report.terminal import render
+from amp_hooks.engine.events import EVENTS
+from amp_hooks.engine.verdict import Verdict
+from amp_hooks.report.show.groups import group
+from amp_hooks.report.show.html_page import render as render_html
+from amp_hooks.report.show.page import make_page
+from amp_hooks.report.show.terminal import render
 
 from .made import NAN, bad, curve, line, overflows, rollback, run, start_line
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from amp_hooks.report.curves import Curve
-from amp_hooks.report.findings import find
-from amp_hooks.report.read import NoRunError, read_run
-from amp_hooks.report.read_config import parse_config
-from amp_hooks.report.status import Status, judge
+from amp_hooks.report.judge.incidents import find
+from amp_hooks.report.judge.status import Status, judge
+from amp_hooks.report.read.config import parse_config
+from amp_hooks.report.read.curves import Curve
+from amp_hooks.report.read.work_dir import NoRunError, read_run
 
 from .made import line, start_line
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from amp_hooks.report.cli import main
-from amp_hooks.report.status import Status
-from amp_hooks.report.terminal import render
+from amp_hooks.report.judge.status import Status
+from amp_hooks.report.show.terminal import render
 from tests import helpers
 
 

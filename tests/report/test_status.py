@@ -2,9 +2,9 @@
 
 import pytest
 
-from amp_hooks.report.findings import find
-from amp_hooks.report.history import Start, merge
-from amp_hooks.report.status import Status, judge
+from amp_hooks.report.judge.incidents import find
+from amp_hooks.report.judge.status import Status, judge
+from amp_hooks.report.read.history import Start, merge
 
 from .made import (
     NAN,

@@ -1,0 +1,1 @@
+"""Run the classifier layers in FP32 and bound their logits."""

@@ -1,0 +1,145 @@
+"""Run chosen modules, and the losses of the heads around them, in bounded FP32."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.recorder import FlightRecorder
+from ..engine.tensors import map_tensors, named_tensors
+from ..monitor.logits import infinity_is_overflow
+from .clamp_logits import clamp_logits
+
+# Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
+_LOSS_METHODS = ("loss_by_feat", "loss_and_target")
+
+
+class HeadGuard:
+    """Wraps modules and losses; what it wraps is protected while it is ``on``.
+
+    A protected module runs as a whole with autocast off on float inputs, and its output
+    is clamped. A guarded module that is called inside another one is left alone: it
+    computes in FP32 already, and the outer one is clamped at its end.
+
+    Args:
+        recorder: Gets ``clamped`` by module: the fraction of its values that were
+            beyond the limit.
+        limit: Largest magnitude let through.
+        soft: The gradient beyond the limit, see :func:`clamp_logits`.
+
+    Attributes:
+        on: Whether it protects at present.
+    """
+
+    def __init__(self, recorder: FlightRecorder, limit: float, soft: bool) -> None:
+        self.recorder = recorder
+        self.limit = limit
+        self.soft = soft
+        self.on = False
+        # The module that runs protected at present, and its autocast context.
+        self._entered: tuple[nn.Module, Any] | None = None
+        self._heads: set[nn.Module] = set()
+        self._undo: list[Callable[[], None]] = []
+
+    def add(self, model: nn.Module, name: str) -> None:
+        """Guard a module of ``model`` by name, and the losses of the heads around it.
+
+        An infinity counts as overflow only in modules that give one no other way;
+        elsewhere -inf masks positions, and passes.
+        """
+        module = model.get_submodule(name)
+        self._guard_output(name, module, keep_neg_inf=not infinity_is_overflow(module))
+        parts = name.split(".")
+        for length in range(len(parts), 0, -1):
+            head = model.get_submodule(".".join(parts[:length]))
+            if head not in self._heads:
+                self._heads.add(head)
+                self._guard_losses(head)
+
+    def remove(self) -> None:
+        """Give the model back as it was."""
+        self.on = False
+        while self._undo:
+            self._undo.pop()()
+        self._heads.clear()
+
+    def _guard_output(self, name: str, module: nn.Module, keep_neg_inf: bool) -> None:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            # Evaluation has both off. Activation checkpointing of the re-entrant kind
+            # runs the forward pass of training without gradients.
+            training = module.training or torch.is_grad_enabled()
+            if not self.on or not training or self._entered is not None:
+                return None
+            context = _full_precision(module, (args, kwargs))
+            context.__enter__()
+            self._entered = (module, context)
+            return _as_float(args), _as_float(kwargs)
+
+        def clamp(x: Tensor) -> Tensor:
+            if not x.is_floating_point():
+                return x
+            clamped, fraction = clamp_logits(x, self.limit, self.soft, keep_neg_inf)
+            self.recorder.note("clamped", fraction, name)
+            return clamped
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            if self._entered is None or self._entered[0] is not module:
+                return None
+            self._entered[1].__exit__(None, None, None)
+            self._entered = None
+            return map_tensors(clamp, output)
+
+        handles = [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            # Also if the module raises, or autocast would stay off for good.
+            module.register_forward_hook(after, always_call=True),
+        ]
+        self._undo += [handle.remove for handle in handles]
+
+    def _guard_losses(self, head: nn.Module) -> None:
+        for method in _LOSS_METHODS:
+            if hasattr(head, method):
+                self._guard_loss(head, method)
+
+    def _guard_loss(self, head: nn.Module, method: str) -> None:
+        original = getattr(head, method)
+        before = head.__dict__.get(method)
+        if getattr(before, "__module__", "").startswith("amp_hooks."):
+            before = None  # a wrapper of this package, which goes away as well
+
+        def in_fp32(*args: Any, **kwargs: Any) -> Any:
+            if not self.on:
+                return original(*args, **kwargs)
+            with _full_precision(head, (args, kwargs)):
+                return original(*_as_float(args), **_as_float(kwargs))
+
+        def undo() -> None:
+            head.__dict__.pop(method, None)
+            if before is not None:
+                setattr(head, method, before)
+
+        setattr(head, method, in_fp32)
+        self._undo.append(undo)
+
+
+def _full_precision(module: nn.Module, inputs: Any) -> Any:
+    """A context without autocast, on the device of the inputs."""
+    tensors = [t for _, t in named_tensors(inputs)] or list(module.parameters())[:1]
+    device = tensors[0].device.type if tensors else "cpu"
+    if not torch.is_autocast_enabled(device):
+        # Also where another guard has switched it off: these contexts must not end
+        # in another order than they began, and forward hooks run in that other order.
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _as_float(tree: Any) -> Any:
+    def cast(x: Tensor) -> Tensor:
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        return x.float() if half else x
+
+    return map_tensors(cast, tree)

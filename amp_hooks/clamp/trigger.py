@@ -1,0 +1,59 @@
+"""From which magnitude of logits on a clamp is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Union
+
+from ..engine.checks import check_number
+from ..engine.headroom import FP16_MAX, headroom_bits
+
+Trigger = Union[float, dict[str, float]]
+
+
+def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
+    """Return ``trigger`` if it is a number of logits or ``dict(headroom_bits=...)``.
+
+    Args:
+        owner: Whose argument it is.
+        trigger: What the user gave.
+        limit: The trigger must not lie below it, or what switches the clamp on would
+            switch it off as well; None if that does not matter.
+    """
+    if not isinstance(trigger, dict):
+        checked: Trigger = check_number(owner, "trigger", trigger, above=0)
+        logits, shown = float(trigger), f"{trigger}"
+    elif set(trigger) != {"headroom_bits"}:
+        raise ValueError(
+            f"{owner}: trigger must be a number of logits or dict(headroom_bits=6.0), "
+            f"got {trigger!r}."
+        )
+    else:
+        name, bits = "trigger['headroom_bits']", trigger["headroom_bits"]
+        checked = dict(headroom_bits=check_number(owner, name, bits, above=0))
+        logits = FP16_MAX / 2.0 ** min(bits, 1000.0)
+        shown = f"{trigger} is a |logit| of {logits:.4g} in FP16, which"
+    if limit is not None and logits < limit:
+        raise ValueError(
+            f"{owner}: trigger={shown} must not be below limit={limit}: inside the "
+            "limit there is nothing to clamp. "
+            + ("Ask for fewer bits" if isinstance(trigger, dict) else "Raise trigger")
+            + " or lower limit."
+        )
+    return checked
+
+
+def beyond_trigger(
+    trigger: Trigger, absmax: Mapping[str, float], largest: Mapping[str, float]
+) -> bool:
+    """Whether the logits of any layer are as large as that.
+
+    Args:
+        trigger: What :func:`check_trigger` returned.
+        absmax: Largest |logit| by layer.
+        largest: Largest finite number of the layer's precision, by layer.
+    """
+    if not isinstance(trigger, dict):
+        return any(value > trigger for value in absmax.values())
+    bits = trigger["headroom_bits"]
+    return any(headroom_bits(v, largest[name]) < bits for name, v in absmax.items())

@@ -1,1 +1,0 @@
-"""The part that knows no framework but torch: pure functions and dataclasses."""

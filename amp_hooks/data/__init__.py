@@ -1,0 +1,1 @@
+"""Boxes, bad batches and suspect images; COCO annotation files."""

@@ -1,0 +1,123 @@
+"""Look through the boxes and masks of a batch, and leave out what is not sound."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.batches import boxes_of, data_samples, image_of, image_size
+from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, in_words
+
+
+@dataclass
+class FlawedImage:
+    """A data sample with boxes that are not sound.
+
+    Attributes:
+        name: Path of the image, or what else it is known by.
+        boxes: All of its boxes.
+        codes: What is wrong with each, as of :func:`~amp_hooks.data.boxes.box_flaws`.
+        device: Where they are.
+        sample: The data sample.
+    """
+
+    name: str
+    boxes: Floats
+    codes: Codes
+    device: torch.device
+    sample: Any
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Boxes by flaw."""
+        return Counter(NAMES[code] for code in self.codes.tolist() if code)
+
+    def words(self, min_size: float) -> list[str]:
+        """A few words on each of the flawed boxes."""
+        return [
+            f"box {i} {in_words(NAMES[self.codes[i]], min_size)} "
+            f"({', '.join(f'{v:.6g}' for v in self.boxes[i].tolist())})"
+            for i in np.flatnonzero(self.codes).tolist()
+        ]
+
+    def drop(self) -> None:
+        """Leave the flawed instances out: boxes, labels, masks and all other fields."""
+        keep = torch.from_numpy(self.codes == 0).to(self.device)
+        self.sample.gt_instances = self.sample.gt_instances[keep]
+
+
+def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str]]:
+    """Find boxes that are not sound, and masks without a pixel.
+
+    All boxes of the batch are looked at together. Where they lie on a GPU already they
+    are copied to the host, all in one; masks there are not looked at.
+
+    Args:
+        batch: As a data loader gives it, of any nesting, or a single sample.
+        min_size: Smallest width and height in pixels that is taken for sound.
+
+    Returns:
+        Images with such boxes, and the kinds of boxes that were passed over because
+        they are no ``(x1, y1, x2, y2)``: rotated ones, say.
+    """
+    found: list[FlawedImage] = []
+    odd: set[str] = set()
+    places, tensors, sizes = [], [], []
+    seen: set[int] = set()
+    for i, sample in enumerate(data_samples(batch)):
+        if id(sample) in seen:  # as a collate function of one's own may repeat it
+            continue
+        seen.add(id(sample))
+        boxes, tensor = boxes_of(sample)
+        if tensor is None or not len(tensor):
+            continue
+        if tensor.dim() != 2 or tensor.shape[1] != 4:
+            odd.add(f"{type(boxes).__name__} of shape {tuple(tensor.shape[1:])}")
+            continue
+        places.append((i, sample, len(tensor)))
+        tensors.append(tensor.detach())
+        sizes.append(image_size(sample) or (np.nan, np.nan))
+    if not places:
+        return found, odd
+    counts = [n for _, _, n in places]
+    table = _on_host(tensors)
+    codes = box_flaws(table, np.repeat(np.array(sizes), counts, 0), min_size)
+    start = 0
+    for i, sample, n in places:
+        device = sample.gt_instances.bboxes.device
+        part, rows = codes[start : start + n], table[start : start + n]
+        start += n
+        masks = _masks_of(sample.gt_instances)
+        if masks is not None and len(masks) == n:
+            sound = np.flatnonzero(part == 0)
+            chosen = masks if len(sound) == n else _rows(masks, sound)
+            part[sound[empty_masks(chosen, rows[sound])]] = EMPTY_MASK
+        if part.any():
+            name, _ = image_of(sample) or (f"sample {i} of the batch", None)
+            found.append(FlawedImage(name, rows, part, device, sample))
+    return found, odd
+
+
+def _on_host(tensors: list[Tensor]) -> Floats:
+    if all(t.device.type == "cpu" and t.dtype != torch.bfloat16 for t in tensors):
+        # As augmentation leaves them: their memory is read in place.
+        return np.concatenate([np.asarray(t) for t in tensors], dtype=np.float64)
+    table = torch.cat([t.to(tensors[0].device, torch.float32) for t in tensors])
+    return np.asarray(table.cpu())
+
+
+def _masks_of(instances: Any) -> Any:
+    masks = getattr(instances, "masks", None)
+    masks = getattr(masks, "masks", masks)  # of mmdet's BitmapMasks, PolygonMasks
+    if isinstance(masks, Tensor):
+        return np.asarray(masks) if masks.device.type == "cpu" else None
+    return masks if isinstance(masks, (np.ndarray, list)) else None
+
+
+def _rows(masks: Any, which: Any) -> Any:
+    return [masks[i] for i in which] if isinstance(masks, list) else masks[which]

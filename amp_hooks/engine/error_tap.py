@@ -1,0 +1,70 @@
+"""See the exceptions that leave ``train_step``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+
+from .step_tap import StepTap
+from .wrappers import iter_wrappers
+
+# Returns whether it dealt with the exception, so that training may go on.
+ErrorHandler = Callable[[Exception], bool]
+
+
+class ErrorTap:
+    """Wraps ``model.train_step`` once and offers its exceptions to the handlers.
+
+    An iteration whose exception was dealt with has no outputs, no gradients are left
+    of it, and its accumulation window is given up. Any other exception goes on its way
+    untouched.
+
+    Attributes:
+        before: Called before each training step.
+        handlers: Asked in their order, until one has dealt with the exception.
+    """
+
+    def __init__(self, tap: StepTap) -> None:
+        self.before: list[Callable[[], None]] = []
+        self.handlers: list[ErrorHandler] = []
+        self._tap = tap
+        self._model: Any = None
+
+    def attach(self, runner: Runner) -> None:
+        """Wrap the model that the training loop calls, with DDP around it if any."""
+        if self._model is not None:
+            return
+        self._model = runner.model
+        original: Callable[..., Any] = runner.model.train_step
+
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            counts = [w.inner_count for _, w in iter_wrappers(runner.optim_wrapper)]
+            for call in self.before:
+                call()
+            try:
+                return original(*args, **kwargs)
+            except Exception as e:
+                if any(handle(e) for handle in self.handlers):
+                    self._give_up(runner.optim_wrapper, counts)
+                    return {}
+                raise
+
+        self._model.train_step = train_step
+
+    def _give_up(self, optim_wrapper: Any, counts: list[int]) -> None:
+        single = not isinstance(optim_wrapper, OptimWrapperDict)
+        if single and optim_wrapper.inner_count == counts[0]:
+            # Raised before the backward pass, which counts; windows would shift.
+            optim_wrapper._inner_count += 1
+        self._tap.drop_window(optim_wrapper)
+
+    def detach(self) -> None:
+        """Give the model its own ``train_step`` back."""
+        if self._model is not None:
+            del self._model.train_step
+            self._model = None
+        self.before.clear()
+        self.handlers.clear()

@@ -1,0 +1,264 @@
+"""What the hooks of one runner share."""
+
+from __future__ import annotations
+
+import os.path as osp
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import mmengine.dist as dist
+import torch
+from mmengine.runner import Runner
+from torch import Tensor
+
+from .averaging import Averaging
+from .describe import describe_run, utc_now
+from .error_tap import ErrorTap
+from .files import Save
+from .ledger import Ledger
+from .messages import warn
+from .nonfinite_forward import ForwardFaults, ForwardWatch
+from .recorder import FlightRecorder, IterationRecord
+from .step_tap import StepTap
+from .verdict import Verdict, judge
+
+W = TypeVar("W", bound=ForwardWatch)
+
+_RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception because of NaN that a training step ended with.
+
+    Attributes:
+        text: Type and message.
+        ranks: Where it was raised.
+    """
+
+    text: str
+    ranks: list[int]
+
+
+class Runtime:
+    """One per runner: the flight recorder, the taps that feed it, and the ledger.
+
+    Attributes:
+        recorder: Device scalars of the present iteration, records of past ones.
+        tap: Sees the gradients at each optimizer step.
+        forward_watches: See values of the forward pass: the logits, for one.
+        errors: Sees the exceptions that leave ``train_step``.
+        averaging: Leaves EMA and the like out after an iteration that was undone.
+        scale_floor: A loss scale at or below it cannot usefully be lowered any more.
+            Below 1.0 it makes gradients smaller than they are, which cures nothing.
+        raised: The exception that ended the present iteration and was dealt with.
+        clamped: Layers whose logits HeadClampHook bounds at present: infinities in
+            them do no harm.
+        clamp_limits: Largest |value| that each HeadClampHook lets through.
+        here: Faults of the present iteration's forward pass on this rank.
+        observers: Called with each record before it is judged; what they return goes
+            into the ledger line of an iteration that is not healthy.
+        listeners: Called with each line of the ledger, as a dict.
+        opening: Lines from before the first iteration, for hooks that attach late.
+        last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
+            used up; whether it has changed something, so that one more is worth while.
+        saver: ``saver(path)`` gives the function that writes a checkpoint there.
+        replayed: Contexts in which a forward pass of this iteration is run again as it
+            was: faults that were injected into it.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self.recorder = FlightRecorder()
+        self.tap = StepTap(self.recorder)
+        self.forward_watches: list[ForwardWatch] = []
+        self.errors = ErrorTap(self.tap)
+        self.averaging = Averaging()
+        self.scale_floor = 1.0
+        self.raised: Raised | None = None
+        self.clamped: set[str] = set()
+        self.clamp_limits: list[float] = []
+        self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.opening: list[dict[str, Any]] = []
+        self.last_resorts: list[Callable[[Verdict, int], bool]] = []
+        self.saver: Callable[[str], Save] = lambda path: torch.save
+        self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
+        self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
+        self._record: IterationRecord | None = None
+        self.here = ForwardFaults()
+        self._faults = ForwardFaults()  # since the last optimizer step
+        self._hooks = 0  # attached at present
+
+    @classmethod
+    def of(cls, runner: Runner) -> Runtime:
+        """The runner's one runtime."""
+        if runner not in _RUNTIMES:
+            _RUNTIMES[runner] = cls(runner)
+        return _RUNTIMES[runner]
+
+    def watch_forward(self, kind: Callable[[FlightRecorder], W]) -> W:
+        """The runner's one watch of that kind, made for the first hook that asks.
+
+        Args:
+            kind: A class of :class:`ForwardWatch` es.
+        """
+        watch = next((w for w in self.forward_watches if type(w) is kind), None)
+        if watch is None:
+            watch = kind(self.recorder)
+            self.forward_watches.append(watch)
+        return cast(W, watch)
+
+    def take_forward_flags(self) -> list[Tensor]:
+        """0-d tensors, one of them above 0 if the forward pass was not finite.
+
+        Of the forward passes since the last call; still on the device.
+        """
+        return [
+            flag
+            for watch in self.forward_watches
+            for flag in watch.take_flags(self.clamped)
+        ]
+
+    def record(self, runner: Runner, outputs: Any) -> IterationRecord:
+        """The record of the iteration that has just run.
+
+        The first hook that asks causes the one device-to-host copy; the others get
+        the same object.
+        """
+        if self._record is not None and self._record.iter == runner.iter:
+            return self._record
+        messages = [watch.end_iteration() for watch in self.forward_watches]
+        for name, value in (outputs or {}).items():
+            if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
+                self.recorder.note("loss", value.reshape(()), name)
+        record = self.recorder.close(runner.iter)
+        for watch in self.forward_watches:
+            watch.complete(record)
+        self._record = record
+        for message in filter(None, messages):
+            warn(message)
+        fields: dict[str, Any] = {}
+        for observe in self.observers:
+            fields |= observe(record)
+        faults = self._judge(record)
+        if self.raised is not None:
+            fields["error"] = self.raised.text
+            self.raised = None
+            self.forget_window()
+        if record.verdict is not Verdict.HEALTHY:
+            fields = faults.fields | fields
+            if scales := record.all("scale"):
+                fields["scale"] = min(scales)
+            if dist.get_world_size() > 1:
+                fields["ranks"] = record.ranks
+            self.emit("overflow", record.iter, record.verdict, **fields)
+        if record.all("found_inf") or self.tap.skipped:
+            self.forget_window()
+        self.tap.skipped = False
+        return record
+
+    def _judge(self, record: IterationRecord) -> ForwardFaults:
+        """Set verdict and ranks of the record; returns what the verdict rests on."""
+        layers = [
+            layer
+            for watch in self.forward_watches
+            for layer in watch.faulty(record, self.clamped)
+        ]
+        self.here = ForwardFaults()
+        for faults in (self.here, self._faults):
+            faults.add(record, layers)
+        faults = self._faults
+        grads_finite = not any(record.all("found_inf"))
+        if self.raised is not None:
+            record.ranks = self.raised.ranks
+        elif dist.get_world_size() == 1:
+            record.ranks = [0] if faults else []
+        elif grads_finite:
+            # Between steps, or of a loss that left the gradients finite, only this
+            # rank knows, and nothing may be decided on it.
+            faults = ForwardFaults()
+        else:
+            # Gradients are averaged, so every rank is here. A healthy run never is.
+            record.ranks, faults = faults.of_all_ranks()
+        scales = record.values.get("scale", {})
+        found_inf = record.values.get("found_inf", {})
+        names = [name for name, found in found_inf.items() if found]
+        bad = [scales.get(name) for name in names]
+        record.verdict = judge(
+            loss_finite=not faults.losses,
+            logits_finite=not faults.layers,
+            grads_finite=grads_finite,
+            has_scaler=None not in bad,
+            scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad)
+            or any(self.tap.scale_is_fixed(name) for name in names),
+            raised=self.raised is not None,
+        )
+        return faults
+
+    def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
+        """Write a ledger line (rank 0) and tell the listeners.
+
+        A disk that refuses the line costs the line, not the run.
+        """
+        if dist.is_main_process():
+            try:
+                self._ledger.write(iteration, event, verdict.value, **fields)
+            except OSError as e:
+                warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
+        line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
+        if self._record is None:
+            self.opening.append(line)
+        for listener in self.listeners:
+            listener(line)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """What the model does meanwhile is no training iteration: note nothing."""
+        was, self.recorder.muted = self.recorder.muted, True
+        try:
+            yield
+        finally:
+            self.recorder.muted = was
+
+    def forget_window(self) -> None:
+        """Drop what is known of gradients that are not applied any more."""
+        self._faults = ForwardFaults()
+
+    def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:
+        """A hook attaches; the first one opens the ledger.
+
+        Args:
+            runner: About to train.
+            hooks: The hooks of this package, and the arguments given to each.
+        """
+        self._hooks += 1
+        if self._hooks == 1:
+            # All ranks call it: what it asks of a GradScaler costs nothing yet.
+            about = describe_run(runner, hooks)
+            self.emit("start", runner.iter, Verdict.HEALTHY, **about)
+
+    def end(self, runner: Runner) -> None:
+        """A hook detaches; with the last one the ledger ends."""
+        self.close()
+        self._hooks -= 1
+        if self._hooks == 0:
+            last = max(runner.iter - 1, 0)
+            self.emit("end", last, Verdict.HEALTHY, time=utc_now())
+
+    def close(self) -> None:
+        """Give the model and the optimizers back as they were."""
+        self.tap.detach()
+        for watch in self.forward_watches:
+            watch.close()
+        self.errors.detach()
+        self.averaging.detach()
+        # They refer to the runner, which could never be freed with them in place.
+        self.observers.clear()
+        self.clamp_limits.clear()
+        self.listeners.clear()
+        self.opening.clear()
+        self.last_resorts.clear()
+        self.replayed.clear()

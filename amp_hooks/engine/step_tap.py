@@ -1,0 +1,169 @@
+"""See the gradients where they can be seen: around ``optim_wrapper.step``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+
+from .gradients import parameter_grad_norms
+from .recorder import FlightRecorder
+from .wrappers import active_scaler, iter_wrappers, trained_parameters
+
+# Called with (optimizer name, wrapper, per-parameter norms, loss scale or None).
+GradientListener = Callable[[str, OptimWrapper, Tensor, "Tensor | None"], None]
+
+
+class Gate(Protocol):
+    """Stands before every optimizer step; StepGuardHook's.
+
+    Attributes:
+        dropped: Optimizers whose accumulation has been given up: the next step is not
+            taken.
+        on_backward: Called before each backward pass.
+    """
+
+    dropped: set[str]
+    on_backward: list[Callable[[], None]]
+
+    def before_backward(
+        self, name: str, params: list[Tensor], loss: Tensor
+    ) -> Tensor | None:
+        """The loss to propagate, or ``None`` if it leads nowhere."""
+
+    def opens(self, name: str, params: list[Tensor]) -> bool:
+        """Whether there is a step to take at all; nothing waits for the device."""
+
+
+class StepTap:
+    """Wraps ``backward`` and ``step`` of each optimizer and notes scale and overflow.
+
+    ``OptimWrapper.update_params`` runs backward, step and zero_grad in one go, so no
+    hook event ever sees a gradient. Without a gate nothing here changes a gradient or
+    waits for one.
+
+    Args:
+        recorder: Gets ``scale``, ``scale_next``, ``growth_tracker`` and ``found_inf``
+            of each step.
+
+    Attributes:
+        listeners: Called before each step with the norms of its gradients.
+        gate: Refuses steps, if there is one.
+        skipped: A step was refused in this iteration without looking at gradients.
+    """
+
+    def __init__(self, recorder: FlightRecorder) -> None:
+        self.recorder = recorder
+        self.listeners: list[GradientListener] = []
+        self.gate: Gate | None = None
+        self.skipped = False
+        self._wrapped: list[OptimWrapper] = []
+        self._by_name: dict[str, OptimWrapper] = {}
+
+    def attach(self, optim_wrapper: Any) -> None:
+        """Wrap every optimizer that is not wrapped yet.
+
+        Raises:
+            TypeError: An optimizer wrapper is of a kind whose gradients are not ours
+                to see (Apex, DeepSpeed and others with an engine of their own).
+        """
+        for name, wrapper in iter_wrappers(optim_wrapper):
+            if wrapper in self._wrapped:
+                continue
+            kind = type(wrapper).__name__
+            if not isinstance(wrapper, OptimWrapper) or kind == "ApexOptimWrapper":
+                raise TypeError(
+                    f"amp_hooks cannot watch optim_wrapper type {kind!r}: it keeps "
+                    "gradients and loss scale to itself. Use OptimWrapper, "
+                    "AmpOptimWrapper or OptimWrapperDict."
+                )
+            self._wrap(name, wrapper)
+            self._wrapped.append(wrapper)
+            self._by_name[name] = wrapper
+
+    def scale_is_fixed(self, name: str) -> bool:
+        """Whether nobody is going to lower a loss scale, however often it overflows.
+
+        A static one is written back by MMEngine at the end of every step.
+        """
+        wrapper = self._by_name.get(name)
+        return self.gate is None and (
+            getattr(wrapper, "_scale_update_param", None) is not None
+        )
+
+    def drop_window(self, optim_wrapper: Any) -> None:
+        """Clear the gradients; a window that has begun takes no step, given a gate."""
+        for name, wrapper in iter_wrappers(optim_wrapper):
+            wrapper.zero_grad()
+            if self.gate and wrapper.inner_count % wrapper._accumulative_counts:
+                self.gate.dropped.add(name)
+
+    def detach(self) -> None:
+        """Give every optimizer its own methods back."""
+        for wrapper in self._wrapped:
+            del wrapper.backward, wrapper.step
+        self._wrapped.clear()
+        self._by_name.clear()
+        self.listeners.clear()
+        self.gate = None
+
+    def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
+        original_backward, original_step = wrapper.backward, wrapper.step
+
+        def backward(loss: Tensor, **kwargs: Any) -> None:
+            if self.gate is not None:
+                passed = self.gate.before_backward(
+                    name, trained_parameters(wrapper), loss
+                )
+                if passed is None:
+                    wrapper._inner_count += 1  # as the original does
+                    return
+                loss = passed
+            original_backward(loss, **kwargs)
+
+        def step(**kwargs: Any) -> None:
+            params = trained_parameters(wrapper)
+            if self.gate is not None and not self.gate.opens(name, params):
+                self.skipped = True
+                return
+            scaler = active_scaler(wrapper)
+            state, bad = self._before(name, wrapper, scaler)
+            # GradScaler decides by itself; without one this is the guard's one wait.
+            if self.gate is not None and bad is not None and bad.item():
+                return
+            original_step(**kwargs)
+            if scaler is not None:
+                for value in state.get("found_inf_per_device", {}).values():
+                    self.recorder.note("found_inf", value.reshape(()), name)
+                self.recorder.note("scale_next", scaler._scale.reshape(()), name)
+                tracker = scaler._growth_tracker.reshape(())
+                self.recorder.note("growth_tracker", tracker, name)
+
+        wrapper.backward, wrapper.step = backward, step
+
+    def _before(
+        self, name: str, wrapper: OptimWrapper, scaler: Any
+    ) -> tuple[dict, Tensor | None]:
+        """GradScaler's state of this step; without one, whether gradients are bad."""
+        state, scale, bad = {}, None, None
+        if scaler is not None:
+            # GradScaler replaces this dict in update(); the old one keeps its verdict.
+            state = scaler._per_optimizer_states[id(wrapper.optimizer)]
+            # update() writes to it in place, so what the step used is copied now.
+            scale = scaler._scale.detach().reshape(()).clone()
+            self.recorder.note("scale", scale, name)
+        if scaler is None or self.listeners:
+            norms = parameter_grad_norms(trained_parameters(wrapper))
+            if norms is not None:
+                if scaler is None:
+                    bad = ~torch.isfinite(norms).all()
+                    self.recorder.note("found_inf", bad.float(), name)
+                # A training step of the user's own may have unscaled them already.
+                unscaled = state.get("stage") is OptState.UNSCALED
+                for listener in self.listeners:
+                    listener(name, wrapper, norms, None if unscaled else scale)
+        return state, bad

@@ -1,0 +1,88 @@
+"""Scan nested state for values that are not finite."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def named_tensors(
+    tree: Any, prefix: str = "", look_into: Callable[[Any], Any] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(path, tensor)`` for every tensor in nested dicts, lists and tuples.
+
+    Args:
+        tree: What holds them.
+        prefix: Its own path.
+        look_into: Gives what any other object in it consists of; ``()`` for nothing.
+    """
+    if isinstance(tree, Tensor):
+        yield prefix, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield from named_tensors(value, path, look_into)
+    elif isinstance(tree, (list, tuple)):
+        for i, value in enumerate(tree):
+            yield from named_tensors(value, f"{prefix}[{i}]", look_into)
+    elif look_into is not None:
+        yield from named_tensors(look_into(tree), prefix, look_into)
+
+
+@torch.no_grad()
+def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
+    """Paths of floating-point tensors in ``tree`` that hold NaN or infinity.
+
+    Args:
+        tree: Nested dicts, lists and tuples of tensors; other values are ignored.
+        limit: At most so many paths are returned.
+
+    Returns:
+        The first paths, empty if every value is finite. A clean tree costs one
+        device-to-host copy per device, however many tensors it has.
+    """
+    by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, t in named_tensors(tree):
+        if t.is_floating_point() and t.numel():
+            # The largest magnitude is NaN or inf exactly if one of the values is; a
+            # sum could overflow, or let +inf and a finite value pass for large.
+            peak = torch.linalg.vector_norm(t.detach(), float("inf")).float()
+            by_device.setdefault(t.device, []).append((name, peak))
+    found: list[str] = []
+    for pairs in by_device.values():
+        peaks = torch.stack([peak for _, peak in pairs]).tolist()
+        # `x - x` is 0 for finite x, and NaN, unequal to everything, otherwise.
+        found += [n for (n, _), peak in zip(pairs, peaks) if peak - peak != 0.0]
+    return found[:limit]
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply ``f`` to every tensor in nested dicts, lists and tuples.
+
+    Containers are made anew, named tuples and dict subclasses as what they are; other
+    values are shared.
+    """
+    if isinstance(tree, Tensor):
+        return f(tree)
+    if isinstance(tree, dict):
+        mapped = {key: map_tensors(f, value) for key, value in tree.items()}
+        if type(tree) is dict:
+            return mapped
+        try:
+            result = type(tree)(mapped)
+        except TypeError:  # a defaultdict, for one
+            result = copy.copy(tree)
+            result.clear()
+            result.update(mapped)
+        if hasattr(tree, "_metadata"):  # a module's state dict: versions of its layers
+            result._metadata = tree._metadata  # type: ignore[attr-defined]
+        return result
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(f, value) for value in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(f, value) for value in tree)
+    return tree

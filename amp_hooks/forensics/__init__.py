@@ -1,0 +1,1 @@
+"""Run a bad batch again, name where NaN began, and keep it."""

@@ -1,0 +1,311 @@
+"""Look into a fault: run its batch once more and say where NaN arose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import mmengine.dist as dist
+import torch
+from mmengine.runner import Runner
+from torch import nn
+
+from ..engine.checks import check_bool, check_int, check_iterations, check_number
+from ..engine.describe import describe_optimizer, utc_now
+from ..engine.hook import AmpHook
+from ..engine.messages import warn
+from ..engine.model import bare_model, refuse_sharded
+from ..engine.recorder import IterationRecord
+from ..engine.rng import capture_rng
+from ..engine.runtime import Runtime
+from ..engine.tensors import nonfinite_names
+from ..engine.verdict import Verdict
+from ..engine.wrappers import accumulating, active_scaler, iter_wrappers
+from ..guard.nan_errors import is_nan_error
+from ..registry import HOOKS
+from .dump import save_dump
+from .replay import Call, Replay, run_again
+from .report import kind_of, report
+
+_MAX_CALLS = 8  # of the model in one iteration
+
+
+@HOOKS.register_module()
+class ForensicsHook(AmpHook):
+    """Names the module in which the first value that is not finite arose.
+
+    At the first bad iteration (loss, logits or gradients not finite, or an exception
+    because of NaN) the same batch is run once more with a hook on every module: same
+    weights, random numbers, precision and clamp. The report names the first module
+    whose output is not finite while its inputs are, with the operation and its line of
+    code; the magnitudes of inputs, outputs and weights of the 21 module calls before;
+    the parameters whose gradients are not finite; images and boxes. As fairseq's
+    NanDetector does, with the frames of Hugging Face's DebugUnderflowOverflow.
+
+    Written to ``<work_dir>/<timestamp>/faults/iter_<N>/``: ``report.txt``,
+    ``report.json``, ``batch.pth`` and ``weights.pth``. With
+    ``scripts/replay_fault.py`` the fault is run again, in other precisions. One line of
+    the log and the ledger's ``forensics`` line tell the finding. After that, the next
+    fault is looked into once a healthy step has been taken.
+
+    Training afterwards is bit for bit what it would have been. Before a fault, the hook
+    notes at each forward pass what the batch consists of and the state of the random
+    number generators, some 0.2 ms on the host; the device does nothing more and is not
+    waited for. The second run needs about as much memory as the first; if there is not
+    enough, training goes on without a report.
+
+    Without StepGuardHook, the second run finds buffers, and in FP32 the weights, as the
+    fault has left them; the report says so. With several processes, the first rank
+    whose loss or logits failed looks into its batch, or, if only gradients failed,
+    each, and the first that finds something writes; alone, so that averages over the
+    ranks are its own.
+
+    Args:
+        at (list[int], optional): Iterations to look into although nothing may be wrong.
+            Defaults to None.
+        max_dumps (int): Faults that are looked into in the whole run, also if it is
+            resumed; those of ``at`` do not count. Defaults to 3.
+        save_weights (bool): Keep the weights; without them the fault cannot be run
+            again. Defaults to True.
+        max_mib (float): Size of all folders of the run together, in MiB; weights or
+            batch that do not fit are left out. Defaults to 1024.0.
+        frames (int): Module calls that are shown. Defaults to 21.
+
+    Raises:
+        TypeError, ValueError: A wrong argument.
+
+    Examples:
+        >>> custom_hooks = [
+        ...     dict(type='amp_hooks.StepGuardHook'),
+        ...     dict(type='amp_hooks.ForensicsHook')]
+    """
+
+    # After StepGuardHook, so that buffers are as the iteration found them, and before
+    # HeadClampHook and RollbackHook change what it has found.
+    priority = 33
+
+    def __init__(
+        self,
+        at: Sequence[int] | None = None,
+        max_dumps: int = 3,
+        save_weights: bool = True,
+        max_mib: float = 1024.0,
+        frames: int = 21,
+    ) -> None:
+        owner = "ForensicsHook"
+        self.at = check_iterations(owner, "at", at)
+        self.max_dumps = check_int(owner, "max_dumps", max_dumps, 1)
+        self.save_weights = check_bool(owner, "save_weights", save_weights)
+        self.max_mib = check_number(owner, "max_mib", max_mib, above=0)
+        self.frames = check_int(owner, "frames", frames, 1)
+        self.dumps = 0  # looks into faults, in this run
+        self.bytes = 0  # of all folders
+        self._looked = False  # into this incident: no healthy step since
+        self._calls: list[Call] = []  # of this iteration
+        self._failed: list[Call] = []  # of the window's first bad iteration, this rank
+        self._asked: Replay | None = None
+        self._training = False
+
+    def attach(self, runner: Runner, runtime: Runtime) -> None:
+        """See what the model is called with, and exceptions."""
+        refuse_sharded(self, runner)
+
+        @torch.compiler.disable
+        def on_call(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not self._training or runtime.recorder.muted:
+                return
+            self._calls = [*self._calls, Call(args, kwargs, capture_rng())][:_MAX_CALLS]
+            if runner.iter in self.at and dist.is_main_process():
+                self._asked = self._run(runner, runtime, self._calls, None)
+
+        model = bare_model(runner)
+        self._handle = model.register_forward_pre_hook(on_call, with_kwargs=True)
+        runtime.errors.attach(runner)
+        # The last to be asked: an exception that StepGuardHook bears is looked into
+        # later, when its traceback holds no memory any more.
+        runtime.errors.handlers.append(lambda e: self._on_error(runner, runtime, e))
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Forget the last iteration."""
+        self._training = True
+        self._calls, self._asked = [], None
+        if not accumulating(runner.optim_wrapper):
+            self._failed = []
+
+    def after_record(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
+        """Look into a fault, once for each incident."""
+        self._training = False
+        self._failed = self._failed or (self._calls if runtime.here else [])
+        # Verdicts are the same on every rank, so all of them come to the same places.
+        if record.verdict.is_bad and not self._looked:
+            self._looked = True
+            self._look(runner, runtime, record.verdict, record)
+        elif record.iter in self.at:
+            self._tell(runner, runtime, record.verdict, record, self._asked)
+        if record.stepped and record.verdict is Verdict.HEALTHY:
+            self._looked = False
+        # Nothing is held from one iteration to the next, but a bad one of a window.
+        self._calls, self._asked = [], None
+
+    def after_train(self, runner: Runner) -> None:
+        """Detach."""
+        super().after_train(runner)
+        self._handle.remove()
+        self._calls, self._failed = [], []
+
+    def state(self) -> dict[str, Any]:
+        """How often it has looked, and the size of what it has written."""
+        return dict(dumps=self.dumps, bytes=self.bytes)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.dumps, self.bytes = int(state["dumps"]), int(state["bytes"])
+
+    def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
+        """Nobody has dealt with it, so the run ends: look before that."""
+        alone = dist.get_world_size() == 1
+        if alone and not self._looked and self._calls and is_nan_error(error):
+            self._look(runner, runtime, Verdict.RAISED, None)
+        return False
+
+    def _look(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        record: IterationRecord | None,
+    ) -> None:
+        if self.dumps >= self.max_dumps:
+            return
+        self.dumps += 1  # also if it fails: it shall not be tried for ever
+        ranks = record.ranks if record is not None else []
+        replay = None
+        # Of gradients nobody knows whose they were, so every rank looks at its own.
+        if not ranks or dist.get_rank() == ranks[0]:
+            calls = self._failed or self._calls
+            replay = self._run(runner, runtime, calls, record) if calls else None
+        self._tell(runner, runtime, verdict, record, replay)
+
+    def _run(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        calls: list[Call],
+        record: IterationRecord | None,
+    ) -> Replay | None:
+        try:
+            scales = record.all("scale") if record is not None else []
+            for _, wrapper in iter_wrappers(runner.optim_wrapper):
+                if not scales and (scaler := active_scaler(wrapper)) is not None:
+                    scales = [scaler.get_scale()]
+            scale = min(scales, default=1.0)
+            return run_again(runner, runtime, calls, scale, self.frames)
+        except Exception as e:  # no memory, for one
+            warn(
+                f"ForensicsHook could not look into iteration {runner.iter}: "
+                f"{type(e).__name__}: {e}. Training goes on."
+            )
+            return None
+
+    def _tell(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        record: IterationRecord | None,
+        replay: Replay | None,
+    ) -> None:
+        """The rank that has found something writes the folder; all ranks tell of it."""
+        several = record is not None and dist.get_world_size() > 1
+        if several:
+            kinds = dist.all_gather_object(None if replay is None else kind_of(replay))
+            looked = [rank for rank, kind in enumerate(kinds) if kind]
+            found = [rank for rank in looked if kinds[rank] != "unknown"]
+            if dist.get_rank() not in (found or looked)[:1]:
+                replay = None
+        told = None
+        if replay is not None:
+            told = self._write(runner, runtime, verdict, record, replay)
+        if several:
+            told = next((t for t in dist.all_gather_object(told) if t), None)
+        if told is None:
+            return
+        self.bytes += told["bytes"]
+        runtime.emit("forensics", runner.iter, verdict, **told)
+        warn(f"iteration {runner.iter}: {told['finding']} See {told['folder']}.")
+
+    def _write(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        record: IterationRecord | None,
+        replay: Replay,
+    ) -> dict[str, Any] | None:
+        folder = os.path.join(runner.log_dir, "faults", f"iter_{runner.iter}")
+        try:
+            with replay.call.as_given():
+                about = self._about(runner, runtime, verdict, record, replay)
+                data = save_dump(
+                    folder,
+                    report(replay, about),
+                    replay.call,
+                    bare_model(runner) if self.save_weights else None,
+                    self.max_mib * 2**20 - self.bytes,
+                )
+        except Exception as e:  # a full disk, for one
+            warn(f"could not write {folder}: {e!r}. Training goes on.")
+            return None
+        return dict(
+            folder=folder,
+            kind=data["kind"],
+            module=data["module"],
+            finding=data["finding"],
+            rank=dist.get_rank(),
+            bytes=data["bytes"],
+        )
+
+    def _about(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        record: IterationRecord | None,
+        replay: Replay,
+    ) -> dict[str, Any]:
+        optimizers = dict(iter_wrappers(runner.optim_wrapper))
+        notes = []
+        guarded = runtime.tap.gate is not None
+        if verdict.is_bad and not guarded:
+            notes.append(
+                "Without StepGuardHook, buffers are as the fault "
+                "has left them, BatchNorm statistics among them."
+            )
+        for name, wrapper in optimizers.items():
+            bad = record is not None and record.get("found_inf", name)
+            if bad and not guarded and active_scaler(wrapper) is None:
+                notes.append(
+                    "The optimizer stepped on gradients that were not finite before "
+                    "this was run, so the weights are not those of the fault. "
+                    "StepGuardHook refuses such steps."
+                )
+        spoiled = nonfinite_names(dict(bare_model(runner).named_parameters()))
+        if spoiled:
+            notes.append(f"Weights that are not finite: {', '.join(spoiled)}.")
+        return dict(
+            iter=runner.iter,
+            verdict=verdict.value,
+            rank=dist.get_rank(),
+            time=utc_now(),
+            optimizers=[describe_optimizer(*item) for item in optimizers.items()],
+            dtype=replay.dtype,
+            layers=[n for watch in runtime.forward_watches for n in watch.layers],
+            clamped=sorted(runtime.clamped),
+            clamp_limit=min(runtime.clamp_limits, default=None),
+            notes=notes,
+        )

@@ -1,0 +1,1 @@
+"""Let a step through, or undo the iteration; the policy of the loss scale."""

@@ -1,0 +1,99 @@
+"""What a training iteration changes before any gradient has been looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..engine.averaging import ema_hooks
+from ..engine.model import bare_model
+from ..engine.wrappers import iter_wrappers
+
+
+class Window:
+    """Buffers, and EMA if need be, as they were when the accumulation window began.
+
+    A window is the iterations that feed one optimizer step. The forward pass writes
+    BatchNorm statistics long before anyone sees the gradients, and under gradient
+    accumulation EMAHook averages in every iteration of the window.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._slots = [
+            (module, name)
+            for module in bare_model(runner).modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._buffers, self._ema = SavedTensors(), SavedTensors()
+        self._saved: list[tuple[nn.Module, str]] = []
+        wrappers = [wrapper for _, wrapper in iter_wrappers(runner.optim_wrapper)]
+        # Otherwise the update of the one iteration is left out, which needs no copy.
+        self._keeps_ema = any(w._accumulative_counts > 1 for w in wrappers)
+
+    def save(self, runner: Runner) -> None:
+        """Copy, on the device and without waiting for it."""
+        self._saved = [slot for slot in self._slots if _can_change(slot[0])]
+        self._buffers.save(self._live())
+        if self._keeps_ema:
+            self._ema.save(list(ema_tensors(runner)))
+
+    def restore(self, runner: Runner) -> None:
+        """Put it back, bit for bit."""
+        for (module, name), copy in zip(self._saved, self._buffers.copies):
+            live = module._buffers[name]
+            if live is None or live.shape != copy.shape:  # replaced meanwhile
+                module._buffers[name] = copy.clone()
+        self._buffers.restore(self._live())
+        if self._keeps_ema:
+            self._ema.restore(list(ema_tensors(runner)))
+
+    def _live(self) -> list[Tensor]:
+        return [module.get_buffer(name) for module, name in self._saved]
+
+
+def ema_tensors(runner: Runner) -> Iterator[Tensor]:
+    """Every parameter and buffer of the averaged models."""
+    for hook in ema_hooks(runner):
+        yield from hook.ema_model.state_dict().values()
+
+
+def _can_change(module: nn.Module) -> bool:
+    # Frozen BatchNorm, which most detectors have in their backbone, updates nothing.
+    return module.training or not isinstance(module, _NormBase)
+
+
+class SavedTensors:
+    """Copies of tensors; nothing waits for the device.
+
+    Attributes:
+        copies: As last saved; overwritten by the next save.
+    """
+
+    def __init__(self) -> None:
+        self.copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def save(self, tensors: Sequence[Tensor]) -> None:
+        """Copy them. Memory is allocated only if they are others than before."""
+        if not _alike(tensors, self.copies):
+            self.copies = [torch.empty_like(t) for t in tensors]
+        if tensors:
+            torch._foreach_copy_(self.copies, list(tensors))
+
+    @torch.no_grad()
+    def restore(self, tensors: Sequence[Tensor]) -> None:
+        """Write the copies into ``tensors``, which are those that were saved."""
+        if tensors:
+            torch._foreach_copy_(list(tensors), self.copies)
+
+
+def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+        for x, y in zip(a, b)
+    )

@@ -1,0 +1,120 @@
+"""Training steps that raise because of NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mmengine.dist as dist
+from mmengine.runner import Runner
+
+from ..engine.messages import warn
+from ..engine.runtime import Raised, Runtime
+from ..engine.verdict import Verdict
+from ..errors import TrainingDivergedError
+from .nan_errors import is_nan_error
+from .vote import Vote
+
+
+class RaisedElsewhere(Exception):
+    """Another rank gave up this iteration, so this one does."""
+
+
+class NanSteps:
+    """Leaves out an iteration that raised because of NaN.
+
+    Args:
+        runner: Its model and optimizers are attached.
+        runtime: Gets the exception, for the iteration's record.
+        patterns: As in :func:`is_nan_error`.
+        limit: Such iterations in a row that are borne.
+        vote: How several ranks agree; ``None``: not at all.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        patterns: Sequence[str],
+        limit: int,
+        vote: Vote | None,
+    ) -> None:
+        self._runner, self._runtime = runner, runtime
+        self._patterns, self._limit, self._vote = patterns, limit, vote
+        self._in_a_row = 0
+        self._voted = False
+
+    def attach(self) -> None:
+        """Look at every exception, and vote before every backward pass."""
+        if not self._limit:
+            return
+        self._runtime.errors.attach(self._runner)
+        self._runtime.errors.before.append(self._begin)
+        self._runtime.errors.handlers.append(self._handle)
+        if self._vote is not None and self._runtime.tap.gate is not None:
+            self._runtime.tap.gate.on_backward.append(self._ask_others)
+
+    def start_anew(self) -> None:
+        """A step was taken, or the state has gone back: count from the beginning."""
+        self._in_a_row = 0
+
+    def _begin(self) -> None:
+        self._voted = False
+
+    def _ask_others(self) -> None:
+        if self._vote is None or self._voted:
+            return
+        self._voted = True
+        if ranks := self._vote.cast(raised=False):
+            raise RaisedElsewhere(ranks)
+
+    def _handle(self, error: Exception) -> bool:
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error, RaisedElsewhere):
+            (ranks,) = error.args
+            text = "an exception"
+        elif not is_nan_error(error, self._patterns):
+            return False
+        else:
+            ranks = self._ranks(error)
+        iteration = self._runner.iter
+        self._in_a_row += 1
+        where = f" on rank {ranks}" if dist.get_world_size() > 1 else ""
+        if self._in_a_row > self._limit:
+            self._runtime.emit("abort", iteration, Verdict.RAISED, error=text)
+            raise TrainingDivergedError(
+                f"{self._in_a_row} training steps in a row, up to iteration "
+                f"{iteration}, raised because of NaN{where}: {text}. More than "
+                f"StepGuardHook(max_nan_errors={self._limit}) bears. Lower the "
+                "learning rate, and let amp_hooks.RollbackHook go back in time, with a "
+                "patience below that."
+            ) from error
+        self._runtime.raised = Raised(text, ranks)
+        warn(
+            f"iteration {iteration} was left out, because its training step raised "
+            f"{text}{where}, as code does that is given NaN."
+        )
+        return True
+
+    def _ranks(self, error: Exception) -> list[int]:
+        if dist.get_world_size() == 1:
+            return [0]
+        rank = dist.get_rank()
+        raised = f"rank {rank} raised {type(error).__name__}: {error}"
+        if self._vote is None or self._voted:
+            raise RuntimeError(
+                f"{raised}, because of NaN. The other ranks wait for its gradients, so "
+                "training cannot go on here. To leave such iterations out on all ranks "
+                "set StepGuardHook(vote=True), which costs a small collective in every "
+                "iteration and works for what is raised before the backward pass."
+            ) from error
+        try:
+            self._voted = True
+            return self._vote.cast(raised=True)
+        except RuntimeError as e:
+            raise RuntimeError(
+                f"{raised}, because of NaN, and the other ranks did not come to the "
+                f"vote within {self._vote.timeout} s: {e}. They probably wait in a "
+                "collective of the loss itself (an averaged number of positives, say), "
+                "where no vote reaches them. Resume from the last checkpoint with a "
+                "lower learning rate."
+            ) from error

@@ -1,0 +1,1 @@
+"""Watch the loss scale, the logits of the classifiers and the gradient norms."""

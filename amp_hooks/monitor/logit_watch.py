@@ -1,0 +1,194 @@
+"""Read the magnitude of the logits at the classifier layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.recorder import FlightRecorder, IterationRecord
+from ..engine.tensors import named_tensors
+from .classifiers import ClassifierFinder
+from .logits import LogitStats, infinity_is_overflow, largest_number, logit_stats
+
+_TRIES = 20  # training iterations in which the layers may show up
+
+
+class LogitWatch:
+    """Knows the classifier layers and notes |logit| of each call in training.
+
+    Layers are given by pattern, or found in the first training iteration with a
+    classification loss; that iteration is measured too.
+
+    Args:
+        recorder: Gets ``logit_absmax``, ``logit_nan`` and ``logit_inf`` by layer.
+
+    Attributes:
+        listeners: Called as ``listen(name, logits)`` with those of a known layer.
+    """
+
+    def __init__(self, recorder: FlightRecorder) -> None:
+        self.recorder = recorder
+        self.layers: dict[str, nn.Module] = {}
+        self.listeners: list[Callable[[str, Tensor], None]] = []
+        self._limits: dict[str, float] = {}  # largest number of the layer's precision
+        self._model: nn.Module | None = None
+        self._finder: ClassifierFinder | None = None
+        self._first: dict[str, list[LogitStats]] = {}
+        self._measured: set[str] = set()  # in the forward pass of this iteration
+        self._callbacks: list[Callable[[str, nn.Module], None]] = []
+        self._handles: list[Any] = []
+        self._tries = 0
+        self._flags: list[tuple[str, Tensor]] = []
+
+    def watch(
+        self,
+        model: nn.Module,
+        targets: list[str],
+        on_layer: Callable[[str, nn.Module], None],
+    ) -> None:
+        """Watch the modules that match ``targets``, or have the layers found.
+
+        Args:
+            model: The detector, without DDP around it.
+            targets: fnmatch patterns, each of which matches; empty for the search.
+            on_layer: Called as ``on_layer(name, module)`` for each layer, at once or
+                when it is found.
+        """
+        self._model = model
+        if targets:
+            for name, module in model.named_modules():
+                if any(fnmatchcase(name, pattern) for pattern in targets):
+                    self._add(name, module)
+                    on_layer(name, module)
+            return
+        self._callbacks.append(on_layer)
+        if self._finder is None and self._tries == 0:
+            self._finder = ClassifierFinder(model, self._measure_candidate)
+
+    def end_iteration(self) -> str | None:
+        """Look at what the finder saw.
+
+        Returns:
+            A message for the user, once: when the search is given up.
+        """
+        self._measured.clear()
+        self._flags.clear()
+        if self._finder is None:
+            return None
+        self._tries += 1
+        found, hidden = self._finder.found, self._finder.hidden
+        if not (found or hidden) and self._tries < _TRIES:
+            self._first.clear()
+            return None
+        self._finder.close()
+        self._finder = None
+        modules = dict(self._model.named_modules()) if self._model else {}
+        for name in found:
+            for stats in self._first.get(name, []):
+                self._note(name, stats)
+            self._add(name, modules[name])
+            for callback in self._callbacks:
+                callback(name, modules[name])
+        self._first.clear()
+        if found and not hidden:
+            return None
+        why = hidden or f"no call of a classification loss in {_TRIES} iterations"
+        return (
+            f"a classification layer could not be found: {why}. Or name the layers "
+            "yourself, for example ClsScoreMonitorHook(targets='*.fc_cls')."
+        )
+
+    def complete(self, record: IterationRecord) -> None:
+        """Add to a record what the host knows: each layer's largest number."""
+        for name in record.values.get("logit_absmax", {}):
+            record.put("logit_limit", self._limits[name], name)
+
+    def faulty(
+        self, record: IterationRecord, clamped: Container[str] = ()
+    ) -> list[str]:
+        """Layers whose logits hold NaN, or infinities that are not there by design.
+
+        A convolution or linear layer gives an infinity only by overflow. Any other
+        module may mask positions with it (text tokens in Grounding DINO, say); there
+        the loss tells whether it does harm. In ``clamped`` layers no infinity does.
+        """
+        return [
+            name
+            for name, count in record.values.get("logit_nan", {}).items()
+            if count
+            or name not in clamped
+            and record.get("logit_inf", name)
+            and infinity_is_overflow(self.layers[name])
+        ]
+
+    def take_flags(self, clamped: Container[str]) -> list[Tensor]:
+        """The same of the forward pass since the last call, still on the device.
+
+        Args:
+            clamped: Layers whose infinities do no harm.
+
+        Returns:
+            0-d tensors, one of them above 0 if a layer's logits are faulty.
+        """
+        taken, self._flags = self._flags, []
+        return [flag for name, flag in taken if name not in clamped]
+
+    def _measure_candidate(self, name: str, output: Tensor) -> None:
+        if not (self.recorder.muted or self._recomputed(name)):
+            self._limits[name] = largest_number(output)
+            self._first.setdefault(name, []).append(logit_stats(output))
+
+    def _add(self, name: str, module: nn.Module) -> None:
+        if name in self.layers:
+            return
+        self.layers[name] = module
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # Gradients are off in evaluation.
+            quiet = self.recorder.muted or not torch.is_grad_enabled()
+            if quiet or self._recomputed(name):
+                return
+            for _, tensor in named_tensors(output):
+                if tensor.is_floating_point():
+                    self._limits[name] = largest_number(tensor)
+                    self._note(name, logit_stats(tensor))
+                    for listen in self.listeners:
+                        listen(name, tensor)
+
+        # First in line, so that it sees the logits before anything clamps them.
+        self._handles.append(module.register_forward_hook(hook, prepend=True))
+
+    def _recomputed(self, name: str) -> bool:
+        """Whether activation checkpointing runs again what was measured already.
+
+        Its re-entrant kind runs the forward pass without gradients and is seen here in
+        the backward pass only; the other kind is seen in both.
+        """
+        if torch._C._current_graph_task_id() == -1:
+            self._measured.add(name)
+            return False
+        return name in self._measured
+
+    def _note(self, name: str, stats: LogitStats) -> None:
+        self.recorder.note("logit_absmax", stats.absmax, name)
+        self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
+        self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
+        if name in self.layers:  # else the iteration that finds it is over
+            self._flags.append(("", stats.nan))
+            if infinity_is_overflow(self.layers[name]):
+                self._flags.append((name, stats.inf))
+
+    def close(self) -> None:
+        """Remove every hook."""
+        if self._finder is not None:
+            self._finder.close()
+            self._finder = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._callbacks.clear()
+        self.listeners.clear()

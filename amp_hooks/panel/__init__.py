@@ -1,0 +1,1 @@
+"""Scalars, charts, histograms and cards for the visualization backends."""

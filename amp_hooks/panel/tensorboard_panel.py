@@ -1,0 +1,102 @@
+"""What only TensorBoard can show: the layout, text, histograms, one run per resume."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Callable
+from typing import Any
+
+import mmengine.dist as dist
+import numpy as np
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from mmengine.visualization import TensorboardVisBackend
+
+from ..engine.events import Line
+from ..engine.messages import warn
+from .charts import CARDS, LAYOUT, card_text
+
+_MOST_CARDS = 200  # of a start; the ledger has them all
+
+
+class TensorBoardPanel:
+    """Writes through the ``SummaryWriter`` of MMEngine's own backend, on rank 0.
+
+    There may be none, or several: whatever is called here reaches all. A writer that
+    fails costs what it should have written, with one warning, and not the run.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        # By type, since users may give a backend any name.
+        self._backends = [
+            backend
+            for backend in runner.visualizer._vis_backends.values()
+            if dist.is_main_process() and isinstance(backend, TensorboardVisBackend)
+        ]
+        self._cards = 0
+        self._warned = False
+
+    def __bool__(self) -> bool:
+        return bool(self._backends)
+
+    def begin(self, runner: Runner) -> None:
+        """Put up the layout; of a resumed run, drop what it is going to repeat."""
+        if runner._resume and runner.iter > 0:
+            self._write(lambda writer: _restart(writer, runner.iter + 1))
+        self._write(lambda writer: writer.add_custom_scalars(LAYOUT))
+        for backend in self._backends:
+            # A folder of the user's own may lie outside the work dir.
+            folder, work_dir = map(osp.abspath, (backend._save_dir, runner.work_dir))
+            inside = folder.startswith(osp.join(work_dir, ""))
+            # TensorBoard smooths by default, which bends steps and spikes.
+            print_log(
+                "[amp_hooks] stability panels: tensorboard --logdir "
+                f"{work_dir if inside else folder}, tab 'Custom Scalars': "
+                "http://localhost:6006/#custom_scalars&_smoothingWeight=0",
+                logger="current",
+            )
+
+    def card(self, line: Line) -> None:
+        """Show a ledger line as text, at once, if it is of a kind that is shown."""
+        if line["event"] not in CARDS or self._cards >= _MOST_CARDS:
+            return
+        self._cards += 1
+        tag, step = f"amp_hooks/{line['event']}", line["iter"] + 1
+        self._write(lambda writer: writer.add_text(tag, card_text(line), step))
+        self.flush()
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """Draw values; those that are not finite are left out."""
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            self._write(lambda writer: writer.add_histogram(tag, finite, step))
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk."""
+        self._write(lambda writer: writer.flush())
+
+    def _write(self, action: Callable[[Any], object]) -> None:
+        for backend in self._backends:
+            try:
+                action(backend.experiment)
+            except Exception as e:  # whatever it is, the run matters more
+                if not self._warned:
+                    warn(f"could not write to TensorBoard: {e!r}. Training goes on.")
+                self._warned = True
+
+
+def _restart(writer: Any, step: int) -> None:
+    """Tell TensorBoard that points of ``step`` and later are going to be written anew.
+
+    It is what ``SummaryWriter(purge_step=step)`` writes. Where the starts of a run
+    share a folder, the curves would otherwise go back and forth over the iterations
+    between the last checkpoint and the kill.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    file_writer = writer._get_file_writer()
+    file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
+    # Two, since TensorBoard takes the first it sees in a folder for the run's start.
+    for _ in range(2):
+        start = SessionLog(status=SessionLog.START)
+        file_writer.add_event(Event(step=step, session_log=start))

@@ -1,0 +1,81 @@
+"""Change the precision of a running training in place, and change it back."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.optim import OptimWrapper
+
+from ..engine.wrappers import active_scaler
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
+
+
+class LowerPrecision:
+    """The mixed precision that an optimizer wrapper was configured with.
+
+    Args:
+        wrapper: AmpOptimWrapper or one of its subclasses.
+        initial_scale: As configured; GradScaler forgets it when it loads a state.
+    """
+
+    def __init__(self, wrapper: Any, initial_scale: float) -> None:
+        self._wrapper = wrapper
+        self._initial_scale = initial_scale
+        self._dtype = wrapper.cast_dtype
+        self._scaler: Any = None  # put away
+        self.dtype = self._dtype or torch.float16  # autocast's default
+
+    def leave(self, dtype: torch.dtype) -> None:
+        """Compute in ``dtype`` from the next iteration on, bfloat16 or float32.
+
+        The loss scaler is put away: a disabled one takes its place. What is saved and
+        loaded meanwhile is the state of the one put away, so that checkpoints stay
+        good for a run in the configured precision.
+        """
+        wrapper = self._wrapper
+        vars(wrapper).pop("optim_context", None)
+        if dtype == torch.float32:
+            wrapper.optim_context = partial(OptimWrapper.optim_context, wrapper)
+        else:
+            wrapper.cast_dtype = dtype
+        if self._scaler is None and (scaler := active_scaler(wrapper)) is not None:
+            stand_in: Any = torch.amp.GradScaler("cpu", enabled=False)
+            stand_in.state_dict = scaler.state_dict
+            stand_in.load_state_dict = scaler.load_state_dict
+            self._scaler, wrapper.loss_scaler = scaler, stand_in
+
+    def enter(self, scale_floor: float) -> None:
+        """Go back to the configured precision.
+
+        Args:
+            scale_floor: A loss scale that had fallen so low starts anew.
+        """
+        wrapper = self._wrapper
+        vars(wrapper).pop("optim_context", None)
+        wrapper.cast_dtype = self._dtype
+        if self._scaler is None:
+            return
+        scaler, self._scaler = self._scaler, None
+        wrapper.loss_scaler = scaler
+        state = scaler.state_dict()
+        if not state["scale"] > scale_floor and wrapper._scale_update_param is None:
+            state = dict(state, scale=self._initial_scale, _growth_tracker=0)
+            scaler.load_state_dict(state)
+
+
+def bfloat16_runs_on(device: torch.device) -> bool:
+    """Whether autocast can compute in bfloat16 there."""
+    if device.type == "cpu":
+        return True
+    module = getattr(torch, device.type, None)
+    check = getattr(module, "is_bf16_supported", None)
+    if check is None:
+        return False
+    try:
+        # Emulated bfloat16, as on CUDA devices before Ampere, is slow and incomplete.
+        return bool(check(including_emulation=False))
+    except TypeError:  # not CUDA's
+        return bool(check())

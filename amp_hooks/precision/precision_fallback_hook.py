@@ -1,0 +1,286 @@
+"""Leave FP16 when it cannot be made to work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+
+from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
+from ..engine.hook import AmpHook
+from ..engine.messages import warn
+from ..engine.model import bare_model
+from ..engine.recorder import IterationRecord
+from ..engine.runtime import Raised, Runtime
+from ..engine.verdict import Verdict
+from ..engine.wrappers import accumulating, active_scaler, iter_wrappers
+from ..registry import HOOKS
+from .lower_precision import DTYPES, LowerPrecision, bfloat16_runs_on
+
+_BAD = tuple(v.value for v in Verdict if v.is_bad)
+
+
+@HOOKS.register_module()
+class PrecisionFallbackHook(AmpHook):
+    """Continues in BF16 or FP32 when rolling back in FP16 does not help.
+
+    After ``after_rollbacks`` rollbacks of :class:`RollbackHook`, or after ``patience``
+    iterations in a row with a verdict named in ``on_verdict``, training goes on in
+    place in ``to``: same weights, optimizer state and position. BF16 has FP32's range
+    at half its memory; where it does not help (one more rollback), or the device or an
+    operator lacks it, FP32 follows. The loss scaler is put away meanwhile and
+    checkpoints hold its state as it was, so that they remain good for FP16. After
+    ``iters`` iterations the configured precision and the scaler come back; a scale that
+    had collapsed then starts at its initial value. All of it happens between two
+    windows of gradient accumulation.
+
+    Args:
+        after_rollbacks (int): Rollbacks, since the last change of precision, that cause
+            the fallback. 0 leaves it to the end: when RollbackHook has none left, and
+            for good. That happens in any case. Defaults to 2.
+        to (str): 'bfloat16' or 'float32'. Defaults to 'bfloat16'.
+        iters (int, optional): Iterations until the configured precision is tried again.
+            Defaults to None: never.
+        on_verdict (str or Sequence[str], optional): Verdicts that cause it without a
+            rollback, 'GRAD_NONFINITE' for one: overflow at the floor of the loss scale.
+            Defaults to None.
+        patience (int): Iterations in a row with such a verdict. Defaults to 3.
+        val_fp32 (bool): Validate and test in FP32 though the config says
+            ``ValLoop(fp16=True)``: FP16 validation shows an mAP of 0 on some cards.
+            While the fallback is active this is so in any case. Defaults to False.
+
+    Raises:
+        ValueError: At the start of training, if neither RollbackHook nor ``on_verdict``
+            could ever cause it, or if there is no mixed precision to leave.
+
+    Examples:
+        >>> custom_hooks = [
+        ...     dict(type='amp_hooks.RollbackHook'),
+        ...     dict(type='amp_hooks.PrecisionFallbackHook', iters=5000)]
+    """
+
+    priority = 45  # after RollbackHook
+
+    def __init__(
+        self,
+        after_rollbacks: int = 2,
+        to: str = "bfloat16",
+        iters: int | None = None,
+        on_verdict: str | Sequence[str] | None = None,
+        patience: int = 3,
+        val_fp32: bool = False,
+    ) -> None:
+        owner = "PrecisionFallbackHook"
+        self.after_rollbacks = check_int(owner, "after_rollbacks", after_rollbacks, 0)
+        self.to = check_choice(owner, "to", to, tuple(DTYPES))
+        self.iters = check_optional_int(owner, "iters", iters, 1)
+        names = [on_verdict] if isinstance(on_verdict, str) else on_verdict
+        self.on_verdict = [
+            check_choice(owner, "on_verdict", name, _BAD) for name in names or []
+        ]
+        self.patience = check_int(owner, "patience", patience, 1)
+        self.val_fp32 = check_bool(owner, "val_fp32", val_fp32)
+        self.precision: str | None = None  # that was fallen back to
+        self.until: int | None = None
+        self._counted = 0  # rollbacks that have been acted on
+        self._streak = 0
+        self._configured: list[LowerPrecision] = []
+        self._initial_scales: dict[str, float] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        """Remember the initial loss scales, before a checkpoint is read."""
+        self._initial_scales = {
+            name: scaler._init_scale
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+            if (scaler := active_scaler(wrapper)) is not None
+        }
+
+    def attach(self, runner: Runner, runtime: Runtime) -> None:
+        """See that there is something to leave, and go on with a fallback resumed."""
+        self._check_causes(runner)
+        self._configured = [
+            LowerPrecision(wrapper, self._initial_scales.get(name, 1.0))
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+            if hasattr(wrapper, "cast_dtype")
+        ]
+        if not self._configured:
+            raise ValueError(
+                "PrecisionFallbackHook: optim_wrapper is "
+                f"{type(runner.optim_wrapper).__name__}, which computes in FP32, so "
+                "there is nothing to fall back to. Use it with AmpOptimWrapper, or "
+                "take it out of custom_hooks."
+            )
+        if self.precision is not None:
+            for precision in self._configured:
+                precision.leave(DTYPES[self.precision])
+        runtime.last_resorts.append(partial(self._as_last_resort, runner, runtime))
+        runtime.errors.attach(runner)
+        runtime.errors.handlers.append(partial(self._on_error, runner, runtime))
+
+    def after_record(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
+        """Fall back if need be, come back when it is time."""
+        ends = not accumulating(runner.optim_wrapper)
+        if record.verdict in self.on_verdict:
+            # Once for all iterations of a window: they share the fault of one of them.
+            self._streak += ends or record.verdict is Verdict.RAISED
+        elif record.stepped or record.verdict.is_bad:
+            self._streak = 0
+        # Not within a window: gradients of two scales do not add up.
+        if ends:
+            self._decide(runner, runtime, record)
+        record.put("fallback_active", float(self.precision is not None))
+
+    def _decide(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
+        rollbacks = int(record.get("rollbacks_total") or 0)
+        # One more is enough to see that BF16 does not help either.
+        needed = 1 if self.precision else self.after_rollbacks
+        if self.after_rollbacks and rollbacks - self._counted >= needed:
+            reason = f"{rollbacks - self._counted} rollbacks"
+            self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
+        elif self._streak >= self.patience:
+            reason = f"{self._streak} iterations in a row with {record.verdict.value}"
+            self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
+        elif self.until is not None and runner.iter + 1 >= self.until:
+            self._come_back(runner, runtime, rollbacks)
+
+    def before_val(self, runner: Runner) -> None:
+        """Keep validation out of FP16."""
+        self._loop_in_fp32(runner.val_loop)
+
+    def before_test(self, runner: Runner) -> None:
+        """Keep the test out of FP16."""
+        self._loop_in_fp32(runner.test_loop)
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the optimizers back as they were configured."""
+        for precision in self._configured:
+            precision.enter(scale_floor=0.0)
+        self._configured.clear()
+        super().after_train(runner)
+
+    def state(self) -> dict[str, Any]:
+        """Which precision, until when, and the rollbacks acted on."""
+        return dict(precision=self.precision, until=self.until, counted=self._counted)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on in that precision."""
+        self.precision = state["precision"]
+        self.until = state["until"]
+        self._counted = int(state["counted"])
+
+    def _check_causes(self, runner: Runner) -> None:
+        by_rollback = any(type(h).__name__ == "RollbackHook" for h in runner.hooks)
+        if not by_rollback and not self.on_verdict and not self.val_fp32:
+            raise ValueError(
+                "PrecisionFallbackHook would never act: there is no RollbackHook in "
+                "custom_hooks whose rollbacks it could count. Add "
+                "dict(type='amp_hooks.RollbackHook'), or set "
+                "on_verdict='GRAD_NONFINITE'."
+            )
+
+    def _next(self, runner: Runner) -> str | None:
+        """The precision to go to from the present one, if any is left."""
+        if self.precision == "float32":
+            return None
+        device = next(bare_model(runner).parameters()).device
+        tried = self.precision == "bfloat16" or any(
+            p.dtype == torch.bfloat16 for p in self._configured
+        )
+        if self.to == "float32" or tried or not bfloat16_runs_on(device):
+            return "float32"
+        return "bfloat16"
+
+    def _fall_back(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        reason: str,
+        rollbacks: int,
+        for_good: bool = False,
+    ) -> None:
+        self._counted, self._streak = rollbacks, 0
+        precision = self._next(runner)
+        if precision is None:
+            return
+        lasting = for_good or self.iters is None
+        until = None if lasting else runner.iter + 1 + (self.iters or 0)
+        self.leave(runner, runtime, verdict, precision, reason, until)
+
+    def leave(
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        verdict: Verdict,
+        precision: str,
+        reason: str,
+        until: int | None = None,
+    ) -> None:
+        """Go on in another precision; also for a hook that knows more than this one.
+
+        Args:
+            runner: Between two windows of gradient accumulation.
+            runtime: Of the runner.
+            verdict: For the ledger.
+            precision: 'bfloat16' or 'float32'.
+            reason: In words, after 'because of'.
+            until: Iteration of the way back; None is for good.
+        """
+        for configured in self._configured:
+            configured.leave(DTYPES[precision])
+        self.precision, self.until = precision, until
+        runtime.emit(
+            "fallback",
+            runner.iter,
+            verdict,
+            to=precision,
+            until=until,
+            reason=reason,
+        )
+        end = "for good" if until is None else f"until iteration {until}"
+        warn(
+            f"training continues in {precision} {end}, because of {reason} at "
+            f"iteration {runner.iter}. It may need more memory and time; the limit on "
+            "rollbacks still holds."
+        )
+
+    def _as_last_resort(
+        self, runner: Runner, runtime: Runtime, verdict: Verdict, rollbacks: int
+    ) -> bool:
+        """The rollbacks are used up. For good, so that the run ends some time."""
+        before = self.precision
+        reason = "the rollbacks are used up"
+        self._fall_back(runner, runtime, verdict, reason, rollbacks, for_good=True)
+        return self.precision != before
+
+    def _come_back(self, runner: Runner, runtime: Runtime, rollbacks: int) -> None:
+        for configured in self._configured:
+            configured.enter(runtime.scale_floor)
+        self.precision = self.until = None
+        self._counted, self._streak = rollbacks, 0
+        to = str(self._configured[0].dtype).rsplit(".", 1)[-1]
+        runtime.emit("fallback", runner.iter, Verdict.HEALTHY, to=to, until=None)
+        warn(f"training is back in {to} from iteration {runner.iter + 1} on.")
+
+    def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
+        """An operator without a bfloat16 version: on every rank alike."""
+        if self.precision != "bfloat16" or not re.search("bfloat16", str(error), re.I):
+            return False
+        text = f"{type(error).__name__}: {error}"
+        reason = f"an operator without bfloat16 ({text})"
+        self._fall_back(runner, runtime, Verdict.RAISED, reason, self._counted)
+        runtime.raised = Raised(text, [])
+        return True
+
+    def _loop_in_fp32(self, loop: Any) -> None:
+        if getattr(loop, "fp16", False) and (self.val_fp32 or self.precision):
+            loop.fp16 = False
+            warn(f"{type(loop).__name__} runs in FP32 from now on, not in FP16.")

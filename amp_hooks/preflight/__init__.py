@@ -1,0 +1,1 @@
+"""Look at the first batch before anything is learned from it."""

@@ -1,0 +1,1 @@
+"""Draw conclusions: what happened, how it ended, why, and what to change."""

@@ -1,0 +1,157 @@
+"""Advice against overflow: clip gradients, clamp logits, leave FP16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...engine.words import count
+from ..read.curves import Curve
+from ..read.history import RunHistory
+from .advice import Advice
+from .advice_training import TRIGGER
+from .hooks_of import has_hook
+from .incidents import Findings, any_within
+from .recipe import Recipe
+
+_WINDOW = 20  # RollbackHook's window
+# An order of magnitude: a smaller spike is within what batches differ by.
+_SPIKE = 10.0
+# What is logged is the worst of ten iterations or a mean; twice its median lets a
+# healthy step pass.
+_CLIP_AT = 2.0
+
+
+def clip(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
+    """For spikes of the gradient norm before bad iterations, that pass uncut."""
+    norms = run.curve("amp/gradnorm", "grad_norm").finite
+    if not (recipe.known and len(norms) and found.streaks):
+        return
+    calm = _calm(norms, found)
+    if not len(calm):
+        return
+    median = float(np.median(calm.values))
+    if recipe.clip is not None and recipe.clip <= _SPIKE * median:
+        return  # it cuts such spikes already
+    spikes = []
+    for first, _ in found.streaks:
+        before = norms.within(max(0, first - _WINDOW), first + 1)
+        if len(before) and before.values.max() > _SPIKE * median:
+            top = int(before.values.argmax())
+            spikes.append((int(before.iters[top]), float(before.values[top])))
+    if not spikes:
+        return
+    at, worst = max(spikes, key=lambda spike: spike[1])
+    limit = float(f"{_CLIP_AT * median:.2g}")
+    now = "no clip_grad" if recipe.clip is None else f"clip_grad at {recipe.clip:g}"
+    yield Advice(
+        f"Clip gradients, at {limit:g}",
+        f"optim_wrapper = dict(clip_grad=dict(max_norm={limit:g}, norm_type=2))",
+        [
+            f"gradient norm {worst:.3g} by iteration {at}, {worst / median:.0f} times "
+            f"the healthy median of {median:.3g}; {now}"
+        ],
+    )
+
+
+def _calm(norms: Curve, found: Findings) -> Curve:
+    """Without the points that a bad iteration or what led to it may be in."""
+    near = any_within(found.bad, norms.iters - _WINDOW, norms.iters + _WINDOW)
+    return Curve(norms.iters[~near], norms.values[~near])
+
+
+def clamp(run: RunHistory, found: Findings) -> Iterator[Advice]:
+    """For large or non-finite logits that nothing bounds."""
+    if has_hook(run, "HeadClampHook"):
+        return
+    evidence = []
+    logits = run.curve("amp/cls_score_absmax").finite
+    if len(logits) and logits.values.max() >= TRIGGER:
+        top = int(logits.values.argmax())
+        evidence.append(
+            f"|cls_score| reached {logits.values[top]:.4g} by iteration "
+            f"{logits.iters[top]}; FP16 ends at 65504"
+        )
+    layers = [h for h in run.having("overflow") if h.names("layers")]
+    if layers:
+        names = sorted({x for h in layers for x in h.names("layers")})
+        evidence.append(
+            f"logits of {', '.join(names[:3])} were not finite in "
+            f"{count(len(layers), 'iteration')}, first {layers[0].iter}"
+        )
+    if warned := run.having("early_warning"):
+        evidence.append(
+            f"iteration {warned[0].iter}: early warning of "
+            f"{warned[0].line.get('layer')}"
+        )
+    if not run.watched:
+        evidence += _first_loss(run)
+    if evidence:
+        yield Advice(
+            "Clamp the head",
+            "# in custom_hooks:\ndict(type='amp_hooks.HeadClampHook'),",
+            evidence,
+        )
+
+
+def _first_loss(run: RunHistory) -> Iterator[str]:
+    """Of a run without hooks: a classification loss was the first part to fail."""
+    parts = {
+        name: curve.iters[~np.isfinite(curve.values)]
+        for name, curve in run.curves.items()
+        if "loss" in name and name != "loss"
+    }
+    firsts = {name: int(bad[0]) for name, bad in parts.items() if len(bad)}
+    first = min(firsts.values(), default=None)
+    for name, at in firsts.items():
+        if at == first and "cls" in name:
+            others = [n for n in parts if firsts.get(n) != first]
+            yield (
+                f"{name} was not finite by iteration {at}"
+                + (f", while {', '.join(others)} were" if others else "")
+            )
+
+
+def bf16(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
+    """For a loss scale or a headroom that is used up."""
+    if recipe.half != "float16":
+        return
+    evidence = []
+    if n := len(found.collapses):
+        evidence.append(
+            f"the loss scale collapsed in {count(n, 'iteration')}, last "
+            f"{found.collapses[-1]}"
+        )
+    scales = run.curve("amp/scale_log2")
+    checkpoint = run.checkpoint
+    if len(scales) and scales.values.min() <= 0:
+        at = int(scales.iters[scales.values.argmin()])
+        evidence.append(f"loss scale 2^{scales.values.min():g} by iteration {at}")
+    elif checkpoint and checkpoint.scale is not None and checkpoint.scale <= 1:
+        evidence.append(
+            f"loss scale {checkpoint.scale:.3g} at iteration {checkpoint.iter}"
+        )
+    # In the precision that each layer ran in: under the clamp that is FP32 already.
+    for layer, curve in run.layers("amp/headroom_bits").items():
+        bits = curve.finite
+        if len(bits) and bits.values.min() < 1:  # less than a doubling is left
+            at = int(bits.iters[bits.values.argmin()])
+            evidence.append(
+                f"{layer}: {bits.values.min():.2g} bits of headroom by iteration {at}"
+            )
+    for h in run.having("fallback", lost=False):
+        if "reason" in h.line:
+            evidence.append(
+                f"iteration {h.iter}: PrecisionFallbackHook left FP16 for "
+                f"{h.line.get('to')}"
+            )
+    if not evidence:
+        return
+    device = (run.opening or {}).get("device")
+    yield Advice(
+        "Train in BF16, if the device has it (NVIDIA: compute capability 8.0 or more"
+        + (f"; this run was on {device})" if device else ")"),
+        "optim_wrapper = dict(dtype='bfloat16')",
+        evidence,
+    )

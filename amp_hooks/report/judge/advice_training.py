@@ -1,0 +1,170 @@
+"""Advice on what a run is trained with: images, learning rate, warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from ...data.boxes import FLAWS
+from ...engine.words import first_names
+from ..read.history import RunHistory
+from .advice import Advice
+from .causes import Suspects
+from .incidents import Findings
+from .recipe import Recipe
+from .status import Judgement, Status
+
+# RollbackHook's default lr_factor, which dlib takes when training diverges.
+_LR_FACTOR = 0.1
+# Three in a row are RollbackHook's patience: one bad batch is data, two are bad luck.
+_STREAK = 3
+_WARMUP = 500  # iterations of it in MMDetection's own schedules
+TRIGGER = 1000.0  # HeadClampHook's default for large logits
+_SHOWN = 5  # pieces of evidence of one kind
+
+
+def images(
+    run: RunHistory, found: Findings, suspects: Suspects, recipe: Recipe
+) -> Iterator[Advice]:
+    """Images that came back, else boxes of no size."""
+    evidence = [
+        f"{image} was in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
+        for image, iters in list(suspects.images.items())[:_SHOWN]
+    ]
+    bad_boxes = list(islice(_bad_boxes(run, found), _SHOWN))
+    evidence += bad_boxes
+    if not evidence and not recipe.box_filter:
+        evidence = list(islice(_lone_box_losses(run, found), _SHOWN))
+    if not evidence:
+        return
+    boxes = (
+        "# in train_pipeline, after the last step that changes boxes:\n"
+        "dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)),"
+    )
+    hook = "'amp_hooks.BadBatchHook', skip=True"
+    if recipe.whole_suite:
+        hook = "'amp_hooks.StabilityHook', bad_batch=dict(skip=True)"
+    skip = f"# in custom_hooks, to leave out images that come back:\ndict(type={hook}),"
+    change = [] if recipe.box_filter else [boxes]
+    change += [skip] if suspects.images else []
+    if bad_boxes:
+        hook = "'amp_hooks.BoxSanityHook', action='drop'"
+        if recipe.whole_suite:
+            hook = "'amp_hooks.StabilityHook', boxes=dict(action='drop')"
+        change += [f"# in custom_hooks, to leave such boxes out:\ndict(type={hook}),"]
+    yield Advice(
+        "Look at these images and their boxes" if suspects.images else "Filter boxes",
+        "\n".join(change),
+        evidence,
+    )
+
+
+def _bad_boxes(run: RunHistory, found: Findings) -> Iterator[str]:
+    """Boxes that BoxSanityHook found in the very iterations that were bad."""
+    bad = set(map(int, found.bad))
+    for h in run.having("boxes", lost=False):
+        if h.iter in bad:
+            flaws = first_names(h.names("counts"), len(FLAWS))
+            yield (
+                f"iteration {h.iter} was not finite, and had bad boxes ({flaws}) in "
+                f"{first_names(h.names('images'))}"
+            )
+
+
+def _lone_box_losses(run: RunHistory, found: Findings) -> Iterator[str]:
+    """Box losses that fail alone, in single iterations, beside calm logits.
+
+    That is what boxes of no size do; a run that diverges fails for longer, and takes
+    the classification with it.
+    """
+    lone = {first for first, last in found.streaks if first == last}
+    for h in run.having("overflow", lost=False):
+        losses = [x for x in h.names("losses") if x != "loss"]
+        of_boxes = all("bbox" in x or "iou" in x or "dfl" in x for x in losses)
+        if h.iter in lone and losses and of_boxes and not h.names("layers"):
+            logits = run.curve("amp/cls_score_absmax").within(0, h.iter + 2).finite
+            largest = float(max(logits.values[-3:], default=0))
+            if largest < TRIGGER:
+                yield (
+                    f"iteration {h.iter}: {', '.join(losses)} not finite, the "
+                    "classification was, and so were the iterations around it"
+                )
+
+
+def lower_lr(
+    run: RunHistory,
+    found: Findings,
+    suspects: Suspects,
+    recipe: Recipe,
+    judged: Judgement,
+) -> Iterator[Advice]:
+    """A learning rate that held, or a step below the one that did not."""
+    evidence = []
+    changed = run.having("rollback", "recover", lost=False)
+    factor = changed[-1].number("lr_factor", 1.0) if changed else 1.0
+    lost = judged.status is Status.LOST
+    if changed and not factor < 1 and not lost:
+        return  # it has risen again to what the config says, and that held
+    longest = max(found.streaks, key=lambda s: s[1] - s[0], default=(0, -1))
+    if longest[1] - longest[0] + 1 >= _STREAK:
+        evidence.append(
+            f"iterations {longest[0]} to {longest[1]} were not finite, "
+            f"{longest[1] - longest[0] + 1} in a row"
+        )
+    if lost and found.poisoned_to_end:
+        evidence.append(f"the logged loss was not finite from {found.first_bad} on")
+    rates = suspects.rates
+    if rates and rates.telling:
+        evidence.append(
+            f"all {rates.bad} bad iterations had a learning rate of at least "
+            f"{rates.lowest:.3g}, none of {rates.below} below it was bad"
+        )
+    if factor < 1:
+        held = found.healthy_since
+        evidence.append(
+            f"x{factor:g} since the {changed[-1].event} at iteration "
+            f"{changed[-1].iter}: "
+            + ("that did not hold" if lost else f"the last {held} iterations held")
+        )
+    if not evidence:
+        return
+    if rates:
+        evidence.append(
+            f"the first bad iteration had a learning rate of {rates.first:.3g}"
+        )
+    # What held; else one step further than what was tried.
+    wanted = factor if factor < 1 and not lost else factor * _LR_FACTOR
+    title = f"Lower the learning rate, to x{wanted:g}"
+    change = f"# multiply each learning rate by {wanted:g}"
+    if recipe.lr is not None:
+        title += f" ({recipe.lr:g} to {recipe.lr * wanted:.3g})"
+        change = f"optim_wrapper = dict(optimizer=dict(lr={recipe.lr * wanted:.3g}))"
+    yield Advice(title, change, evidence)
+
+
+def warm_up(found: Findings, recipe: Recipe) -> Iterator[Advice]:
+    """For a run that failed within or soon after its warm-up, or without one."""
+    first = found.first_bad
+    if not recipe.known or first is None or recipe.warmup == float("inf"):
+        return
+    warmup = int(recipe.warmup)
+    # Soon after it: Adam's and BatchNorm's averages are of the warm-up still.
+    if first >= (2 * warmup or _WARMUP):
+        return
+    # Of a short run a tenth, and in any case well beyond where it failed.
+    usual = min(_WARMUP, (found.last - found.first + 1) // 10)
+    end = max(2 * warmup, 2 * (first + 1), usual)
+    had = f"a warm-up of {warmup} iterations" if warmup else "no warm-up in the config"
+    place = "in place of the present one" if warmup else "first"
+    change = (
+        f"# in param_scheduler, {place}:\n"
+        "dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, "
+        f"end={end}),"
+    )
+    yield Advice(
+        f"Lengthen the warm-up, to {end} iterations"
+        if warmup
+        else f"Warm up, for {end} iterations",
+        change,
+        [f"the first bad iteration was {first}, with {had}"],
+    )

@@ -1,0 +1,28 @@
+"""What to change, in the order in which it is worth trying, with the evidence."""
+
+from __future__ import annotations
+
+from ..read.history import RunHistory
+from .advice import Advice
+from .advice_overflow import bf16, clamp, clip
+from .advice_training import images, lower_lr, warm_up
+from .causes import Suspects
+from .incidents import Findings
+from .recipe import read_recipe
+from .status import Judgement, Status
+
+
+def advise(
+    run: RunHistory, found: Findings, suspects: Suspects, judged: Judgement
+) -> list[Advice]:
+    """What is worth changing, in order; nothing for a healthy run."""
+    if judged.status is Status.HEALTHY:
+        return []
+    recipe = read_recipe(run)
+    advice = list(images(run, found, suspects, recipe))
+    if not suspects.all_by_images:
+        advice += lower_lr(run, found, suspects, recipe, judged)
+        advice += warm_up(found, recipe)
+        advice += clip(run, found, recipe)
+        advice += clamp(run, found)
+    return [*advice, *bf16(run, found, recipe)]

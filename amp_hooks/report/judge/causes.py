@@ -1,0 +1,214 @@
+"""Who is to blame: images, layers, learning rates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...engine.headroom import FP16_MAX
+from ...engine.words import count, first_names
+from ..read.history import Happening, RunHistory
+from .incidents import Findings, any_within
+
+_SHOWN = 5
+# A line names the first five gradients in the order of the model, so of more of them
+# the names say nothing.
+_FEW_GRADIENTS = 5
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """The learning rate where the run was bad, against where it was not.
+
+    Attributes:
+        first: At the first bad iteration.
+        lowest: The lowest at which one was bad.
+        bad: Bad iterations.
+        at_or_above: Iterations whose learning rate was at least that.
+        below: Iterations below it, all of them healthy.
+        chance: How likely all streaks of bad iterations would fall among
+            ``at_or_above`` if the learning rate had no part in it.
+    """
+
+    first: float
+    lowest: float
+    bad: int
+    at_or_above: int
+    below: int
+    chance: float
+
+    @property
+    def telling(self) -> bool:
+        """Chance is no explanation, by the usual 5 %."""
+        return self.chance < 0.05
+
+
+@dataclass
+class Suspects:
+    """Everything that points at a cause.
+
+    Attributes:
+        images: Image to the iterations that speak against it; more than one each.
+        all_by_images: Each streak of bad iterations began with one of them.
+        images_seen: How many images were in a bad iteration at all.
+        images_back: How many of them began several streaks of those.
+        layers: Lines on layers, the most telling first.
+        rates: Of the learning rate, if it is known.
+    """
+
+    images: dict[str, list[int]] = field(default_factory=dict)
+    all_by_images: bool = False
+    images_seen: int = 0
+    images_back: int = 0
+    layers: list[str] = field(default_factory=list)
+    rates: LearningRates | None = None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """``(label, text)`` for a page."""
+        rows = [("images", text) for text in self._image_lines()]
+        rows += [("layers", text) for text in self.layers or ["nothing points at one"]]
+        rates = self.rates
+        if rates is None:
+            return [*rows, ("learning rate", "no bad iteration at a known one")]
+        if not rates.below:
+            text = (
+                f"{rates.first:.3g} at the first bad iteration; bad ones down to "
+                f"{rates.lowest:.3g}, the lowest of the run"
+            )
+            return [*rows, ("learning rate", text)]
+        text = (
+            f"{count(rates.bad, 'bad iteration')} had a learning rate of at least "
+            f"{rates.lowest:.3g} (the first one {rates.first:.3g}), as had "
+            f"{rates.at_or_above} iterations in all; below it there were "
+            f"{rates.below}, none of them bad"
+        )
+        if rates.telling:
+            text += f". By chance alone the probability of that is {rates.chance:.2g}"
+        return [*rows, ("learning rate", text)]
+
+    def _image_lines(self) -> list[str]:
+        if not self.images and self.images_seen:
+            text = f"none stands out among {count(self.images_seen, 'image')} in bad "
+            if self.images_back:
+                return [f"{text}iterations: {self.images_back} of them came back"]
+            return [f"{text}iterations: none began two streaks of them"]
+        if not self.images:
+            return ["no bad iteration with known images"]
+        shown = list(self.images.items())[:_SHOWN]
+        lines = [
+            f"{image}: in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
+            for image, iters in shown
+        ]
+        more = len(self.images) - len(shown)
+        return [*lines, f"and {more} more"] if more else lines
+
+
+def suspect(run: RunHistory, found: Findings) -> Suspects:
+    """Find what the bad iterations have in common."""
+    batches = run.having("bad_batch")
+    images, back = _images(run, batches)
+    return Suspects(
+        images=images,
+        all_by_images=_explained(found, images),
+        images_back=back,
+        images_seen=len({i for h in batches for i in h.names("images")}),
+        layers=list(_layers(run)),
+        rates=_rates(run, found),
+    )
+
+
+def _images(
+    run: RunHistory, batches: list[Happening]
+) -> tuple[dict[str, list[int]], int]:
+    """BadBatchHook's suspects; and by its rule those with less evidence than it asks.
+
+    Of a streak only the first iteration is evidence: broken weights make every batch
+    bad.
+
+    Returns:
+        The suspects with their iterations, and how many images began several streaks.
+    """
+    of_iteration: dict[int, dict[str, None]] = {}
+    for h in batches:
+        images_here = of_iteration.setdefault(h.iter, {})
+        images_here.update(dict.fromkeys(h.names("images")))
+    evidence: dict[str, list[int]] = {}
+    for iteration in sorted(of_iteration):
+        if iteration - 1 not in of_iteration:
+            for image in of_iteration[iteration]:
+                evidence.setdefault(image, []).append(iteration)
+    named = {
+        str(h.line.get("image")): [int(i) for i in h.names("iters") if i.isdigit()]
+        for h in run.having("suspect")
+    }
+    back = {image: iters for image, iters in evidence.items() if len(iters) > 1}
+    # If most came back, then because so many iterations were bad, and none stands out;
+    # unless it is one batch that came back.
+    batch = max(map(len, of_iteration.values()), default=0)
+    few = 2 * len(back) <= len(evidence) or len(evidence) <= batch
+    stand_out = back if few else {}
+    # Where BadBatchHook named some, others were only beside them.
+    images = named or stand_out
+    return dict(sorted(images.items(), key=lambda item: -len(item[1]))), len(back)
+
+
+def _explained(found: Findings, images: dict[str, list[int]]) -> bool:
+    accused = np.unique([i for iters in images.values() for i in iters])
+    streaks = np.array(found.streaks).reshape(-1, 2)
+    if not len(accused) or not len(streaks):
+        return False
+    return bool(any_within(accused, streaks[:, 0], streaks[:, 1]).all())
+
+
+def _layers(run: RunHistory) -> Iterable[str]:
+    for h in run.having("forensics")[:_SHOWN]:
+        yield f"{h.line.get('module') or 'outside the model'}: {h.line.get('finding')}"
+    lines = run.having("overflow")
+    logits = Counter(x for h in lines for x in h.names("layers"))
+    for layer, n in logits.most_common(_SHOWN):
+        yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
+    few = [h for h in lines if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
+    gradients = Counter(x for h in few for x in h.names("nonfinite_grads"))
+    for parameter, n in gradients.most_common(_SHOWN):
+        if n > 1:  # once is what calibration does to any of them
+            yield f"{parameter}: its scaled gradient overflowed in {n} iterations"
+    peaks = {
+        layer: curve.finite
+        for layer, curve in run.layers("amp/cls_score_absmax").items()
+        if len(curve.finite)
+    }
+    headroom = run.layers("amp/headroom_bits")
+    order = sorted(peaks, key=lambda layer: -float(peaks[layer].values.max()))
+    for layer in order[:_SHOWN]:
+        curve = peaks[layer]
+        top = int(curve.values.argmax())
+        bits = headroom[layer].finite.values if layer in headroom else np.array([])
+        room = f"; headroom {bits.min():.1f} bits or more" if len(bits) else ""
+        beyond = " (beyond FP16)" if curve.values[top] > FP16_MAX else ""
+        yield (
+            f"{layer}: largest |cls_score| {curve.values[top]:.4g}{beyond}, by "
+            f"iteration {curve.iters[top]}{room} in the precision it ran in"
+        )
+
+
+def _rates(run: RunHistory, found: Findings) -> LearningRates | None:
+    names = [n for n in run.curves if n.endswith("lr") and not n.startswith("amp/")]
+    curve = run.curve("lr", *names).finite
+    if not (len(curve) and len(found.bad)):
+        return None
+    every = np.arange(found.first, found.last + 1)
+    rates = np.interp(every, curve.iters, curve.values)
+    bad = np.interp(found.bad, curve.iters, curve.values)
+    # Interpolation and float32 logs must not move an iteration across its own bound.
+    above = int((rates >= bad.min() * (1 - 1e-6)).sum())
+    return LearningRates(
+        first=float(bad[0]),
+        lowest=float(bad.min()),
+        bad=len(bad),
+        at_or_above=above,
+        below=len(every) - above,
+        chance=(above / len(every)) ** len(found.streaks),
+    )

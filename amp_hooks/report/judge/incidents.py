@@ -1,0 +1,176 @@
+"""What happened in a run: its bad iterations, and what was done about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...engine.config_values import dig
+from ...engine.verdict import Verdict
+from ..read.curves import EMPTY, Array, Curve
+from ..read.history import NO_ITERATION, Happening, RunHistory
+
+# As LossScaleMonitorHook counts: a healthy scale of 65536 reaches 1.0 in 16 skips.
+_COLLAPSE_STREAK = 16
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is certain of a run's iterations; 0-based, rising arrays of integers.
+
+    Attributes:
+        first: The first iteration that is known of.
+        last: The last one.
+        bad: Loss, logits, gradients or weights were not finite and no loss scale cures
+            that, or the step raised.
+        overflows: Only scaled gradients overflowed: GradScaler's ordinary business.
+        collapses: Those of them that no loss scale helps against.
+        undone: Iterations that left no trace: refused or rolled back.
+        poisoned: Where all that is known is MMEngine's mean of the loss over the last
+            ``window`` iterations: points at which it was not finite.
+        poisoned_to_end: The last mean is one of them.
+        window: Iterations in that mean.
+        rollbacks: Iterations of rollbacks.
+        clamps: Iterations where the head clamp switched on.
+        lost_bad: Bad iterations that a kill took back, with all they did.
+    """
+
+    first: int = 0
+    last: int = -1
+    bad: Array = field(default_factory=lambda: _sorted([]))
+    overflows: Array = field(default_factory=lambda: _sorted([]))
+    collapses: Array = field(default_factory=lambda: _sorted([]))
+    undone: frozenset[int] = frozenset()
+    poisoned: Array = field(default_factory=lambda: _sorted([]))
+    poisoned_to_end: bool = False
+    window: int = 10  # LogProcessor's default
+    rollbacks: Array = field(default_factory=lambda: _sorted([]))
+    clamps: Array = field(default_factory=lambda: _sorted([]))
+    lost_bad: Array = field(default_factory=lambda: _sorted([]))
+
+    @property
+    def streaks(self) -> list[tuple[int, int]]:
+        """First and last iteration of each row of bad ones."""
+        if not len(self.bad):
+            return []
+        breaks = np.flatnonzero(np.diff(self.bad) > 1)
+        firsts = self.bad[np.append(0, breaks + 1)]
+        lasts = self.bad[np.append(breaks, len(self.bad) - 1)]
+        return [(int(a), int(b)) for a, b in zip(firsts, lasts)]
+
+    @property
+    def first_bad(self) -> int | None:
+        """The first bad iteration; of a poisoned mean, the one where it was shown."""
+        found = [int(a[0]) for a in (self.bad, self.poisoned) if len(a)]
+        return min(found, default=None)
+
+    @property
+    def healthy_since(self) -> int:
+        """Iterations at the end that were not bad."""
+        bad = [int(a[-1]) for a in (self.bad, self.poisoned) if len(a)]
+        return self.last - max(bad, default=self.first - 1)
+
+
+def _sorted(iterations: object) -> Array:
+    return np.unique(np.array(list(iterations), dtype=np.int64))  # type: ignore[call-overload]
+
+
+def _is_bad(happening: Happening) -> bool:
+    verdict = happening.line.get("verdict")
+    return happening.event == "overflow" and any(
+        v.is_bad for v in Verdict if v.value == verdict
+    )
+
+
+def _kinds(happening: Happening) -> list[str]:
+    """What LossScaleMonitorHook called a skipped step, of each optimizer."""
+    skip = happening.line.get("skip")
+    return list(map(str, skip.values())) if isinstance(skip, dict) else [str(skip)]
+
+
+def last_iteration(run: RunHistory) -> int:
+    """The last iteration that anything tells of; -1 if nothing does."""
+    known = [h.iter for h in run.happenings if h.event not in NO_ITERATION]
+    # An end line names the last iteration, but 0 also where none was trained.
+    known += [h.iter for h in run.having("end") if h.iter]
+    known += [int(c.iters[-1]) for c in run.curves.values() if len(c)]
+    known += [run.checkpoint.iter - 1] if run.checkpoint else []
+    return max(known, default=-1)
+
+
+def _printed_only(run: RunHistory) -> Curve:
+    """The means of the loss where neither a ledger nor a checkpoint knows more."""
+    found = EMPTY
+    for i, start in enumerate(run.starts):
+        end = min((s.begins for s in run.starts[i + 1 :]), default=float("inf"))
+        first = max(run.exact_until, start.begins, start.told_until)
+        if "loss" in start.curves:
+            found = found.then(start.curves["loss"].within(first, end))
+    return found
+
+
+def _unexplained(poisoned: Array, bad: set[int], window: int) -> Array:
+    """Without the means that hold an iteration which is known to be bad."""
+    return poisoned[~any_within(_sorted(bad), poisoned - window + 1, poisoned)]
+
+
+def any_within(iterations: Array, firsts: Array, lasts: Array) -> Array:
+    """For each pair of bounds, whether any of the iterations is within them.
+
+    Args:
+        iterations: Rising.
+        firsts: Lower bounds, shape ``(n,)``.
+        lasts: Upper bounds, included, shape ``(n,)``.
+
+    Returns:
+        Booleans of shape ``(n,)``.
+    """
+    before = np.searchsorted(iterations, firsts, side="left")
+    return np.searchsorted(iterations, lasts, side="right") > before
+
+
+def find(run: RunHistory) -> Findings:
+    """Put together what ledger, scalars and checkpoint tell."""
+    overflow_lines = run.having("overflow", lost=False)
+    bad = {h.iter for h in overflow_lines if _is_bad(h)}
+    exact = run.curve("loss").within(0, run.exact_until)
+    bad |= set(exact.iters[~np.isfinite(exact.values)].tolist())
+    # A state found broken at a snapshot is rolled back without an overflow line.
+    rollbacks = run.having("rollback", lost=False)
+    bad |= {h.iter for h in rollbacks}
+    overflows = _sorted({h.iter for h in overflow_lines} - bad)
+    collapses = {
+        h.iter
+        for h in overflow_lines
+        if not _is_bad(h)
+        and ("collapse" in _kinds(h) or not h.number("scale", 2.0) > 1.0)
+    }
+    if len(overflows) >= _COLLAPSE_STREAK:
+        spans = overflows[_COLLAPSE_STREAK - 1 :] - overflows[: 1 - _COLLAPSE_STREAK]
+        rows = np.flatnonzero(spans == _COLLAPSE_STREAK - 1)
+        collapses |= set(overflows[rows + _COLLAPSE_STREAK - 1].tolist())
+    window = dig(run.config, "log_processor", "window_size")
+    window = window if isinstance(window, int) else Findings.window
+    printed = _printed_only(run)
+    poisoned = _unexplained(printed.iters[~np.isfinite(printed.values)], bad, window)
+    # Only of the last start do the last means tell how the run ended.
+    to_end = len(poisoned) > 0 and (
+        poisoned[-1] == printed.iters[-1] >= run.starts[-1].begins
+    )
+    openings = [h.iter for h in run.having("start", "resume")][:1]
+    lost = {h.iter for h in run.having("overflow") if h.lost and _is_bad(h)}
+    return Findings(
+        first=min(openings, default=0),
+        last=last_iteration(run),
+        bad=_sorted(bad),
+        overflows=overflows,
+        collapses=_sorted(collapses),
+        undone=frozenset(h.iter for h in run.having("veto", "rollback", lost=False)),
+        poisoned=poisoned,
+        poisoned_to_end=bool(to_end),
+        window=window,
+        rollbacks=_sorted(h.iter for h in rollbacks),
+        clamps=_sorted(h.iter for h in run.having("clamp_on", lost=False)),
+        lost_bad=_sorted(lost),
+    )

@@ -1,0 +1,109 @@
+"""What a config says about learning rate, warm-up, clipping and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...config_check.warmup import warmup_iters
+from ...engine.config_values import dig, items_of
+from ..read.history import RunHistory
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The training recipe, as far as the config tells.
+
+    Attributes:
+        known: There is a config at all.
+        lr: Learning rate of the optimizer, or ``None``.
+        warmup: Iterations of warm-up; 0 if there is none, infinity if it is counted in
+            epochs.
+        schedule: The schedulers in words.
+        clip: ``max_norm`` or ``clip_value`` of ``clip_grad``; ``None`` without it.
+        wrapper: ``type`` of the optim_wrapper.
+        half: ``float16``, ``bfloat16``, or ``float32`` without mixed precision.
+        ema: EMAHook is attached.
+        box_filter: FilterAnnotations is in the training pipeline.
+        filter_cfg: Of the training data set.
+        whole_suite: StabilityHook is in custom_hooks.
+    """
+
+    known: bool
+    lr: float | None
+    warmup: float
+    schedule: str
+    clip: float | None
+    wrapper: str
+    half: str
+    ema: bool
+    box_filter: bool
+    filter_cfg: Any
+    whole_suite: bool
+
+
+def read_recipe(run: RunHistory) -> Recipe:
+    """The recipe of a run."""
+    cfg = run.config
+    wrapper = cfg.get("optim_wrapper")
+    kind = str(dig(wrapper, "type") or "OptimWrapper")
+    lr = dig(wrapper, "optimizer", "lr")
+    clip = dig(wrapper, "clip_grad", "max_norm") or dig(
+        wrapper, "clip_grad", "clip_value"
+    )
+    dataset = dig(cfg, "train_dataloader", "dataset")
+    schedulers = items_of(cfg.get("param_scheduler"))
+    hooks = [*items_of(cfg.get("custom_hooks"))]
+    hooks += items_of(list((cfg.get("default_hooks") or {}).values()))
+    return Recipe(
+        known=bool(cfg),
+        lr=float(lr) if isinstance(lr, (int, float)) else None,
+        warmup=warmup_iters(schedulers),
+        schedule="; ".join(map(_in_words, schedulers)) or "constant",
+        clip=float(clip) if isinstance(clip, (int, float)) else None,
+        wrapper=kind,
+        half=_half(run, wrapper, kind),
+        ema=any("EMA" in str(hook.get("type")) for hook in hooks),
+        box_filter=_holds(dataset, "FilterAnnotations"),
+        filter_cfg=_find(dataset, "filter_cfg"),
+        whole_suite=any(h.get("type") == "amp_hooks.StabilityHook" for h in hooks),
+    )
+
+
+def _in_words(scheduler: dict[str, Any]) -> str:
+    unit = "epochs" if scheduler.get("by_epoch", True) else "iterations"
+    span = f"{scheduler.get('begin', 0)} to {scheduler.get('end') or 'the end'}"
+    text = f"{scheduler.get('type')}, {unit} {span}"
+    if "milestones" in scheduler:
+        text += f", at {', '.join(map(str, scheduler['milestones']))}"
+    if "start_factor" in scheduler:
+        text += f", from x{scheduler['start_factor']}"
+    return text
+
+
+def _half(run: RunHistory, wrapper: Any, kind: str) -> str:
+    optimizers = (run.opening or {}).get("optimizers")
+    told = str(optimizers or "") or str(dig(wrapper, "dtype") or "")
+    for name in ("bfloat16", "float16"):
+        if name in told:
+            return name
+    return "float16" if "Amp" in kind and "float32" not in told else "float32"
+
+
+def _holds(tree: Any, name: str) -> bool:
+    """Whether a config has a part of that type, however deep."""
+    if isinstance(tree, dict):
+        own = str(tree.get("type", "")).rsplit(".", 1)[-1] == name
+        return own or any(_holds(value, name) for value in tree.values())
+    return isinstance(tree, (list, tuple)) and any(_holds(x, name) for x in tree)
+
+
+def _find(tree: Any, key: str) -> Any:
+    """The first setting of that name, however deep; data sets are wrapped in others."""
+    if isinstance(tree, dict):
+        if key in tree:
+            return tree[key]
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return next((x for x in (_find(t, key) for t in tree) if x is not None), None)
+    return None

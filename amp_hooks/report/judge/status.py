@@ -1,0 +1,197 @@
+"""How a run ended: healthy, recovered or lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ...engine.config_values import dig
+from ...engine.events import in_words
+from ...engine.words import count, first_names
+from ...rollback.bad_streak import BadStreak
+from ..read.history import RunHistory
+from .incidents import Findings
+
+# RollbackHook's defaults of patience, window and share: what it calls sustained.
+_PATIENCE, _WINDOW, _SHARE = 3, 20, 0.35
+
+
+class Status(IntEnum):
+    """How a run ended; the value is the exit status of the command.
+
+    Attributes:
+        HEALTHY: Nothing but a loss scale that found its level.
+        RECOVERED: Something was not finite or had to be undone; the end is healthy.
+        LOST: The end is not: given up, NaN, a loss scale of nothing, or an mAP of 0.
+    """
+
+    HEALTHY = 0
+    RECOVERED = 1
+    LOST = 2
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A status and why.
+
+    Attributes:
+        status: How the run ended.
+        reasons: Each a clause for a sentence; empty for a healthy run.
+    """
+
+    status: Status
+    reasons: list[str]
+
+
+def judge(run: RunHistory, found: Findings) -> Judgement:
+    """Judge a run by what there is of it."""
+    if lost := list(_lost(run, found)):
+        return Judgement(Status.LOST, lost)
+    if recovered := list(_recovered(run, found)):
+        return Judgement(Status.RECOVERED, recovered)
+    return Judgement(Status.HEALTHY, [])
+
+
+def _lost(run: RunHistory, found: Findings) -> Iterator[str]:
+    if abort := _given_up(run):
+        yield abort
+    checkpoint = run.checkpoint
+    if checkpoint and checkpoint.nonfinite:
+        names = checkpoint.nonfinite
+        yield (
+            f"{count(len(names), 'tensor')} of the newest checkpoint (iteration "
+            f"{checkpoint.iter}) are not finite: {first_names(names)}"
+        )
+    if ends := _ends_bad(found):
+        yield ends
+    if collapsed := _scale_collapsed(run):
+        yield collapsed
+    if fell := _map_fell(run):
+        yield fell
+
+
+def _given_up(run: RunHistory) -> str | None:
+    """The run's last start ended with TrainingDivergedError."""
+    lines = run.starts[-1].lines if run.starts else []
+    aborts = [line for line in lines if line["event"] == "abort"]
+    if not aborts:
+        return None
+    told = in_words(aborts[-1]).rstrip(".")
+    return f"{told[:1].lower()}{told[1:]} (iteration {aborts[-1]['iter']})"
+
+
+def _ends_bad(found: Findings) -> str | None:
+    """The last iterations are not finite, and not because of one bad batch."""
+    if found.poisoned_to_end:
+        return (
+            f"the last logged loss (iteration {found.poisoned[-1]}) is not finite: at "
+            f"least one of the {found.window} iterations that it is the mean of was "
+            "not, and no checkpoint tells more"
+        )
+    if not len(found.bad):
+        return None
+    after = int(found.rollbacks[-1]) if len(found.rollbacks) else found.first - 1
+    streak = BadStreak(_PATIENCE, _WINDOW, _SHARE)
+    bad = set(found.bad[-_WINDOW:].tolist())
+    for iteration in range(max(after + 1, found.last - _WINDOW + 1), found.last + 1):
+        streak.add(iteration in bad)
+    first, last = found.streaks[-1]
+    if last == found.last and last not in found.undone:
+        return f"from iteration {first} to the last one, {last}, the run is not finite"
+    if streak.too_many:
+        number = int((found.bad > found.last - _WINDOW).sum())
+        return (
+            f"{number} of the last {min(_WINDOW, found.last - found.first + 1)} "
+            f"iterations, up to {last}, are not finite"
+        )
+    return None
+
+
+def _scale_collapsed(run: RunHistory) -> str | None:
+    """The loss scale ended below 1, far from where it began, and no step is taken.
+
+    Below 1 it makes gradients smaller than they are, which cures nothing. A scale that
+    was set there, or bears clean steps there, has not collapsed.
+    """
+    scales = run.curve("amp/scale_log2")
+    tracker = run.curve("amp/growth_tracker")
+    checkpoint = run.checkpoint
+    now = run.curve("amp/nonfinite")  # published with it, as long as there is a scale
+    if len(scales) and len(now) and now.iters[-1] > scales.iters[-1]:
+        return None  # PrecisionFallbackHook has left FP16
+    if len(scales) and run.starts[-1].watched:
+        began, ended = 2.0 ** scales.values[0], 2.0 ** scales.values[-1]
+        clean = len(tracker) > 0 and tracker.values[-1] > 0
+        at = int(scales.iters[-1])
+    elif checkpoint and checkpoint.scale is not None:
+        began, ended = _first_scale(run), checkpoint.scale
+        clean, at = checkpoint.growth > 0, checkpoint.iter
+    else:
+        return None
+    if began < 1 or ended >= 1 or clean:
+        return None
+    return f"the loss scale has collapsed to {ended:.3g} by iteration {at}"
+
+
+def _first_scale(run: RunHistory) -> float:
+    configured = dig(run.config, "optim_wrapper", "loss_scale")
+    if isinstance(configured, dict):
+        configured = configured.get("init_scale")
+    is_number = isinstance(configured, (int, float))
+    return float(configured) if is_number else 65536.0  # GradScaler's own start
+
+
+def main_metric(run: RunHistory) -> str | None:
+    """The metric called mAP; the one with the shortest name of several."""
+    names = {n for v in run.validations for n in v.metrics if "mAP" in n}
+    return min(names, key=lambda name: (len(name), name), default=None)
+
+
+def _map_fell(run: RunHistory) -> str | None:
+    """It was above 0 once and is 0 since: NaN in BatchNorm or EMA, say.
+
+    A validation in which mmdet found no box at all has no metrics.
+    """
+    name = main_metric(run)
+    if name is None:
+        return None
+    values = [(v.iter, v.metrics.get(name, 0.0)) for v in run.validations]
+    alive = [(i, x) for i, x in values if math.isfinite(x) and x > 0]
+    if not alive or alive[-1] == values[-1]:
+        return None
+    best_iter, best = alive[-1]
+    return f"{name} was {best:.3f} at iteration {best_iter} and is 0 since"
+
+
+def _recovered(run: RunHistory, found: Findings) -> Iterator[str]:
+    if len(found.bad):
+        first, last = int(found.bad[0]), int(found.bad[-1])
+        where = (
+            f"iteration {first}" if first == last else f"iterations {first} to {last}"
+        )
+        yield f"{count(len(found.bad), 'iteration')} not finite ({where})"
+    if n := len(found.poisoned):
+        yield (
+            f"{count(n, 'logged mean')} of the loss not finite, each of "
+            f"{count(found.window, 'iteration')}"
+        )
+    if n := len(found.collapses):
+        yield (
+            f"the loss scale collapsing ({count(n, 'iteration')}, last "
+            f"{found.collapses[-1]})"
+        )
+    # Without the ledger, the scalars tell at least this much.
+    for name, events, scalar in (
+        ("rollback", found.rollbacks, "amp/rollbacks_total"),
+        ("head clamp", found.clamps, "amp/clamp_active"),
+    ):
+        values = run.curve(scalar).finite.values
+        if n := max(len(events), int(max(values, default=0))):
+            yield count(n, name)
+    left = [h for h in run.having("fallback", lost=False) if "reason" in h.line]
+    if left:
+        yield f"FP16 left for {left[-1].line.get('to')} at iteration {left[-1].iter}"
+    if n := len(found.lost_bad):
+        yield f"{count(n, 'iteration')} not finite that a kill took back"

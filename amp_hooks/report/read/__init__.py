@@ -1,0 +1,1 @@
+"""Read a run's files into plain data; nothing in them is executed."""

@@ -1,0 +1,1 @@
+"""The content of a report, as text and as an HTML page."""

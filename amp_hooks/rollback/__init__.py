@@ -1,0 +1,1 @@
+"""Snapshots, checkpoints and resume; going back, and the learning rate after it."""

@@ -1,0 +1,190 @@
+"""Checkpoint files: what is wrong with one, and how far it goes."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..engine.tensors import nonfinite_names
+from ..engine.words import first_names
+
+# What must be finite in a checkpoint. The log history beside it may well hold NaN.
+LEARNED_KEYS = ("state_dict", "optimizer", "ema_state_dict")
+# How the words of `damage` begin for a file that torch will not unpickle.
+REFUSED = "torch's weights_only protection refuses it"
+
+_ZIP = b"PK\x03\x04"  # what torch.save writes since torch 1.6
+
+
+def damage(path: str, ignore: frozenset[str] = frozenset()) -> str | None:
+    """What keeps a run from going on from a checkpoint file, in words.
+
+    The file is read as a whole and nothing in it is executed: it is unpickled with
+    ``weights_only=True`` on every torch. Its records are compared with their checksums,
+    which ``torch.load`` does not do.
+
+    Args:
+        path: Local.
+        ignore: Buffers that are infinite by design, as
+            :func:`amp_hooks.rollback.run_state.infinite_by_design` gives them.
+
+    Returns:
+        ``None`` for a complete, finite MMEngine checkpoint.
+    """
+    if not os.path.exists(path):
+        return "it does not exist"
+    if not os.path.isfile(path):
+        return "it is not a file"
+    try:
+        if os.path.getsize(path) == 0:
+            return "it is empty"
+        if words := _broken_archive(path):
+            return words
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as e:
+        return f"it cannot be read ({e.strerror or e})"
+    except Exception as e:  # what a damaged pickle leads to may be anything
+        return _not_loaded(e)
+    return _not_a_checkpoint(checkpoint) or _bad_numbers(checkpoint, ignore)
+
+
+def nonfinite_in(
+    checkpoint: Mapping[str, Any], ignore: frozenset[str] = frozenset()
+) -> list[str]:
+    """Names of tensors in an MMEngine checkpoint that hold NaN or infinity.
+
+    Args:
+        checkpoint: As MMEngine saves it.
+        ignore: As for :func:`damage`.
+    """
+    buffers = {name.split(".", 1)[1] for name in ignore if name.startswith("model.")}
+    learned = {key: checkpoint[key] for key in LEARNED_KEYS if key in checkpoint}
+    names = nonfinite_names(learned, limit=1000)
+    return [
+        name
+        for name in names
+        if name.replace("ema_state_dict.module.", "state_dict.", 1).split(".", 1)[-1]
+        not in buffers
+    ]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        iter: Complete iterations.
+        time: When it was saved, as ``20240131_235959``, local time.
+        optimizer: Whether it holds an optimizer's state.
+        ema: Whether it holds an EMAHook's.
+    """
+
+    iter: int
+    time: str
+    optimizer: bool
+    ema: bool = False
+
+
+def read_header(path: str) -> Header | None:
+    """The header of a checkpoint file, or ``None`` if it cannot be read.
+
+    Tensors are left on the disk where the format allows it.
+    """
+    try:
+        with open(path, "rb") as f:
+            mapped = f.read(len(_ZIP)) == _ZIP
+        checkpoint = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=mapped
+        )
+        if _not_a_checkpoint(checkpoint):
+            return None
+        meta = checkpoint["meta"]
+        saved = meta.get("time")
+        if not isinstance(saved, str):
+            moment = time.localtime(os.path.getmtime(path))
+            saved = time.strftime("%Y%m%d_%H%M%S", moment)
+        return Header(
+            meta["iter"],
+            saved,
+            "optimizer" in checkpoint,
+            "ema_state_dict" in checkpoint,
+        )
+    except Exception:  # `damage` has the words for it
+        return None
+
+
+def _broken_archive(path: str) -> str | None:
+    with open(path, "rb") as f:
+        if f.read(len(_ZIP)) != _ZIP:
+            return None  # of an older torch; it has no checksums
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(record.CRC for record in archive.infolist()):
+                return None  # torch.serialization.set_crc32_options(False)
+            record = archive.testzip()
+    except OSError:
+        raise
+    except Exception as e:  # BadZipFile, and what a wrong length or method leads to
+        return f"it is truncated or damaged ({e})"
+    return (
+        None if record is None else f"it is damaged: the checksum of {record} differs"
+    )
+
+
+def _not_loaded(error: Exception) -> str:
+    text = str(error)
+    if found := re.search(r"\bGLOBAL (\S+)", text):
+        return (
+            f"{REFUSED}: it asks for {found[1]}, which no checkpoint of MMEngine needs"
+        )
+    if isinstance(error, AttributeError):  # of the stand-in for getattr, see safe_load
+        return f"{REFUSED}: {text}"
+    first = text.strip().split("\n")[0][:200]
+    return f"it cannot be loaded ({type(error).__name__}: {first})"
+
+
+def _not_a_checkpoint(checkpoint: Any) -> str | None:
+    wrong = "it is not a checkpoint of MMEngine"
+    if not isinstance(checkpoint, Mapping):
+        return f"{wrong} but a {type(checkpoint).__name__}"
+    meta = checkpoint.get("meta")
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("iter"), int):
+        return f"{wrong}: it has no meta.iter"
+    if not isinstance(checkpoint.get("state_dict"), Mapping):
+        return f"{wrong}: it has no state_dict"
+    return None
+
+
+def _bad_numbers(checkpoint: Mapping[str, Any], ignore: frozenset[str]) -> str | None:
+    if names := nonfinite_in(checkpoint, ignore):
+        return f"it is not finite: {first_names(names)}"
+    for name, value in _hyper_parameters(checkpoint.get("optimizer", {})):
+        low = 0.0 if name == "loss scale" else -float("inf")
+        if not low < value < float("inf"):
+            return f"its {name} is {value}"
+    return None
+
+
+def _hyper_parameters(state: Any) -> Iterator[tuple[str, float]]:
+    """The numbers that are no tensors and can ruin a run, of one optimizer or more."""
+    if not isinstance(state, Mapping):
+        return
+    scaler, groups = state.get("loss_scaler"), state.get("param_groups")
+    if isinstance(scaler, Mapping):
+        scale = scaler.get("scale")
+        if isinstance(scale, (int, float)):
+            yield "loss scale", scale
+    for group in groups if isinstance(groups, list) else ():
+        lr = group.get("lr") if isinstance(group, Mapping) else None
+        if isinstance(lr, (int, float)):
+            yield "learning rate", lr
+    for key, value in state.items():
+        if key not in ("loss_scaler", "param_groups", "state"):
+            yield from _hyper_parameters(value)

@@ -1,0 +1,210 @@
+"""Lets MMEngine's CheckpointHook write good checkpoints only, and lose none."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import mmengine.dist as dist
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from ..engine.files import publish
+from ..engine.messages import warn
+from ..engine.patch import replace
+from ..engine.ranks import any_rank
+from ..engine.safe_load import allow_mmengine_checkpoints
+from ..engine.words import first_names
+from .checkpoint_file import REFUSED, damage
+from .disk import Pointer, same_file
+from .run_state import infinite_by_design
+from .save_attempt import (
+    File,
+    Files,
+    Memory,
+    NotSaved,
+    Overlay,
+    Removal,
+    RunnerForHook,
+    is_local,
+    sweep,
+)
+
+
+class CheckpointGuard:
+    """Stands between every CheckpointHook of a runner and the disk.
+
+    A checkpoint is written under another name, flushed, read back, and gets its name
+    only if it is whole and finite. Only then are older ones removed, and never the one
+    that ``last_checkpoint`` names. Otherwise nothing is changed: the hook and the
+    message hub forget the attempt, a best score included, and training goes on. The
+    hook does not write ``last_checkpoint`` itself.
+
+    The files hold what they would hold anyway. In stores other than the local disk only
+    a state that is not finite is refused.
+
+    Args:
+        runner: The run.
+        nonfinite: Names of what is not finite in the learned state of this rank.
+        on_saved: Called on rank 0 as ``on_saved(path, iterations)`` when a checkpoint
+            that a run can go on from has its name.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        nonfinite: Callable[[], list[str]],
+        on_saved: Callable[[str, int], object],
+    ) -> None:
+        self._runner, self._nonfinite, self._on_saved = runner, nonfinite, on_saved
+        self._ignore: frozenset[str] = frozenset()
+        self._swept: set[str] = set()  # folders
+        self._owed: list[Removal] = []
+        self._undo = ExitStack()
+
+    def attach(self) -> None:
+        """Guard the hooks; to be called before the first step."""
+        self._undo.close()
+        allow_mmengine_checkpoints()
+        self._ignore = infinite_by_design(self._runner)
+        for hook in self._runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                for name in ("_save_checkpoint_with_step", "_save_best_checkpoint"):
+                    replace(hook, name, self._guarded(hook, name), self._undo)
+
+    def detach(self) -> None:
+        """Remove what could not be removed before; give the hooks back as they were."""
+        self.settle()
+        self._undo.close()
+        for hook in self._runner.hooks:
+            # It is going to publish each of its best checkpoints; there may be none.
+            best = getattr(hook, "best_ckpt_path_dict", None)
+            if isinstance(hook, CheckpointHook) and best:
+                hook.best_ckpt_path_dict = {k: v for k, v in best.items() if v}
+
+    def settle(self) -> None:
+        """Remove the files that CheckpointHook has given up.
+
+        Except the one that ``last_checkpoint`` names: it stays until another is named.
+        """
+        if not self._owed:
+            return
+        named = Pointer(self._runner.work_dir).named
+        owed, self._owed = self._owed, []
+        for removal in owed:
+            if named is not None and same_file(removal.path, named):
+                self._owed.append(removal)
+                continue
+            try:
+                removal.remove(removal.path)
+            except OSError as e:
+                warn(f"{removal.path} could not be removed: {e}. Remove it yourself.")
+
+    def _guarded(self, hook: CheckpointHook, name: str) -> Callable[..., None]:
+        original = getattr(hook, name)
+
+        def save(runner: Any, *args: Any, **kwargs: Any) -> None:
+            if isinstance(runner, RunnerForHook):  # the one calls the other
+                original(runner, *args, **kwargs)
+            else:
+                self._transact(hook, lambda view: original(view, *args, **kwargs))
+
+        return save
+
+    def _transact(self, hook: Any, save: Callable[[Any], None]) -> None:
+        """All that a hook wants to save at once is saved, or nothing of it."""
+        before = Memory(hook, self._runner)
+        backend = hook.file_backend
+        files = Files(hook.out_dir, is_local(backend))
+        view = RunnerForHook(self._runner, save_checkpoint=self._saver(files))
+        hook.file_backend = Overlay(
+            backend,
+            remove=lambda path: files.removals.append(Removal(path, backend.remove)),
+            rmtree=lambda path: files.removals.append(Removal(path, backend.rmtree)),
+        )
+        try:
+            try:
+                save(view)
+            except OSError:
+                # Only a pointer that nobody reads is written after the checkpoints.
+                if not files.written:
+                    raise
+            if files.asked:
+                self._publish(files)
+        except NotSaved as e:
+            before.restore()
+            named = Pointer(self._runner.work_dir).named
+            warn(
+                f"{e.path} was not written: {e.reason}. No checkpoint was removed, and "
+                f"last_checkpoint names {named or 'none'} as before. Training goes on."
+            )
+            return
+        finally:
+            hook.file_backend = backend
+            view.close()
+            files.discard()
+        self._rotate(files, hook.last_ckpt)
+
+    def _saver(self, files: Files) -> Callable[..., None]:
+        def save_checkpoint(
+            out_dir: str, filename: str, *args: Any, **kwargs: Any
+        ) -> None:
+            path = osp.join(out_dir, filename)
+            bad = self._nonfinite()
+            files.asked = True
+            if any_rank(bool(bad)):
+                told = first_names(bad) or "on another rank"
+                raise NotSaved(path, f"the state is not finite ({told})")
+            if not files.local:
+                self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
+                return
+            file, failure = File(path), None
+            files.written.append(file)
+            try:
+                self._runner.save_checkpoint(
+                    *osp.split(file.temporary), *args, **kwargs
+                )
+                if dist.is_main_process():
+                    failure = damage(file.temporary, self._ignore)
+            except (OSError, RuntimeError, MemoryError) as e:
+                failure = f"{e}. Make room on the disk or check it"
+            if failure is not None and failure.startswith(REFUSED):
+                warn(f"{path} cannot be resumed from: {failure}. It is kept as it is.")
+                file.resumable, failure = False, None
+            if any_rank(failure is not None):
+                raise NotSaved(path, failure or "another rank failed")
+            file.iter = (kwargs.get("meta") or {}).get("iter", self._runner.iter)
+            file.resumable &= kwargs.get("save_optimizer", True)
+
+        return save_checkpoint
+
+    def _publish(self, files: Files) -> None:
+        path, failure = files.folder, None
+        try:
+            for file in files.written if dist.is_main_process() else ():
+                path = file.path
+                publish(file.temporary, path)
+        except OSError as e:
+            failure = str(e)
+        if any_rank(failure is not None):
+            raise NotSaved(path, failure or "the main process could not rename it")
+
+    def _rotate(self, files: Files, last: str | None) -> None:
+        if not dist.is_main_process():
+            return
+        for file in files.written:
+            if file.resumable and last is not None and same_file(file.path, last):
+                self._on_saved(file.path, file.iter)
+        # One that was written anew under its old name is no old one any more.
+        new = [file.path for file in files.written]
+        self._owed = [
+            removal
+            for removal in self._owed + files.removals
+            if not any(same_file(removal.path, path) for path in new)
+        ]
+        self.settle()
+        if files.local and files.asked and files.folder not in self._swept:
+            self._swept.add(files.folder)
+            sweep(files.folder)

@@ -1,0 +1,149 @@
+"""The auto-rollback checkpoints on disk."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import re
+import threading
+from collections.abc import Iterable
+
+from ..engine.files import remove, write_text
+from ..engine.messages import warn
+
+
+class RollbackFiles:
+    """The newest ``keep`` checkpoints in ``<work_dir>/rollback``.
+
+    Args:
+        work_dir: The runner's.
+        keep: At least 1.
+    """
+
+    def __init__(self, work_dir: str, keep: int) -> None:
+        self.folder = osp.join(work_dir, "rollback")
+        self.keep = keep
+        self._files: dict[int, str] = {}  # by iteration
+
+    def prepare(self, iteration: int) -> None:
+        """Make the folder, adopt the files of the run that is resumed.
+
+        Raises:
+            OSError: If the folder cannot be written; names work_dir and the remedy.
+        """
+        probe = osp.join(self.folder, ".probe")
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            write_text(probe, "")
+            os.remove(probe)
+        except OSError as e:
+            raise OSError(
+                f"RollbackHook cannot write its checkpoints to {self.folder!r} ({e}). "
+                "Give a writable work_dir (work_dir=... in the config, or --work-dir), "
+                "or take RollbackHook out of custom_hooks."
+            ) from e
+        for name in os.listdir(self.folder):
+            path = osp.join(self.folder, name)
+            if re.fullmatch(r"\.iter_\d+\.pth\.tmp", name):
+                remove(path)  # of a process that was killed
+            match = re.fullmatch(r"iter_(\d+)\.pth", name)
+            if match and 0 < int(match[1]) <= iteration:
+                self._files[int(match[1])] = path
+
+    def path_of(self, iteration: int) -> str:
+        """Where the checkpoint of that many complete iterations belongs."""
+        return osp.join(self.folder, f"iter_{iteration}.pth")
+
+    def add(
+        self, path: str, iteration: int, spare: str | None, needed: Iterable[int]
+    ) -> None:
+        """A checkpoint has been written; remove the oldest if there are too many.
+
+        Args:
+            path: The checkpoint.
+            iteration: Complete iterations.
+            spare: A file that must stay in any case, if there is one.
+            needed: Iterations whose files must stay.
+        """
+        self._files[iteration] = path
+        for old in sorted(self._files)[: -self.keep]:
+            if old not in needed:
+                self._drop(old, spare)
+
+    def drop_between(self, first: int, last: int, spare: str | None) -> None:
+        """Remove those later than iteration ``first`` and earlier than ``last``."""
+        for iteration in [i for i in self._files if first < i < last]:
+            self._drop(iteration, spare)
+
+    def earlier_than(self, iteration: int) -> list[tuple[int, str]]:
+        """Iterations and paths, the oldest first."""
+        return [(i, self._files[i]) for i in sorted(self._files) if i < iteration]
+
+    def _drop(self, iteration: int, spare: str | None) -> None:
+        if self._files[iteration] != spare:
+            remove(self._files.pop(iteration))
+
+
+class Pointer:
+    """Owns ``<work_dir>/last_checkpoint``.
+
+    MMEngine reads it for ``resume=True``. All who write checkpoints that were verified
+    offer them here, from any thread, and the latest wins.
+
+    Args:
+        work_dir: The runner's.
+    """
+
+    def __init__(self, work_dir: str) -> None:
+        self._file = osp.join(work_dir, "last_checkpoint")
+        self._iter: int | None = None  # of what this run has offered
+        self._lock = threading.Lock()
+
+    @property
+    def named(self) -> str | None:
+        """What it names, be it there or not."""
+        try:
+            with open(self._file, encoding="utf-8", errors="replace") as f:
+                # A power failure can leave a file of zeros.
+                return f.read().strip("\0 \t\r\n") or None
+        except OSError:
+            return None
+
+    def offer(self, path: str, iteration: int) -> bool:
+        """Let it name a checkpoint, unless it names a later one of this run already.
+
+        It is replaced atomically. A disk that refuses costs a warning, not the run.
+
+        Args:
+            path: A checkpoint that was verified.
+            iteration: Complete iterations that it holds.
+
+        Returns:
+            Whether it names that checkpoint now.
+        """
+        path = osp.abspath(path)
+        with self._lock:
+            if self._iter is None:
+                # A run begun anew in an old work_dir has learned nothing yet; what is
+                # there may be days of work that somebody forgot to --resume.
+                named = self.named
+                if iteration == 0 and named is not None and osp.isfile(named):
+                    return named == path
+            elif iteration < self._iter:
+                return False
+            try:
+                write_text(self._file, path)
+            except OSError as e:
+                warn(
+                    f"{self._file} could not be replaced ({e}); it names {self.named}. "
+                    "Training goes on. Make room on the disk: MMEngine alone would "
+                    "resume from what it names, RollbackHook looks for what is newer."
+                )
+                return False
+            self._iter = iteration
+            return True
+
+
+def same_file(a: str, b: str) -> bool:
+    """Whether two paths lead to one place."""
+    return osp.realpath(a) == osp.realpath(b)

@@ -1,0 +1,163 @@
+"""What rollbacks do to the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.runner import Runner
+from torch import Tensor
+
+from .adjust import all_param_groups, change_lr
+from .learning_rate import TemporaryLR, recovered, warmup_factor
+
+
+class LRPolicy:
+    """Lowers the learning rate, lets it rise to that, and lets it recover.
+
+    Args:
+        factor: Multiplies it at each rollback.
+        warmup_iters: Iterations of the re-warm-up after one.
+        recover_after: Healthy iterations after which it is doubled; ``None``: never.
+        keep_after: As :class:`LRTrust`'s.
+
+    Attributes:
+        total: What it has been multiplied by for good.
+        trust: Whether it would be to blame for a fault.
+    """
+
+    def __init__(
+        self,
+        factor: float,
+        warmup_iters: int,
+        recover_after: int | None,
+        keep_after: int | None,
+    ) -> None:
+        self._factor = factor
+        self._warmup_iters, self._recover_after = warmup_iters, recover_after
+        self.total = 1.0
+        self.trust = LRTrust(keep_after)
+        self._clean = 0  # healthy iterations since it changed
+        self._since: int | None = None  # the rollback
+        self._temporary = TemporaryLR()
+
+    def rolled_back(self, runner: Runner, lower: bool) -> None:
+        """After a rollback; counting begins anew."""
+        self._clean = 0
+        self.trust.begin_anew()
+        if lower:
+            self._since = runner.iter
+            self._change(runner, self._factor)
+
+    def begin_iteration(self, runner: Runner) -> None:
+        """Apply the warm-up; after everything that copies the learning rate."""
+        if (factor := self._warmup(runner.iter)) != 1:
+            self._temporary.apply(all_param_groups(runner), factor)
+
+    def end_iteration(self) -> None:
+        """Take the warm-up back; before everything that changes the learning rate."""
+        self._temporary.undo()
+
+    def healthy(self, runner: Runner, iterations: int) -> bool:
+        """Healthy iterations have passed; whether the learning rate was raised."""
+        self._clean += iterations
+        self.trust.healthy(_rates(runner, self._warmup(runner.iter)), iterations)
+        enough = self._recover_after is not None and self._clean >= self._recover_after
+        if self.total == 1 or not enough:
+            return False
+        total = recovered(self.total)
+        self._change(runner, total / self.total)
+        self.total = total  # exactly 1 in the end
+        return True
+
+    def now(self, iteration: int) -> float:
+        """The factor in that iteration, warm-up included."""
+        return self.total * self._warmup(iteration)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dict(
+            total=self.total,
+            clean=self._clean,
+            since=self._since,
+            trust=self.trust.state(),
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.total, self._clean = float(state["total"]), int(state["clean"])
+        self._since = state["since"]
+        if "trust" in state:  # not in checkpoints of the first versions
+            self.trust.load_state(state["trust"])
+
+    def _warmup(self, iteration: int) -> float:
+        if self._since is None:
+            return 1.0
+        done = max(0, iteration - self._since - 1)
+        return warmup_factor(done, self._warmup_iters)
+
+    def _change(self, runner: Runner, factor: float) -> None:
+        change_lr(runner, factor)
+        self.total *= factor
+        self._clean = 0
+
+
+def _rates(runner: Runner, factor: float) -> list[float] | None:
+    rates = [group.get("lr") for group in all_param_groups(runner)]
+    # To read one that lives on a GPU would hold up every iteration.
+    if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
+        return None
+    return [float(lr) * factor for lr in rates if lr is not None]
+
+
+class LRTrust:
+    """Counts healthy iterations since the learning rate last rose.
+
+    One that is too high overflows soon after it is reached; what happens long after has
+    another cause: one batch, one number that a kernel got wrong.
+
+    Args:
+        after: So many clear it, not necessarily in a row; ``None``: it is always to
+            blame.
+    """
+
+    def __init__(self, after: int | None) -> None:
+        self._after = after
+        self._last: list[float] = []
+        self._healthy = 0
+
+    @property
+    def cleared(self) -> bool:
+        """Whether it has gone well for long enough."""
+        return self._after is not None and self._healthy >= self._after
+
+    def healthy(self, rates: Sequence[float] | None, iterations: int) -> None:
+        """Healthy iterations have passed.
+
+        Args:
+            rates: The learning rate of each param group in the last of them; ``None``:
+                not known, which clears nothing.
+            iterations: How many.
+        """
+        if rates is None:
+            return
+        last, self._last = self._last, list(rates)
+        # By more than rounding: schedules compute each from the one before.
+        rose = any(new > old * (1 + 1e-9) for new, old in zip(rates, last))
+        if rose or len(last) != len(rates):
+            self._healthy = 0
+        else:
+            self._healthy += iterations
+
+    def begin_anew(self) -> None:
+        """After a fault."""
+        self._last, self._healthy = [], 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dict(last=list(self._last), healthy=self._healthy)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._last = [float(lr) for lr in state["last"]]
+        self._healthy = int(state["healthy"])

@@ -1,0 +1,190 @@
+"""A run's learned state: look at it, copy it, put it back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+from torch import nn
+
+from ..engine.averaging import ema_hooks
+from ..engine.model import bare_model, left_out_buffers
+from ..engine.tensors import map_tensors, named_tensors, nonfinite_names
+from ..engine.wrappers import active_scaler, iter_wrappers
+from .adjust import all_schedulers
+from .host_copy import HostCopier
+
+
+def learned_state(runner: Runner) -> dict[str, Any]:
+    """Weights, all buffers, optimizers, loss scale and EMA, by reference."""
+    model = bare_model(runner).state_dict()
+    return dict(
+        model=model,
+        buffers=left_out_buffers(bare_model(runner), model),
+        optimizer={
+            name: wrapper.state_dict()
+            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+        },
+        ema=[hook.ema_model.state_dict() for hook in ema_hooks(runner)],
+    )
+
+
+def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:
+    """Names in the learned state that hold NaN or infinity.
+
+    A loss scale of 0, from which nothing comes back, counts as well.
+    """
+    names = nonfinite_names(learned_state(runner), limit=1000)
+    names += _nan_numbers(runner)
+    for name, wrapper in iter_wrappers(runner.optim_wrapper):
+        if (scaler := active_scaler(wrapper)) is not None:
+            scale = scaler.get_scale()
+            if not 0 < scale < math.inf:
+                names.append(f"optimizer.{name}.loss_scaler.scale")
+    return [name for name in names if name not in ignore]
+
+
+def overflowed(runner: Runner, names: list[str]) -> bool:
+    """Whether one of these tensors of the learned state holds infinity."""
+    wanted = frozenset(names)
+    tensors = named_tensors(learned_state(runner)) if names else ()
+    return any(name in wanted and bool(t.isinf().any()) for name, t in tensors)
+
+
+def infinite_by_design(runner: Runner) -> frozenset[str]:
+    """Buffers that hold infinities on purpose, such as attention masks.
+
+    To be asked before the first step. BatchNorm statistics never do, and NaN is never
+    on purpose.
+    """
+    found, emas = set(), ema_hooks(runner)
+    for name, b in bare_model(runner).named_buffers():
+        if "running_" in name or not b.is_floating_point():
+            continue
+        if torch.isinf(b).any() and not torch.isnan(b).any():
+            found |= {f"model.{name}", f"buffers.{name}"}
+            found |= {f"ema[{i}].module.{name}" for i, _ in enumerate(emas)}
+    return frozenset(found)
+
+
+def _nan_numbers(runner: Runner) -> Iterator[str]:
+    """Hyper-parameters; some are infinite by design, as a limit on growth."""
+    for name, wrapper in iter_wrappers(runner.optim_wrapper):
+        for i, group in enumerate(wrapper.optimizer.param_groups):
+            for key, value in group.items():
+                if isinstance(value, float) and math.isnan(value):
+                    yield f"optimizer.{name}.param_groups[{i}].{key}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the learned state in host memory.
+
+    Attributes:
+        iter: Iterations that were complete when it was taken.
+        state: As from :func:`learned_state`, sharing nothing with the run.
+        checkpoint: What is to be written to a file, if anything; its tensors are those
+            of ``state``.
+    """
+
+    iter: int
+    state: dict[str, Any]
+    checkpoint: dict[str, Any] | None = None
+
+    @classmethod
+    def take(
+        cls,
+        runner: Runner,
+        copier: HostCopier,
+        checkpoint: dict[str, Any] | None = None,
+    ) -> Snapshot:
+        """Copy the state as it is, and with it the checkpoint made from it."""
+        state, copied = copier.copy((learned_state(runner), checkpoint))
+        return cls(runner.iter, state, copied)
+
+    @classmethod
+    def of_file(cls, runner: Runner, checkpoint: dict[str, Any]) -> Snapshot:
+        """The learned state in a checkpoint file that this run has written."""
+        emas = []
+        for hook in ema_hooks(runner)[:1]:  # MMEngine's checkpoints hold one
+            if "ema_state_dict" in checkpoint:
+                hook._swap_ema_state_dict(checkpoint)
+                emas.append(checkpoint["ema_state_dict"])
+        optimizer = checkpoint["optimizer"]
+        names = [name for name, _ in iter_wrappers(runner.optim_wrapper)]
+        state = dict(
+            model=checkpoint["state_dict"],
+            optimizer={"": optimizer} if names == [""] else optimizer,
+            ema=emas,
+        )
+        return cls(checkpoint["meta"]["iter"], state)
+
+    def restore(self, runner: Runner, reset_optimizer: bool = False) -> None:
+        """Put the learned state back into the live objects, bit for bit.
+
+        The position in the run stays: iteration, schedulers, and what these have
+        written into the optimizers' groups, learning rate and momentum. Gradients are
+        cleared, and an accumulation window that had begun begins anew.
+
+        Args:
+            runner: Whose state it was.
+            reset_optimizer: Let the optimizers start without momentum and averages
+                instead of those of the snapshot.
+        """
+        bare_model(runner).load_state_dict(self.state["model"])
+        self._restore_other_buffers(bare_model(runner))
+        scheduled = _scheduled(runner)
+        for name, wrapper in iter_wrappers(runner.optim_wrapper):
+            optimizer = wrapper.optimizer
+            hyper = [
+                {key: value for key, value in group.items() if key in scheduled}
+                for group in optimizer.param_groups
+            ]
+            base = wrapper.base_param_settings
+            # A copy: the optimizer would go on with the very tensors it is given, and
+            # the wrapper takes keys out of the dict.
+            state = map_tensors(torch.clone, self.state["optimizer"][name])
+            if reset_optimizer:
+                state["state"] = {}
+            wrapper.load_state_dict(state)
+            wrapper.base_param_settings = base
+            for group, kept in zip(optimizer.param_groups, hyper):
+                group.update(kept)
+            optimizer.zero_grad()
+            wrapper._inner_count -= wrapper._inner_count % wrapper._accumulative_counts
+        averaged = self.state["ema"]
+        for i, hook in enumerate(ema_hooks(runner)):
+            if i < len(averaged):
+                hook.ema_model.load_state_dict(averaged[i])
+            else:  # of a run that had none
+                hook.ema_model.module.load_state_dict(self.state["model"])
+        # Weights cast to half precision within an autocast region still open.
+        torch.clear_autocast_cache()
+
+    def _restore_other_buffers(self, model: nn.Module) -> None:
+        for name, saved in self.state.get("buffers", {}).items():  # a file has none
+            owner, _, last = name.rpartition(".")
+            module = model.get_submodule(owner)
+            live = module._buffers.get(last)
+            if live is not None and live.shape == saved.shape:
+                live.copy_(saved)
+            else:  # replaced meanwhile
+                device = saved.device if live is None else live.device
+                module._buffers[last] = saved.to(device, copy=True)
+
+
+def _scheduled(runner: Runner) -> set[str]:
+    """Keys of the optimizers' groups that follow the position in the run.
+
+    The others may have been learned, as by D-Adaptation and Prodigy.
+    """
+    names = {"lr", "momentum", "betas"}
+    names |= {
+        getattr(scheduler, "param_name", "lr") for scheduler in all_schedulers(runner)
+    }
+    bounds = {f"{b}_{name}" for b in ("initial", "max", "min") for name in names}
+    return names | bounds

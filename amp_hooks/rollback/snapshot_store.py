@@ -1,0 +1,262 @@
+"""Takes snapshots of a run, proves them, writes them, finds the one to go back to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os.path as osp
+from typing import Any
+
+import mmengine.dist as dist
+import torch
+from mmengine.runner import Runner
+
+from ..engine.files import remove
+from ..engine.messages import warn
+from ..engine.ranks import any_rank
+from ..engine.rng import rng_state
+from ..engine.runtime import Runtime
+from ..engine.verdict import Verdict
+from .checkpoint_file import damage, read_header
+from .disk import Pointer, RollbackFiles
+from .host_copy import HostCopier
+from .resume import Candidate, of_older_runs
+from .ring import Entry, SnapshotRing
+from .run_checkpoint import RunCheckpoint
+from .run_state import Snapshot
+from .writer import SnapshotWriter, Written
+
+_LAST_WAIT = 600.0  # seconds, for the last file of a run
+
+
+class Snapshots:
+    """The ring in memory, and the files that the main process writes of it.
+
+    Args:
+        runner: The run.
+        ring: Where proven snapshots are kept.
+        pinned: As :class:`HostCopier`.
+        ignore: As :func:`amp_hooks.rollback.run_state.infinite_by_design` gives it.
+
+    Attributes:
+        pointer: Names the newest checkpoint that is good.
+        strained: On this rank a clamp had to bound logits since probation began.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        ring: SnapshotRing[Any],
+        pinned: bool,
+        ignore: frozenset[str],
+    ) -> None:
+        self._runner, self._ring, self._ignore = runner, ring, ignore
+        self._copier = HostCopier(pinned)
+        self._files = RollbackFiles(runner.work_dir, ring.keep)
+        self._waiting: Snapshot | None = None  # for the writer
+        # Files after this iteration, up to that one, carry the disease.
+        self._outdated: tuple[int, int] | None = None
+        self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
+        self._writer = SnapshotWriter()
+        self.pointer = Pointer(runner.work_dir)
+        self.strained = False
+        if dist.is_main_process():
+            self._files.prepare(runner.iter)
+            self._run = RunCheckpoint(runner)
+        if runner._resume and runner._has_loaded:
+            earlier = [self._of_this_run() if dist.is_main_process() else []]
+            dist.broadcast_object_list(earlier)
+            for iteration, path in earlier[0]:
+                ring.add(iteration, path, proven=True)
+
+    @property
+    def folder(self) -> str:
+        """Where the files are."""
+        return self._files.folder
+
+    def take(self, proven: bool, keep: bool = True, write: bool = True) -> None:
+        """Copy the state as it is, between two iterations.
+
+        Args:
+            proven: It needs no probation: write it at once.
+            keep: Put it into the ring.
+            write: Write it to a file, once it is proven.
+        """
+        self._recycle()
+        checkpoint = self._checkpoint() if write else None
+        snapshot = None
+        try:
+            snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
+        except (MemoryError, RuntimeError) as e:
+            warn(
+                f"no snapshot could be taken at iteration {self._runner.iter}: {e}. "
+                "Training goes on; the earlier ones stay."
+            )
+        if any_rank(snapshot is None) or snapshot is None:
+            return
+        self.strained = False
+        entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
+        if entry is None:
+            self._write(snapshot)
+        elif entry.left == 0:
+            self._write_entry(entry)
+
+    def healthy(self, iterations: int) -> None:
+        """Healthy iterations have passed."""
+        now = self._runner.iter
+        for entry in self._ring.healthy(now, iterations, self._any_strained):
+            self._write_entry(entry)
+        for saved in self._saved:
+            saved[2] -= iterations
+        self._offer_saved(all_of_them=False)
+
+    def saved(self, path: str, iteration: int) -> None:
+        """Somebody else has saved a checkpoint that was verified."""
+        self._saved.append([path, iteration, self._ring.probation])
+
+    def go_back(self, now: int) -> Snapshot | None:
+        """The snapshot to restore; later files will be removed in time."""
+        self._saved.clear()
+        while (entry := self._ring.go_back(now)) is not None:
+            if isinstance(entry.item, str):  # of the process before the resume
+                snapshot = self._read(entry.item)
+                if any_rank(snapshot is None) or snapshot is None:
+                    self._ring.entries.remove(entry)
+                    continue
+                entry.item = snapshot
+            self._outdated = entry.iter, now
+            if self._waiting is not None and self._waiting.iter > entry.iter:
+                self._waiting = None
+            return entry.item
+        return None
+
+    def collect(self, wait: float = 0.0) -> None:
+        """See what the writer has done, and give it what waits."""
+        runtime = Runtime.of(self._runner)
+        for written in self._writer.collect(wait):
+            first, last = self._outdated or (written.iter, -1)
+            if written.error is not None:
+                self._tell_error(written)
+                continue
+            if first < written.iter <= last:
+                remove(written.path)  # it was being written when the run went back
+                continue
+            self.pointer.offer(written.path, written.iter)
+            named = self.pointer.named
+            if self._outdated is not None:
+                self._files.drop_between(first, written.iter, named)
+                self._outdated = None
+            needed = {entry.iter for entry in self._ring.entries}
+            self._files.add(written.path, written.iter, named, needed)
+            runtime.emit("snapshot", written.iter, Verdict.HEALTHY, file=written.path)
+        if self._waiting is not None and not self._writer.busy:
+            waiting, self._waiting = self._waiting, None
+            self._write(waiting)
+
+    def finish(self, diverged: bool = False) -> None:
+        """Wait for the last file; the end of the run proves what others have saved."""
+        self.collect()
+        self.collect(_LAST_WAIT)
+        self.collect(_LAST_WAIT)
+        if self._writer.busy:
+            warn(
+                f"the last checkpoint is still being written to {self._files.folder} "
+                f"after {_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} "
+                "is the newest that is whole."
+            )
+        if not diverged:
+            self._offer_saved(all_of_them=True)
+
+    def _any_strained(self) -> bool:
+        # Logits are each rank's own, and all must go back to the same snapshot.
+        strained, self.strained = self.strained, False
+        return any_rank(strained)
+
+    def _checkpoint(self) -> dict[str, Any] | None:
+        rng = _rng_of_all_ranks()
+        if not dist.is_main_process():
+            return None
+        try:
+            checkpoint = self._run.make(self._runner)
+        except Exception as e:  # of a hook that adds its part
+            warn(
+                f"the checkpoint of iteration {self._runner.iter} could not be made: "
+                f"{e!r}. The snapshot is kept in memory and training goes on; see "
+                "which hook's before_save_checkpoint raised that."
+            )
+            return None
+        checkpoint.setdefault("amp_hooks", {})["rng"] = rng
+        return checkpoint
+
+    def _of_this_run(self) -> list[tuple[int, str]]:
+        """Files of the process before, not those of an older run in this work_dir."""
+        files = self._files.earlier_than(self._runner.iter)
+        headers = [(i, path, read_header(path)) for i, path in files]
+        found = [Candidate(path, h, True) for _, path, h in headers if h is not None]
+        older = {c.path for c in of_older_runs(found, self.pointer.named)}
+        good = {c.path for c in found} - older
+        return [(i, path) for i, path in files if path in good]
+
+    def _read(self, path: str) -> Snapshot | None:
+        words = damage(path, self._ignore)
+        try:
+            if words is None:
+                file: dict[str, Any] = torch.load(
+                    path, map_location="cpu", weights_only=True
+                )
+                return Snapshot.of_file(self._runner, file)
+        except Exception as e:  # on one rank alone it would leave the others waiting
+            words = repr(e)
+        warn(f"{path} cannot be gone back to: {words}.")
+        return None
+
+    def _tell_error(self, written: Written) -> None:
+        remedy = "make room on the disk"
+        if not isinstance(written.error, OSError):
+            remedy = "see what hooks put into checkpoints, beside tensors and numbers"
+        warn(
+            f"the auto-rollback checkpoint of iteration {written.iter} could not be "
+            f"written to {self._files.folder}: {written.error}. It is kept in memory "
+            f"and training goes on; {remedy}, or a killed run resumes from "
+            f"{self.pointer.named or 'the beginning'}."
+        )
+
+    def _recycle(self) -> None:
+        if self._writer.busy or self._waiting is not None:
+            return  # it may be what is being written
+        if isinstance(self._ring.spare, Snapshot):
+            self._copier.recycle(self._ring.spare.state)
+        self._ring.spare = None
+
+    def _offer_saved(self, all_of_them: bool) -> None:
+        proven = [s for s in self._saved if all_of_them or s[2] <= 0]
+        self._saved = [s for s in self._saved if s not in proven]
+        for path, iteration, _ in proven:
+            if osp.exists(path):  # not rotated away
+                self.pointer.offer(path, iteration)
+
+    def _write_entry(self, entry: Entry[Any]) -> None:
+        self._write(entry.item)
+        # The log history in it may be large; the rest is in the state as well.
+        entry.item = dataclasses.replace(entry.item, checkpoint=None)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        if snapshot.checkpoint is None:
+            return
+        self.collect()
+        if self._writer.busy:
+            if self._waiting is not None:
+                warn(
+                    "the disk is slower than the snapshots: the one of iteration "
+                    f"{self._waiting.iter} is kept in memory only. Use a longer "
+                    "interval or a faster disk."
+                )
+            self._waiting = snapshot
+            return
+        path = self._files.path_of(snapshot.iter)
+        save = Runtime.of(self._runner).saver(path)
+        self._writer.start(snapshot.checkpoint, path, save)
+
+
+def _rng_of_all_ranks() -> list[dict[str, Any]]:
+    state = rng_state()
+    return [state] if dist.get_world_size() == 1 else dist.all_gather_object(state)
