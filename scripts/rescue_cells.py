@@ -255,10 +255,10 @@ def machine() -> str:
 def _code(with_hooks: bool) -> str:
     # Every cell rehearses FP16 and injects faults with ours.
     names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]
-    names += ["scripts/make_digits.py", "amp_hooks/optim_wrapper.py"]
+    names += ["scripts/make_digits.py"]
     files = [Path(ROOT, name) for name in names]
-    hooks = Path(ROOT, "amp_hooks")
-    files += sorted(hooks.rglob("*.py" if with_hooks else "fault*.py"))
+    for folder in ("",) if with_hooks else ("precision", "inject"):
+        files += sorted(Path(ROOT, "amp_hooks", folder).rglob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 

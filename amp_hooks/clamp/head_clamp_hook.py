@@ -24,6 +24,7 @@ from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..monitor.logit_watch import LogitWatch
 from ..registry import HOOKS
+from .defaults import LIMIT, TRIGGER
 from .head_guard import HeadGuard
 from .trigger import beyond_trigger, check_trigger
 
@@ -97,10 +98,10 @@ class HeadClampHook(AmpHook):
 
     def __init__(
         self,
-        limit: float = 100.0,
+        limit: float = LIMIT,
         mode: str = "hard",
         when: str = "triggered",
-        trigger: float | dict[str, float] = 1000.0,
+        trigger: float | dict[str, float] = TRIGGER,
         early_warning: bool = True,
         release_after: int = 200,
         targets: str | Sequence[str] | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os.path as osp
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..engine import private
 from ..engine.config_values import dig, items_of
 from ..engine.finding import Finding, source
 from .facts import Facts, WrapperFacts, number, whole_number
-from .warmup import all_known, warmup_iters
+from .warmup import USUAL_WARMUP, all_known, needed_warmup, warmup_iters
 
 # MMDetection's own configs keep within twice the linear-scaling rule.
 _TOLERANCE = 2.0
@@ -22,8 +22,6 @@ _TOLERANCE = 2.0
 _SGD_LR, _SGD_IMAGES = 0.02, 16
 _HEADS = ("bbox_head", "rpn_head", "roi_head", "mask_head")
 
-WARMUP = 500  # iterations of it in MMDetection's own schedules
-_SHARE = 20  # of a run shorter than 10,000 iterations, a twentieth is enough
 _TRIAL = 100  # a shorter run is there to see whether it runs
 # A norm that small bounds the first steps as well as a warm-up: DETR and its kin.
 _TIGHT_CLIP = 1.0
@@ -62,7 +60,7 @@ def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
 
 def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """No warm-up of the learning rate, or a short one."""
-    if "optim_wrapper" not in cfg or facts.iteration >= WARMUP:
+    if "optim_wrapper" not in cfg or facts.iteration >= USUAL_WARMUP:
         return  # the Runner was not built from a config, or it is over
     if dig(cfg, "lr_config", "warmup"):
         return  # of 2.x, and a finding of its own
@@ -72,18 +70,18 @@ def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     if not all(all_known(schedule) for schedule in schedules):
         return
     warmup = min(warmup_iters(s, facts.epoch_length) for s in schedules)
-    enough = WARMUP
+    enough = USUAL_WARMUP
     if facts.max_iters is not None:
         if facts.max_iters < _TRIAL:
             return
-        enough = min(WARMUP, math.ceil(facts.max_iters / _SHARE))
+        enough = needed_warmup(facts.max_iters)
     elif warmup:
         return  # a short run may do with it
     if warmup >= enough:
         return
     had = f"{warmup:g} iterations" if warmup else "none"
     first = dict(type="LinearLR", start_factor=0.001, by_epoch=False, end=enough)
-    share = " (a twentieth)" if enough < WARMUP else ""
+    share = " (a twentieth)" if enough < USUAL_WARMUP else ""
     place = "in place of the present one" if warmup else "first"
     yield Finding(
         "short_warmup",
@@ -143,8 +141,7 @@ def _base_configs(path: str | None) -> Iterator[dict[str, Any]]:
     if not path or not osp.isfile(path):
         return
     try:
-        for name in Config._get_base_files(path):
-            base, _ = Config._get_cfg_path(name, path)
+        for base in private.base_configs(Config, path):
             yield Config.fromfile(base).to_dict()
             yield from _base_configs(base)
     except Exception:  # a file that has gone or changed since; then nothing is known

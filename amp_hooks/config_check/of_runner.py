@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.priority import get_priority
 
+from ..engine import private
 from ..engine.config_values import dig
 from ..engine.describe import batch_size
 from ..engine.hook import AmpHook
@@ -19,7 +20,7 @@ from .facts import MIXED, Facts, HookFacts, WrapperFacts, number
 def facts_of_runner(runner: Runner) -> Facts:
     """What a runner knows of itself in ``before_train``."""
     loader = runner.train_dataloader
-    resumed = bool(runner._resume and runner._has_loaded)
+    resumed = private.is_resumed(runner)
     return Facts(
         world_size=runner.world_size,
         batch_size=batch_size(loader),
@@ -55,10 +56,10 @@ def _wrapper(name: str, wrapper: OptimWrapper) -> WrapperFacts:
         name=name,
         kind=type(wrapper).__name__,
         dtype=dtype if half and dtype in MIXED else "",
-        static_scale=getattr(wrapper, "_scale_update_param", None),
+        static_scale=private.static_scale(wrapper),
         clips=bool(clip),
         max_norm=number(dig(clip, "max_norm")),
-        accumulate=wrapper._accumulative_counts,
+        accumulate=private.accumulative_counts(wrapper),
         optimizer=type(wrapper.optimizer).__name__,
         lr=number(wrapper.optimizer.defaults.get("lr")),
     )
@@ -72,6 +73,6 @@ def _length(loader: Any) -> int | None:
 
 
 def _saved_ema(runner: Runner) -> bool | None:
-    path = runner._load_from or find_latest_checkpoint(runner.work_dir)
+    path = private.load_from(runner) or find_latest_checkpoint(runner.work_dir)
     header = read_header(str(path)) if path else None
     return None if header is None else header.ema

@@ -13,6 +13,28 @@ _KNOWN = (*_RISING, *_OTHERS, "ReduceOnPlateau", "Step")
 _FIRST_FACTOR = 1 / 3  # default of LinearLR's start_factor and ConstantLR's factor
 
 
+# MMDetection's own schedules warm up for so many iterations.
+USUAL_WARMUP = 500
+
+
+def needed_warmup(iters: int) -> int:
+    """Iterations of warm-up that a run needs at least: a twentieth, 500 at most.
+
+    Args:
+        iters: Of the whole run.
+    """
+    return min(USUAL_WARMUP, math.ceil(iters / 20))
+
+
+def remedy_warmup(iters: int) -> int:
+    """Iterations of warm-up for a run that has failed early: a tenth, 500 at most.
+
+    Args:
+        iters: Of the whole run, as far as it came.
+    """
+    return min(USUAL_WARMUP, iters // 10)
+
+
 def warmup_iters(
     schedulers: Sequence[Mapping[str, Any]], epoch_length: int | None = None
 ) -> float:

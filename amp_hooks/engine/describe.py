@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..version import __version__
+from . import private
 from .wrappers import active_scaler, iter_wrappers
 
 
@@ -30,14 +31,14 @@ def describe_optimizer(name: str, wrapper: OptimWrapper) -> str:
         dtype = "float32" if scaler is None else "autocast's default"
     scale = "none"
     if scaler is not None:
-        static = getattr(wrapper, "_scale_update_param", None)
+        static = private.static_scale(wrapper)
         kind = "dynamic" if static is None else "static"
         scale = f"{scaler.get_scale():g} ({kind})"
     return (
         f"optimizer{' ' + name if name else ''}: {type(wrapper).__name__}, "
         f"{type(wrapper.optimizer).__name__}, dtype {dtype}, loss scale {scale}, "
         f"clip_grad {wrapper.clip_grad_kwargs or 'none'}, accumulative_counts "
-        f"{wrapper._accumulative_counts}"
+        f"{private.accumulative_counts(wrapper)}"
     )
 
 

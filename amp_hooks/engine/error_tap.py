@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
+from . import private
 from .step_tap import StepTap
 from .wrappers import iter_wrappers
 
@@ -58,7 +59,7 @@ class ErrorTap:
         single = not isinstance(optim_wrapper, OptimWrapperDict)
         if single and optim_wrapper.inner_count == counts[0]:
             # Raised before the backward pass, which counts; windows would shift.
-            optim_wrapper._inner_count += 1
+            private.count_backward(optim_wrapper)
         self._tap.drop_window(optim_wrapper)
 
     def detach(self) -> None:

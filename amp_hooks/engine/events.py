@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from .words import first_names
-
-Line = Mapping[str, Any]
+from . import event_words as words
+from .event_words import Line
 
 
 @dataclass(frozen=True)
@@ -27,153 +25,10 @@ class Event:
     fields: dict[str, str] = field(default_factory=dict)
 
 
-def _names(value: Any) -> str:
-    names = value if isinstance(value, (list, tuple, dict)) else [value]
-    return first_names([str(name) for name in names])
-
-
-def _all(values: list[Any]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _number(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, (int, float)) else str(value)
-
-
-_VERDICTS = {
-    "SCALE_OVERFLOW": "scaled gradients overflowed, as they do now and then",
-    "FORWARD_NONFINITE": "the forward pass was not finite",
-    "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
-    "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
-    "RAISED": "the training step raised because of NaN",
-}
-
-
-def reason(line: Line) -> str:
-    """The verdict of a line in plain words, with where, as far as it is known."""
-    text = _VERDICTS.get(str(line.get("verdict")), "")
-    if where := line.get("losses"):
-        text += f"; not finite: {_names(where)}"
-    if where := line.get("layers"):
-        text += f"; logits of {_names(where)}"
-    if where := line.get("nonfinite_state"):
-        text += f": {_names(where)}"
-    if where := line.get("nonfinite_grads"):
-        text += f"; gradients of {_names(where)}"
-    if where := line.get("error"):
-        text += f": {where}"
-    return text
-
-
-def _start(line: Line) -> str:
-    resumed = f" from iteration {line['iter']}" if line["iter"] else ""
-    return (
-        f"Training begins{resumed}, until iteration {line['max_iters']}, with "
-        f"{_names(line['optimizers'])}; hooks: {', '.join(line['hooks'])}."
-    )
-
-
-def _overflow(line: Line) -> str:
-    scale = f" The loss scale was {_number(line['scale'])}." if "scale" in line else ""
-    ranks = f" On ranks {_names(line['ranks'])}." if line.get("ranks") else ""
-    text = reason(line)
-    return f"{text[:1].upper()}{text[1:]}.{scale}{ranks}"
-
-
-def _veto(line: Line) -> str:
-    scale = line.get("scale")
-    return "The step was refused and the iteration undone" + (
-        f"; loss scale now {_number(scale)}." if scale is not None else "."
-    )
-
-
-def _rollback(line: Line) -> str:
-    scale = line.get("scale")
-    return (
-        f"Rollback {line['rollbacks']}: {reason(line)}. Weights, optimizer, loss scale "
-        f"and EMA went back to iteration {line['target_iter']}; learning rate now "
-        f"x{_number(line['lr_factor'])}"
-        + (f", loss scale {_number(scale)}." if scale is not None else ".")
-    )
-
-
-def _clamp_on(line: Line) -> str:
-    return (
-        f"Head clamp on: {line['reason']}, largest |logit| {_number(line['absmax'])}. "
-        "Classifier layers and losses run in FP32 from the next iteration on, logits "
-        f"within ±{_number(line['limit'])}."
-    )
-
-
-def _clamp_off(line: Line) -> str:
-    return (
-        f"Head clamp off after {line['clean_iterations']} calm iterations; it was on "
-        f"since iteration {line['since']}."
-    )
-
-
-def _early_warning(line: Line) -> str:
-    return (
-        f"The logits of {line['layer']} are heading for an overflow: |logit| is "
-        f"{_number(line['absmax'])}, usually {_number(line['usual'])}; FP16 overflows "
-        f"in about {line['iterations_left']} iterations at this rate."
-    )
-
-
-def _fallback(line: Line) -> str:
-    if "reason" not in line:
-        return f"Training is back in {line['to']}."
-    end = "for good" if line["until"] is None else f"until iteration {line['until']}"
-    return f"Training goes on in {line['to']} {end}, because of {line['reason']}."
-
-
-def _boxes(line: Line) -> str:
-    counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
-    named = line["images"][:5]
-    images = _all(named)
-    if more := line["images_total"] - len(named):
-        images += f" and {more} more images"
-    rank = f" on rank {line['rank']}" if line["rank"] else ""
-    done = {"drop": ", left out", "raise": ", which ended training"}
-    return f"Bad boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
-
-
-def _resume(line: Line) -> str:
-    return (
-        f"Resumed from {line['checkpoint']}: {line['rollbacks']} rollbacks so far, "
-        f"learning rate x{_number(line['lr_factor'])}."
-    )
-
-
-def _abort(line: Line) -> str:
-    if "error" in line:
-        return f"Training ended: {reason(line)}."
-    return (
-        f"Training ended after {line['rollbacks']} rollbacks: {reason(line)}. "
-        f"{line['limit']} allows no more. The last good checkpoint is "
-        f"{line['checkpoint']}."
-    )
-
-
-def _preflight(line: Line) -> str:
-    found = line["findings"]
-    if not found:
-        return f"Pre-flight found nothing in {line['seconds']} s."
-    fails = f"; fails: {_all(line['fails'])}" if line["fails"] else ""
-    done = {"told": "Training went on", "raised": "Training was not begun"}.get(
-        line["done"], f"Now {line['done']}"
-    )
-    return f"Pre-flight found {_all(found)}{fails}. {done}."
-
-
-def _forensics(line: Line) -> str:
-    return f"{line['finding']} The whole story is in {line['folder']}."
-
-
 EVENTS = {
     "start": Event(
         "training begins, anew or after a resume",
-        _start,
+        words.start,
         {
             "time": "when, in UTC (ISO 8601)",
             "max_iters": "where training is to end",
@@ -187,7 +42,7 @@ EVENTS = {
     ),
     "boxes": Event(
         "BoxSanityHook found boxes that are not sound",
-        _boxes,
+        words.boxes,
         {
             "action": "as configured: warn, drop or raise",
             "counts": "boxes by flaw",
@@ -198,7 +53,7 @@ EVENTS = {
     ),
     "preflight": Event(
         "AmpPreflightHook looked at the first batch",
-        _preflight,
+        words.preflight,
         {
             "findings": "names of what was found",
             "fails": "those of them that fail",
@@ -210,7 +65,7 @@ EVENTS = {
     ),
     "overflow": Event(
         "an iteration had NaN or inf somewhere",
-        _overflow,
+        words.overflow,
         {
             "losses": "if losses were not finite: these, with their value",
             "layers": "if logits were not: the classifier layers",
@@ -224,12 +79,12 @@ EVENTS = {
     ),
     "veto": Event(
         "StepGuardHook undid the iteration",
-        _veto,
+        words.veto,
         {"scale": "loss scale after it, or null"},
     ),
     "early_warning": Event(
         "logits grow towards the FP16 limit",
-        _early_warning,
+        words.early_warning,
         {
             "layer": "the classifier layer",
             "absmax": "its largest |logit|",
@@ -239,7 +94,7 @@ EVENTS = {
     ),
     "clamp_on": Event(
         "HeadClampHook begins to clamp",
-        _clamp_on,
+        words.clamp_on,
         {
             "reason": "non-finite forward, large logits or early warning",
             "absmax": "largest |logit|",
@@ -248,7 +103,7 @@ EVENTS = {
     ),
     "clamp_off": Event(
         "HeadClampHook ends",
-        _clamp_off,
+        words.clamp_off,
         {
             "since": "iteration of clamp_on",
             "clean_iterations": "calm iterations in a row",
@@ -262,7 +117,7 @@ EVENTS = {
     ),
     "rollback": Event(
         "the learned state went back",
-        _rollback,
+        words.rollback,
         {
             "target_iter": "iteration of the snapshot",
             "rollbacks": "rollbacks so far",
@@ -273,12 +128,12 @@ EVENTS = {
     ),
     "recover": Event(
         "RollbackHook raised the learning rate again",
-        lambda line: f"Learning rate raised to x{_number(line['lr_factor'])}.",
+        lambda line: f"Learning rate raised to x{words.number(line['lr_factor'])}.",
         {"lr_factor": "learning rate over the schedule's"},
     ),
     "fallback": Event(
         "the precision changed",
-        _fallback,
+        words.fallback,
         {
             "to": "the new one",
             "until": "iteration of the way back, or null",
@@ -287,7 +142,7 @@ EVENTS = {
     ),
     "forensics": Event(
         "a fault was looked into",
-        _forensics,
+        words.forensics,
         {
             "folder": "where report, batch and weights are",
             "kind": "as in report.json: overflow, nan, weights, input, ...",
@@ -299,19 +154,17 @@ EVENTS = {
     ),
     "bad_batch": Event(
         "images of a bad iteration",
-        lambda line: f"Bad batch on rank {line['rank']}: {_names(line['images'])}.",
+        words.bad_batch,
         {"rank": "the process", "images": "their paths", "ids": "their ids"},
     ),
     "suspect": Event(
         "an image came back in bad iterations",
-        lambda line: f"{line['image']} was in bad iterations {_all(line['iters'])}.",
+        words.suspect,
         {"image": "its path", "id": "its id", "iters": "the iterations"},
     ),
     "replaced": Event(
         "a suspect was left out",
-        lambda line: (
-            f"{line['image']} was left out; {line['by'] or 'another'} instead."
-        ),
+        words.replaced,
         {
             "rank": "the process",
             "image": "its path",
@@ -321,9 +174,7 @@ EVENTS = {
     ),
     "fault": Event(
         "FaultInjectionHook damaged the run on purpose",
-        lambda line: (
-            f"Injected: {line['what']} {line['value']}, {_names(line['where'])}."
-        ),
+        words.fault,
         {
             "what": "kind of fault",
             "where": "what was hit, up to five names",
@@ -333,7 +184,7 @@ EVENTS = {
     ),
     "resume": Event(
         "RollbackHook went on from a checkpoint",
-        _resume,
+        words.resume,
         {
             "rollbacks": "rollbacks so far",
             "lr_factor": "learning rate over the schedule's",
@@ -342,7 +193,7 @@ EVENTS = {
     ),
     "abort": Event(
         "training ended with TrainingDivergedError",
-        _abort,
+        words.abort,
         {
             "rollbacks": "if RollbackHook ended it: rollbacks so far",
             "lr_factor": "if RollbackHook ended it: as in rollback",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import private
+
 
 def gradient_values(params: Sequence[Tensor]) -> dict[int, Tensor]:
     """The gradients that there are, by index; of a sparse one its values."""
@@ -30,7 +32,7 @@ def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
     grads = gradient_values(params)
     if not grads:
         return None
-    norms = torch._foreach_norm(list(grads.values()), 2, dtype=torch.float32)
+    norms = private.norms_of(list(grads.values()))
     device = norms[0].device
     # Zeros fill the gaps: an index made from a list would be a copy to the device.
     placed = dict(zip(grads, (norm.to(device) for norm in norms)))

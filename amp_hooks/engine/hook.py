@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from . import private
 from .checks import check_known_arguments, match_names
 from .messages import warn
 from .model import bare_model
@@ -95,7 +96,7 @@ class AmpHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take the state back, if the run is resumed and not merely initialised."""
         state = checkpoint.get(CHECKPOINT_KEY, {}).get(self.key(runner))
-        if not runner._resume or state is None:
+        if not private.resumes(runner) or state is None:
             return
         try:
             self.load_state(state)

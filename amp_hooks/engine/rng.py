@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import mmengine.dist as dist
 import numpy as np
 import torch
+
+from .messages import warn
 
 # Of Python, numpy, torch and CUDA, as each gives its own.
 States = tuple[Any, Any, torch.Tensor, "torch.Tensor | None"]
@@ -76,3 +79,20 @@ def set_rng_state(state: dict[str, Any]) -> None:
             cuda if torch.cuda.is_available() else None,
         )
     )
+
+
+def set_rng_of_rank(saved: list[dict[str, Any]]) -> None:
+    """Set this process's generators to what a checkpoint has of its rank.
+
+    Nothing happens if it is of another number of processes. One that cannot be taken
+    back costs a warning.
+
+    Args:
+        saved: :func:`rng_state` of each rank.
+    """
+    if len(saved) != dist.get_world_size():
+        return
+    try:
+        set_rng_state(saved[dist.get_rank()])
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        warn(f"random number generators start anew, not from the checkpoint: {e!r}")

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
-from torch.amp.grad_scaler import OptState
 
+from . import private
 from .gradients import parameter_grad_norms
 from .recorder import FlightRecorder
 from .wrappers import active_scaler, iter_wrappers, trained_parameters
@@ -91,15 +91,13 @@ class StepTap:
         A static one is written back by MMEngine at the end of every step.
         """
         wrapper = self._by_name.get(name)
-        return self.gate is None and (
-            getattr(wrapper, "_scale_update_param", None) is not None
-        )
+        return self.gate is None and private.static_scale(wrapper) is not None
 
     def drop_window(self, optim_wrapper: Any) -> None:
         """Clear the gradients; a window that has begun takes no step, given a gate."""
         for name, wrapper in iter_wrappers(optim_wrapper):
             wrapper.zero_grad()
-            if self.gate and wrapper.inner_count % wrapper._accumulative_counts:
+            if self.gate and wrapper.inner_count % private.accumulative_counts(wrapper):
                 self.gate.dropped.add(name)
 
     def detach(self) -> None:
@@ -120,7 +118,7 @@ class StepTap:
                     name, trained_parameters(wrapper), loss
                 )
                 if passed is None:
-                    wrapper._inner_count += 1  # as the original does
+                    private.count_backward(wrapper)  # as the original does
                     return
                 loss = passed
             original_backward(loss, **kwargs)
@@ -139,8 +137,8 @@ class StepTap:
             if scaler is not None:
                 for value in state.get("found_inf_per_device", {}).values():
                     self.recorder.note("found_inf", value.reshape(()), name)
-                self.recorder.note("scale_next", scaler._scale.reshape(()), name)
-                tracker = scaler._growth_tracker.reshape(())
+                self.recorder.note("scale_next", private.scale_tensor(scaler), name)
+                tracker = private.growth_tensor(scaler)
                 self.recorder.note("growth_tracker", tracker, name)
 
         wrapper.backward, wrapper.step = backward, step
@@ -152,9 +150,9 @@ class StepTap:
         state, scale, bad = {}, None, None
         if scaler is not None:
             # GradScaler replaces this dict in update(); the old one keeps its verdict.
-            state = scaler._per_optimizer_states[id(wrapper.optimizer)]
+            state = private.step_state(scaler, wrapper.optimizer)
             # update() writes to it in place, so what the step used is copied now.
-            scale = scaler._scale.detach().reshape(()).clone()
+            scale = private.scale_tensor(scaler).detach().clone()
             self.recorder.note("scale", scale, name)
         if scaler is None or self.listeners:
             norms = parameter_grad_norms(trained_parameters(wrapper))
@@ -163,7 +161,7 @@ class StepTap:
                     bad = ~torch.isfinite(norms).all()
                     self.recorder.note("found_inf", bad.float(), name)
                 # A training step of the user's own may have unscaled them already.
-                unscaled = state.get("stage") is OptState.UNSCALED
+                unscaled = private.is_unscaled(state)
                 for listener in self.listeners:
                     listener(name, wrapper, norms, None if unscaled else scale)
         return state, bad

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import private
+
 
 def named_tensors(
     tree: Any, prefix: str = "", look_into: Callable[[Any], Any] | None = None
@@ -78,8 +80,7 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
             result = copy.copy(tree)
             result.clear()
             result.update(mapped)
-        if hasattr(tree, "_metadata"):  # a module's state dict: versions of its layers
-            result._metadata = tree._metadata  # type: ignore[attr-defined]
+        private.copy_metadata(tree, result)
         return result
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(f, value) for value in tree))

@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor
 
+from . import private
+
 
 def iter_wrappers(optim_wrapper: Any) -> Iterator[tuple[str, OptimWrapper]]:
     """Yield ``(name, wrapper)``; a single optimizer has the name ``''``."""
@@ -25,7 +27,7 @@ def trained_parameters(wrapper: OptimWrapper) -> list[Tensor]:
 def accumulating(optim_wrapper: Any) -> bool:
     """Whether gradients are waiting for an optimizer step."""
     return any(
-        wrapper.inner_count % wrapper._accumulative_counts != 0
+        wrapper.inner_count % private.accumulative_counts(wrapper) != 0
         for _, wrapper in iter_wrappers(optim_wrapper)
     )
 

@@ -12,18 +12,17 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..engine.checks import check_bool, check_int, check_iterations, check_number
-from ..engine.describe import describe_optimizer, utc_now
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.model import bare_model, refuse_sharded
 from ..engine.recorder import IterationRecord
 from ..engine.rng import capture_rng
 from ..engine.runtime import Runtime
-from ..engine.tensors import nonfinite_names
 from ..engine.verdict import Verdict
 from ..engine.wrappers import accumulating, active_scaler, iter_wrappers
 from ..guard.nan_errors import is_nan_error
 from ..registry import HOOKS
+from .circumstances import circumstances
 from .dump import save_dump
 from .replay import Call, Replay, run_again
 from .report import kind_of, report
@@ -250,7 +249,8 @@ class ForensicsHook(AmpHook):
         folder = os.path.join(runner.log_dir, "faults", f"iter_{runner.iter}")
         try:
             with replay.call.as_given():
-                about = self._about(runner, runtime, verdict, record, replay)
+                dtype = replay.dtype
+                about = circumstances(runner, runtime, verdict, record, dtype)
                 data = save_dump(
                     folder,
                     report(replay, about),
@@ -268,44 +268,4 @@ class ForensicsHook(AmpHook):
             finding=data["finding"],
             rank=dist.get_rank(),
             bytes=data["bytes"],
-        )
-
-    def _about(
-        self,
-        runner: Runner,
-        runtime: Runtime,
-        verdict: Verdict,
-        record: IterationRecord | None,
-        replay: Replay,
-    ) -> dict[str, Any]:
-        optimizers = dict(iter_wrappers(runner.optim_wrapper))
-        notes = []
-        guarded = runtime.tap.gate is not None
-        if verdict.is_bad and not guarded:
-            notes.append(
-                "Without StepGuardHook, buffers are as the fault "
-                "has left them, BatchNorm statistics among them."
-            )
-        for name, wrapper in optimizers.items():
-            bad = record is not None and record.get("found_inf", name)
-            if bad and not guarded and active_scaler(wrapper) is None:
-                notes.append(
-                    "The optimizer stepped on gradients that were not finite before "
-                    "this was run, so the weights are not those of the fault. "
-                    "StepGuardHook refuses such steps."
-                )
-        spoiled = nonfinite_names(dict(bare_model(runner).named_parameters()))
-        if spoiled:
-            notes.append(f"Weights that are not finite: {', '.join(spoiled)}.")
-        return dict(
-            iter=runner.iter,
-            verdict=verdict.value,
-            rank=dist.get_rank(),
-            time=utc_now(),
-            optimizers=[describe_optimizer(*item) for item in optimizers.items()],
-            dtype=replay.dtype,
-            layers=[n for watch in runtime.forward_watches for n in watch.layers],
-            clamped=sorted(runtime.clamped),
-            clamp_limit=min(runtime.clamp_limits, default=None),
-            notes=notes,
         )

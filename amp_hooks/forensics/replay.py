@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..engine import private
 from ..engine.batches import Contents, batch_tensors
 from ..engine.model import bare_model
 from ..engine.rng import States, restore_rng, undisturbed_rng
@@ -177,7 +178,7 @@ def _run(
     if result.fault is None and bad:
         result.fault = Fault("loss", "", bad, operation=operation)
     if total is not None:
-        total = total * scale / wrapper._accumulative_counts
+        total = total * scale / private.accumulative_counts(wrapper)
         _gradients(model, total, result, on_grads)
     return result
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.model import bare_model
 from ..engine.wrappers import iter_wrappers
@@ -26,14 +26,14 @@ class Window:
         self._slots = [
             (module, name)
             for module in bare_model(runner).modules()
-            for name, buffer in module._buffers.items()
+            for name, buffer in private.buffers_of(module).items()
             if buffer is not None
         ]
         self._buffers, self._ema = SavedTensors(), SavedTensors()
         self._saved: list[tuple[nn.Module, str]] = []
         wrappers = [wrapper for _, wrapper in iter_wrappers(runner.optim_wrapper)]
         # Otherwise the update of the one iteration is left out, which needs no copy.
-        self._keeps_ema = any(w._accumulative_counts > 1 for w in wrappers)
+        self._keeps_ema = any(private.accumulative_counts(w) > 1 for w in wrappers)
 
     def save(self, runner: Runner) -> None:
         """Copy, on the device and without waiting for it."""
@@ -45,9 +45,9 @@ class Window:
     def restore(self, runner: Runner) -> None:
         """Put it back, bit for bit."""
         for (module, name), copy in zip(self._saved, self._buffers.copies):
-            live = module._buffers[name]
+            live = private.buffers_of(module)[name]
             if live is None or live.shape != copy.shape:  # replaced meanwhile
-                module._buffers[name] = copy.clone()
+                private.buffers_of(module)[name] = copy.clone()
         self._buffers.restore(self._live())
         if self._keeps_ema:
             self._ema.restore(list(ema_tensors(runner)))
@@ -64,7 +64,7 @@ def ema_tensors(runner: Runner) -> Iterator[Tensor]:
 
 def _can_change(module: nn.Module) -> bool:
     # Frozen BatchNorm, which most detectors have in their backbone, updates nothing.
-    return module.training or not isinstance(module, _NormBase)
+    return module.training or not private.is_norm(module)
 
 
 class SavedTensors:
@@ -83,13 +83,13 @@ class SavedTensors:
         if not _alike(tensors, self.copies):
             self.copies = [torch.empty_like(t) for t in tensors]
         if tensors:
-            torch._foreach_copy_(self.copies, list(tensors))
+            private.copy_all(self.copies, tensors)
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
         """Write the copies into ``tensors``, which are those that were saved."""
         if tensors:
-            torch._foreach_copy_(list(tensors), self.copies)
+            private.copy_all(tensors, self.copies)
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper
 
+from ..engine import private
 from ..engine.recorder import IterationRecord
 from ..engine.verdict import Verdict
 from ..engine.wrappers import active_scaler
@@ -40,8 +41,8 @@ class ScalePolicy:
         """Begin, or go on after a resume with a static scale that was lowered."""
         if (scaler := active_scaler(wrapper)) is not None:
             self._growth[name] = scaler.state_dict()["_growth_tracker"]
-        if name in self.static and getattr(wrapper, "_scale_update_param", None):
-            wrapper._scale_update_param = self.static[name]
+        if name in self.static and private.static_scale(wrapper):
+            private.set_static_scale(wrapper, self.static[name])
 
     def after_step(
         self, name: str, wrapper: OptimWrapper, record: IterationRecord
@@ -68,11 +69,12 @@ class ScalePolicy:
         else:
             lowest = min(self.floor, used)
             scale = max(lowest, used * scaler.get_backoff_factor())
-        scaler._scale.fill_(scale)
-        scaler._growth_tracker.fill_(int(growth))
-        if getattr(wrapper, "_scale_update_param", None) is not None and scale != used:
+        private.scale_tensor(scaler).fill_(scale)
+        private.growth_tensor(scaler).fill_(int(growth))
+        if private.static_scale(wrapper) is not None and scale != used:
             # MMEngine writes this one back at the end of every step.
-            wrapper._scale_update_param = self.static[name] = scale
+            self.static[name] = scale
+            private.set_static_scale(wrapper, scale)
         self._growth[name] = growth
         record.put("scale_next", scale, name)
         return scale

@@ -10,6 +10,7 @@ import mmengine.dist as dist
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
+from ..engine import private
 from ..engine.checks import check_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
@@ -140,7 +141,7 @@ class FaultInjectionHook(AmpHook):
             self._names.append(expected_names(owner, fault, runner))
         if not any(getattr(h, "faults", None) is self for h in runner.hooks):
             runner.register_hook(_LastHook(self), priority="LOWEST")
-        self._end_with(runner._train_loop)
+        self._end_with(private.train_loop(runner))
 
     def before_train(self, runner: Runner) -> None:
         """Say what is going to happen."""

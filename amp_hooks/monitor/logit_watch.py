@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine import private
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import named_tensors
 from .classifiers import ClassifierFinder
@@ -168,7 +169,7 @@ class LogitWatch:
         Its re-entrant kind runs the forward pass without gradients and is seen here in
         the backward pass only; the other kind is seen in both.
         """
-        if torch._C._current_graph_task_id() == -1:
+        if not private.in_backward():
             self._measured.add(name)
             return False
         return name in self._measured

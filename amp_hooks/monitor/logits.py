@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from ..engine import private
 from ..engine.headroom import FP16_MAX
 from ..precision.half_rehearsal import rehearsing_half
 
@@ -53,7 +53,7 @@ def infinity_is_overflow(module: nn.Module) -> bool:
     So it is in a convolution or linear layer. Any other module may mask positions with
     it (text tokens in Grounding DINO, say).
     """
-    return isinstance(module, (nn.Linear, _ConvNd))
+    return isinstance(module, nn.Linear) or private.is_convolution(module)
 
 
 def largest_number(logits: Tensor) -> float:

@@ -17,7 +17,7 @@ from ..engine.recorder import IterationRecord
 from ..engine.runtime import Runtime
 from ..engine.wrappers import iter_wrappers
 from ..registry import HOOKS
-from .skips import SkipCounter, SkipKind
+from .skips import PATIENCE, SkipCounter, SkipKind
 
 
 @HOOKS.register_module()
@@ -44,7 +44,7 @@ class LossScaleMonitorHook(AmpHook):
 
     priority = 30
 
-    def __init__(self, patience: int = 16) -> None:
+    def __init__(self, patience: int = PATIENCE) -> None:
         self.patience = check_int("LossScaleMonitorHook", "patience", patience, 1)
         self.counters: dict[str, SkipCounter] = {}  # by optimizer
         self._warned: set[str] = set()

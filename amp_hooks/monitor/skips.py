@@ -6,6 +6,9 @@ from collections import deque
 from enum import Enum
 from typing import Any
 
+# LossScaleMonitorHook's default: a healthy scale of 65536 reaches 1.0 in 16 skips.
+PATIENCE = 16
+
 
 class SkipKind(str, Enum):
     """Why a dynamic loss scale skipped a step, as far as the pattern tells.

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.visualization import MLflowVisBackend, NeptuneVisBackend
 
+from ..engine import private
 from ..engine.checks import check_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
@@ -98,7 +99,7 @@ class StabilityPanelHook(AmpHook):
             return
         if self.histogram_interval and self._tensorboard:
             self._probe = HistogramProbe(runtime)
-        if not runner.visualizer._vis_backends:
+        if not private.vis_backends(runner.visualizer):
             warn(
                 "StabilityPanelHook has nowhere to publish: add "
                 "vis_backends=[dict(type='TensorboardVisBackend')] to visualizer."
@@ -170,7 +171,7 @@ class StabilityPanelHook(AmpHook):
             return
         # Not through the visualizer, where a backend that fails takes the points of
         # those after it.
-        for name, backend in runner.visualizer._vis_backends.items():
+        for name, backend in private.vis_backends(runner.visualizer).items():
             files = isinstance(backend, _LIKE_FILES)
             try:
                 backend.add_scalars(as_files(scalars) if files else scalars, step)

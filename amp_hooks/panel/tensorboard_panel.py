@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from mmengine.visualization import TensorboardVisBackend
 
+from ..engine import private
 from ..engine.events import Line
 from ..engine.messages import warn
 from .charts import CARDS, LAYOUT, card_text
@@ -30,7 +31,7 @@ class TensorBoardPanel:
         # By type, since users may give a backend any name.
         self._backends = [
             backend
-            for backend in runner.visualizer._vis_backends.values()
+            for backend in private.vis_backends(runner.visualizer).values()
             if dist.is_main_process() and isinstance(backend, TensorboardVisBackend)
         ]
         self._cards = 0
@@ -41,12 +42,14 @@ class TensorBoardPanel:
 
     def begin(self, runner: Runner) -> None:
         """Put up the layout; of a resumed run, drop what it is going to repeat."""
-        if runner._resume and runner.iter > 0:
+        if private.resumes(runner) and runner.iter > 0:
             self._write(lambda writer: _restart(writer, runner.iter + 1))
         self._write(lambda writer: writer.add_custom_scalars(LAYOUT))
         for backend in self._backends:
             # A folder of the user's own may lie outside the work dir.
-            folder, work_dir = map(osp.abspath, (backend._save_dir, runner.work_dir))
+            folder, work_dir = map(
+                osp.abspath, (private.save_dir(backend), runner.work_dir)
+            )
             inside = folder.startswith(osp.join(work_dir, ""))
             # TensorBoard smooths by default, which bends steps and spikes.
             print_log(
@@ -94,7 +97,7 @@ def _restart(writer: Any, step: int) -> None:
     """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-    file_writer = writer._get_file_writer()
+    file_writer = private.event_writer(writer)
     file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
     # Two, since TensorBoard takes the first it sees in a folder for the run's start.
     for _ in range(2):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 
-from ..engine.wrappers import active_scaler
+from ..engine import private
+from ..engine.wrappers import active_scaler, iter_wrappers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
 
@@ -61,9 +64,45 @@ class LowerPrecision:
         scaler, self._scaler = self._scaler, None
         wrapper.loss_scaler = scaler
         state = scaler.state_dict()
-        if not state["scale"] > scale_floor and wrapper._scale_update_param is None:
+        if not state["scale"] > scale_floor and private.static_scale(wrapper) is None:
             state = dict(state, scale=self._initial_scale, _growth_tracker=0)
             scaler.load_state_dict(state)
+
+
+class MixedPrecision:
+    """The mixed precision of a run: that of each optimizer which has one.
+
+    Args:
+        runner: With its optimizers as they were configured.
+        initial_scales: Loss scales to begin anew with, by optimizer; the present ones
+            where it names none.
+
+    Attributes:
+        dtypes: That are computed in, as configured; empty in an FP32 run.
+    """
+
+    def __init__(
+        self, runner: Runner, initial_scales: Mapping[str, float] | None = None
+    ) -> None:
+        self._wrappers: list[LowerPrecision] = []
+        for name, wrapper in iter_wrappers(runner.optim_wrapper):
+            if hasattr(wrapper, "cast_dtype"):
+                scale = (initial_scales or {}).get(name)
+                if scale is None:
+                    scaler = active_scaler(wrapper)
+                    scale = 1.0 if scaler is None else float(scaler.get_scale())
+                self._wrappers.append(LowerPrecision(wrapper, scale))
+        self.dtypes = [wrapper.dtype for wrapper in self._wrappers]
+
+    def leave(self, precision: str) -> None:
+        """Compute in another one from the next iteration on, a key of ``DTYPES``."""
+        for wrapper in self._wrappers:
+            wrapper.leave(DTYPES[precision])
+
+    def enter(self, scale_floor: float) -> None:
+        """Go back; see :meth:`LowerPrecision.enter`."""
+        for wrapper in self._wrappers:
+            wrapper.enter(scale_floor)
 
 
 def bfloat16_runs_on(device: torch.device) -> bool:

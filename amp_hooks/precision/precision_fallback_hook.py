@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
@@ -19,7 +20,7 @@ from ..engine.runtime import Raised, Runtime
 from ..engine.verdict import Verdict
 from ..engine.wrappers import accumulating, active_scaler, iter_wrappers
 from ..registry import HOOKS
-from .lower_precision import DTYPES, LowerPrecision, bfloat16_runs_on
+from .lower_precision import DTYPES, MixedPrecision, bfloat16_runs_on
 
 _BAD = tuple(v.value for v in Verdict if v.is_bad)
 
@@ -88,13 +89,12 @@ class PrecisionFallbackHook(AmpHook):
         self.until: int | None = None
         self._counted = 0  # rollbacks that have been acted on
         self._streak = 0
-        self._configured: list[LowerPrecision] = []
         self._initial_scales: dict[str, float] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Remember the initial loss scales, before a checkpoint is read."""
         self._initial_scales = {
-            name: scaler._init_scale
+            name: private.initial_scale(scaler)
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
             if (scaler := active_scaler(wrapper)) is not None
         }
@@ -102,12 +102,8 @@ class PrecisionFallbackHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """See that there is something to leave, and go on with a fallback resumed."""
         self._check_causes(runner)
-        self._configured = [
-            LowerPrecision(wrapper, self._initial_scales.get(name, 1.0))
-            for name, wrapper in iter_wrappers(runner.optim_wrapper)
-            if hasattr(wrapper, "cast_dtype")
-        ]
-        if not self._configured:
+        self._configured = MixedPrecision(runner, self._initial_scales)
+        if not self._configured.dtypes:
             raise ValueError(
                 "PrecisionFallbackHook: optim_wrapper is "
                 f"{type(runner.optim_wrapper).__name__}, which computes in FP32, so "
@@ -115,8 +111,7 @@ class PrecisionFallbackHook(AmpHook):
                 "take it out of custom_hooks."
             )
         if self.precision is not None:
-            for precision in self._configured:
-                precision.leave(DTYPES[self.precision])
+            self._configured.leave(self.precision)
         runtime.last_resorts.append(partial(self._as_last_resort, runner, runtime))
         runtime.errors.attach(runner)
         runtime.errors.handlers.append(partial(self._on_error, runner, runtime))
@@ -161,9 +156,7 @@ class PrecisionFallbackHook(AmpHook):
 
     def after_train(self, runner: Runner) -> None:
         """Give the optimizers back as they were configured."""
-        for precision in self._configured:
-            precision.enter(scale_floor=0.0)
-        self._configured.clear()
+        self._configured.enter(scale_floor=0.0)
         super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
@@ -191,9 +184,8 @@ class PrecisionFallbackHook(AmpHook):
         if self.precision == "float32":
             return None
         device = next(bare_model(runner).parameters()).device
-        tried = self.precision == "bfloat16" or any(
-            p.dtype == torch.bfloat16 for p in self._configured
-        )
+        had = self._configured.dtypes
+        tried = self.precision == "bfloat16" or torch.bfloat16 in had
         if self.to == "float32" or tried or not bfloat16_runs_on(device):
             return "float32"
         return "bfloat16"
@@ -234,8 +226,7 @@ class PrecisionFallbackHook(AmpHook):
             reason: In words, after 'because of'.
             until: Iteration of the way back; None is for good.
         """
-        for configured in self._configured:
-            configured.leave(DTYPES[precision])
+        self._configured.leave(precision)
         self.precision, self.until = precision, until
         runtime.emit(
             "fallback",
@@ -262,11 +253,10 @@ class PrecisionFallbackHook(AmpHook):
         return self.precision != before
 
     def _come_back(self, runner: Runner, runtime: Runtime, rollbacks: int) -> None:
-        for configured in self._configured:
-            configured.enter(runtime.scale_floor)
+        self._configured.enter(runtime.scale_floor)
         self.precision = self.until = None
         self._counted, self._streak = rollbacks, 0
-        to = str(self._configured[0].dtype).rsplit(".", 1)[-1]
+        to = str(self._configured.dtypes[0]).rsplit(".", 1)[-1]
         runtime.emit("fallback", runner.iter, Verdict.HEALTHY, to=to, until=None)
         warn(f"training is back in {to} from iteration {runner.iter + 1} on.")
 

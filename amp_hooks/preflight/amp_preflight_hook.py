@@ -19,19 +19,16 @@ from ..engine.headroom import headroom_bits
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.model import refuse_sharded
-from ..engine.ranks import any_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import active_scaler, iter_wrappers
 from ..errors import PreflightError
 from ..forensics.replay import in_a_line
-from ..precision.lower_precision import DTYPES, LowerPrecision, bfloat16_runs_on
 from ..precision.precision_fallback_hook import PrecisionFallbackHook
 from ..registry import HOOKS
 from .batch_findings import batch_findings
-from .batch_rules import OF_PRECISION
 from .first_batch import FirstBatch
-from .validation import asks_for_fp16, fp16_off, validation_findings
+from .remedy import Remedy
+from .validation import asks_for_fp16, validation_findings
 
 _ON_FAIL = ("warn", "fp32", "bf16", "raise")
 
@@ -127,15 +124,15 @@ class AmpPreflightHook(AmpHook):
         self.precision: str | None = None  # that was left for, without a fallback hook
         self.findings: list[Finding] = []  # of this start
         self.notes: list[str] = []  # what could not be looked at
-        self._configured: list[LowerPrecision] = []
         self._looked = False
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Go on in the precision that an earlier start has left for."""
         refuse_sharded(self, runner)
         self._looked = False
+        self._remedy = Remedy(runner, self.on_fail)
         if self.precision is not None:
-            self._leave(runner, self.precision)
+            self._remedy.leave(self.precision)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -153,7 +150,8 @@ class AmpPreflightHook(AmpHook):
         self.findings = self._of_all_ranks(found)
         seconds = round(time.perf_counter() - began, 1)
         text = self._tell(seconds, first)
-        done = self._act(runner, runtime, first)
+        done = self._remedy.act(self.findings, first)
+        self.precision = self._remedy.precision
         runtime.emit(
             "preflight",
             runner.iter,
@@ -170,9 +168,7 @@ class AmpPreflightHook(AmpHook):
 
     def after_train(self, runner: Runner) -> None:
         """Give the optimizers back as they were configured."""
-        for precision in self._configured:
-            precision.enter(scale_floor=0.0)
-        self._configured.clear()
+        self._remedy.give_back()
         super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
@@ -245,77 +241,6 @@ class AmpPreflightHook(AmpHook):
         if self.on_fail != "raise":
             warn(text)
         return text
-
-    def _act(self, runner: Runner, runtime: Runtime, first: FirstBatch | None) -> str:
-        """Do what ``on_fail`` says, on every rank; in a word for the ledger."""
-        fails = {f.name for f in self.findings if f.fails}
-        if not fails:
-            return "told" if self.findings else "nothing"
-        if self.on_fail == "raise":
-            return "raised"
-        if self.on_fail == "warn":
-            return "told"
-        done = "told"
-        if "fp16_validation" in fails:
-            fp16_off(runner)
-            done = "validation in float32"
-            warn("pre-flight: validation and test run in FP32 from now on.")
-        if cured := sorted(fails & OF_PRECISION):
-            reason = f"pre-flight ({', '.join(cured)})"
-            return self._lower(runner, runtime, first, reason) or done
-        return done
-
-    def _lower(
-        self, runner: Runner, runtime: Runtime, first: FirstBatch | None, reason: str
-    ) -> str | None:
-        """Leave the configured precision, if there is one to leave; for which."""
-        fallbacks = [h for h in runner.hooks if isinstance(h, PrecisionFallbackHook)]
-        now = fallbacks[0].precision if fallbacks else self.precision
-        mixed = any(
-            hasattr(wrapper, "cast_dtype")
-            for _, wrapper in iter_wrappers(runner.optim_wrapper)
-        )
-        if now == "float32" or not mixed:
-            return None
-        precision = "float32"
-        # A collective, so every rank takes part.
-        if self.on_fail == "bf16" and not any_rank(not self._bf16_runs(first)):
-            precision = "bfloat16"
-        if fallbacks:
-            fallbacks[0].leave(runner, runtime, Verdict.HEALTHY, precision, reason)
-            return precision
-        self._leave(runner, precision)
-        runtime.emit(
-            "fallback",
-            runner.iter,
-            Verdict.HEALTHY,
-            to=precision,
-            until=None,
-            reason=reason,
-        )
-        warn(f"training runs in {precision}, for good, because of {reason}.")
-        return precision
-
-    def _bf16_runs(self, first: FirstBatch | None) -> bool:
-        """Whether it is another precision, the device has it, and the batch is fine."""
-        if first is None or first.dtype == "bfloat16":
-            return False
-        device = next(first.model.parameters()).device
-        try:
-            return bfloat16_runs_on(device) and first.runs_in(torch.bfloat16)
-        except Exception:
-            return False  # no memory, for one
-
-    def _leave(self, runner: Runner, precision: str) -> None:
-        self.precision = precision
-        if not self._configured:
-            for _, wrapper in iter_wrappers(runner.optim_wrapper):
-                if hasattr(wrapper, "cast_dtype"):
-                    scaler = active_scaler(wrapper)
-                    scale = 1.0 if scaler is None else float(scaler.get_scale())
-                    self._configured.append(LowerPrecision(wrapper, scale))
-        for configured in self._configured:
-            configured.leave(DTYPES[precision])
 
 
 def _headroom(first: FirstBatch | None) -> dict[str, float]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..clamp.defaults import LIMIT
 from ..engine.finding import Finding, source
 from ..engine.headroom import FP16_MAX, headroom_bits
 from ..engine.words import first_names
@@ -22,9 +23,9 @@ LOSS_TOLERANCE = 0.25
 # Differences below this say nothing: RTMDet's loss_bbox of 0.003 to 0.03 is off by 9%
 # in FP16 and 79% in BF16, for its assigner chooses among boxes that are all bad.
 LOSS_FLOOR = 0.05
-# HeadClampHook's default limit. Measured: 5.1 at most. Trained heads stay far below it
-# as well, since a sigmoid of 17 is 1.0 in FP32.
-LARGE_LOGIT = 100.0
+# Measured: 5.1 at most. Trained heads stay far below it as well, since a sigmoid of 17
+# is 1.0 in FP32.
+LARGE_LOGIT = LIMIT
 # GradScaler's 65536 takes so many halvings to 8. Measured: 8 for DETR, whose largest
 # gradient is 208; 2 at most for the others.
 MANY_SKIPS = 13

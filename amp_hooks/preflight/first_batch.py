@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..engine import private
 from ..engine.model import bare_model
 from ..engine.rng import capture_rng, undisturbed_rng
 from ..engine.runtime import Runtime
@@ -77,7 +78,7 @@ class FirstBatch:
         mixed = [w for w in every if hasattr(w, "cast_dtype")]
         self.wrapper = (mixed or every)[0]
         self.fp32 = OptimWrapper(
-            self.wrapper.optimizer, self.wrapper._accumulative_counts
+            self.wrapper.optimizer, private.accumulative_counts(self.wrapper)
         )
         self.mixed = bool(mixed)
         self.dtype = "float32"

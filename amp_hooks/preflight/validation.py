@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from ..engine import private
 from ..engine.batches import batch_tensors
 from ..engine.describe import batch_size
 from ..engine.finding import Finding
@@ -31,13 +31,13 @@ def asks_for_fp16(runner: Runner) -> bool:
     """Whether validation or test is configured to run in FP16."""
     return any(
         loop.get("fp16") if isinstance(loop, dict) else getattr(loop, "fp16", False)
-        for loop in (runner._val_loop, runner._test_loop)
+        for loop in (private.val_loop(runner), private.test_loop(runner))
     )
 
 
 def fp16_off(runner: Runner) -> None:
     """Let validation and test run in FP32."""
-    for loop in (runner._val_loop, runner._test_loop):
+    for loop in (private.val_loop(runner), private.test_loop(runner)):
         if isinstance(loop, dict):  # the config that it is going to be built from
             if "fp16" in loop:
                 loop["fp16"] = False
@@ -52,7 +52,7 @@ def validation_findings(runner: Runner, layers: list[str]) -> list[Finding]:
         runner: Its validation loop has a data loader; neither of them is touched.
         layers: Names of the classifier layers, to look at the logits as well.
     """
-    loop = runner._val_loop
+    loop = private.val_loop(runner)
     if not isinstance(loop, BaseLoop):
         raise ValueError("there is no validation loop with a batch to take")
     model = bare_model(runner)
@@ -145,7 +145,7 @@ def _without_statistics(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, _BatchNorm)
+        if private.is_batch_norm(module)
         and module.running_mean is not None
         and not module.num_batches_tracked
         and not module.running_mean.any()

@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.wrappers import active_scaler, iter_wrappers
 from .learning_rate import scale_lr
 
@@ -62,5 +63,5 @@ def pin_static_scale(runner: Runner) -> None:
     """
     for _, wrapper in iter_wrappers(runner.optim_wrapper):
         scaler = active_scaler(wrapper)
-        if scaler and getattr(wrapper, "_scale_update_param", None) is not None:
-            wrapper._scale_update_param = scaler.get_scale()
+        if scaler and private.static_scale(wrapper) is not None:
+            private.set_static_scale(wrapper, scaler.get_scale())

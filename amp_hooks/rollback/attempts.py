@@ -21,19 +21,20 @@ class Attempts:
         iters: What counts as recent.
 
     Attributes:
+        total: Allowed in the whole run.
         done: Each rollback so far, as ``[iteration, target, verdict, extra]``; extra is
             1 if the limits forbade it and another precision was tried, else 0.
     """
 
     def __init__(self, total: int, recent: int, iters: int) -> None:
-        self._total, self._recent, self._iters = total, recent, iters
+        self.total, self._recent, self._iters = total, recent, iters
         self.done: list[list[Any]] = []
         self._file = ""
 
     def used_up(self, now: int) -> str:
         """Which limit forbids another rollback at iteration ``now``, or ''."""
-        if len(self.done) >= self._total:
-            return f"max_rollbacks={self._total}"
+        if len(self.done) >= self.total:
+            return f"max_rollbacks={self.total}"
         recent = [at for at, *_ in self.done if now - at < self._iters]
         if len(recent) >= self._recent:
             return f"max_recent={self._recent} in recent_iters={self._iters}"
@@ -70,7 +71,12 @@ class Attempts:
         """How many there were in that iteration and later."""
         return sum(at >= iteration for at, *_ in self.done)
 
-    def told(self) -> str:
+    @property
+    def number(self) -> int:
+        """How many there were."""
+        return len(self.done)
+
+    def summary(self) -> str:
         """All of them in words."""
         return "; ".join(f"at {i} to {to} ({why})" for i, to, why, _ in self.done)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from .defaults import PATIENCE, SHARE, WINDOW
+
 
 class BadStreak:
     """Counts bad iterations, in a row and among the last few.
@@ -17,7 +19,9 @@ class BadStreak:
         length: Bad iterations in a row so far.
     """
 
-    def __init__(self, patience: int, window: int, share: float) -> None:
+    def __init__(
+        self, patience: int = PATIENCE, window: int = WINDOW, share: float = SHARE
+    ) -> None:
         self.patience = patience
         self.share = share
         self.length = 0

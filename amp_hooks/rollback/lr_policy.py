@@ -23,6 +23,7 @@ class LRPolicy:
 
     Attributes:
         total: What it has been multiplied by for good.
+        warmup_iters: As given.
         trust: Whether it would be to blame for a fault.
     """
 
@@ -34,7 +35,7 @@ class LRPolicy:
         keep_after: int | None,
     ) -> None:
         self._factor = factor
-        self._warmup_iters, self._recover_after = warmup_iters, recover_after
+        self.warmup_iters, self._recover_after = warmup_iters, recover_after
         self.total = 1.0
         self.trust = LRTrust(keep_after)
         self._clean = 0  # healthy iterations since it changed
@@ -94,7 +95,7 @@ class LRPolicy:
         if self._since is None:
             return 1.0
         done = max(0, iteration - self._since - 1)
-        return warmup_factor(done, self._warmup_iters)
+        return warmup_factor(done, self.warmup_iters)
 
     def _change(self, runner: Runner, factor: float) -> None:
         change_lr(runner, factor)
@@ -122,14 +123,14 @@ class LRTrust:
     """
 
     def __init__(self, after: int | None) -> None:
-        self._after = after
+        self.after = after
         self._last: list[float] = []
         self._healthy = 0
 
     @property
     def cleared(self) -> bool:
         """Whether it has gone well for long enough."""
-        return self._after is not None and self._healthy >= self._after
+        return self.after is not None and self._healthy >= self.after
 
     def healthy(self, rates: Sequence[float] | None, iterations: int) -> None:
         """Healthy iterations have passed.

@@ -12,6 +12,7 @@ from mmengine.fileio import FileClient, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, Runner
 
+from ..engine import private
 from ..engine.messages import warn
 from ..engine.safe_load import allow_mmengine_checkpoints
 from .checkpoint_file import Header, damage, read_header
@@ -43,19 +44,19 @@ def choose_resume(runner: Runner) -> str | None:
     Raises:
         RuntimeError: On every rank, if there are checkpoints and none can be used.
     """
-    loop = runner._train_loop
+    loop = private.train_loop(runner)
     begins = isinstance(loop, BaseLoop) and loop.iter == 0  # and no test run
-    if not begins or not runner._resume or runner._has_loaded:
+    if not begins or not private.resumes(runner) or private.has_loaded(runner):
         return None
     allow_mmengine_checkpoints()
     # A path and an error: an exception of rank 0 alone would leave the others waiting.
     answer: list[str | None] = [None, None]
     if dist.is_main_process():
         try:
-            if runner._load_from is None:
+            if private.load_from(runner) is None:
                 answer[0] = _choose(runner)
             else:
-                _check(runner, str(runner._load_from))
+                _check(runner, str(private.load_from(runner)))
         except Exception as e:
             answer[1] = str(e) if isinstance(e, _Unusable) else repr(e)
     dist.broadcast_object_list(answer)
@@ -63,7 +64,7 @@ def choose_resume(runner: Runner) -> str | None:
     if error is not None:
         raise RuntimeError(error)
     if path is not None:
-        runner._load_from = path  # MMEngine resumes from it
+        private.set_load_from(runner, path)  # MMEngine resumes from it
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 from mmengine.runner import Runner
 from torch import nn
 
+from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.model import bare_model, left_out_buffers
 from ..engine.tensors import map_tensors, named_tensors, nonfinite_names
@@ -112,7 +113,7 @@ class Snapshot:
         emas = []
         for hook in ema_hooks(runner)[:1]:  # MMEngine's checkpoints hold one
             if "ema_state_dict" in checkpoint:
-                hook._swap_ema_state_dict(checkpoint)
+                private.swap_ema_state(hook, checkpoint)
                 emas.append(checkpoint["ema_state_dict"])
         optimizer = checkpoint["optimizer"]
         names = [name for name, _ in iter_wrappers(runner.optim_wrapper)]
@@ -155,7 +156,7 @@ class Snapshot:
             for group, kept in zip(optimizer.param_groups, hyper):
                 group.update(kept)
             optimizer.zero_grad()
-            wrapper._inner_count -= wrapper._inner_count % wrapper._accumulative_counts
+            private.uncount_accumulated(wrapper)
         averaged = self.state["ema"]
         for i, hook in enumerate(ema_hooks(runner)):
             if i < len(averaged):
@@ -169,12 +170,12 @@ class Snapshot:
         for name, saved in self.state.get("buffers", {}).items():  # a file has none
             owner, _, last = name.rpartition(".")
             module = model.get_submodule(owner)
-            live = module._buffers.get(last)
+            live = private.buffers_of(module).get(last)
             if live is not None and live.shape == saved.shape:
                 live.copy_(saved)
             else:  # replaced meanwhile
                 device = saved.device if live is None else live.device
-                module._buffers[last] = saved.to(device, copy=True)
+                private.buffers_of(module)[last] = saved.to(device, copy=True)
 
 
 def _scheduled(runner: Runner) -> set[str]:

@@ -10,6 +10,7 @@ import mmengine.dist as dist
 import torch
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.files import remove
 from ..engine.messages import warn
 from ..engine.ranks import any_rank
@@ -28,7 +29,7 @@ from .writer import SnapshotWriter, Written
 _LAST_WAIT = 600.0  # seconds, for the last file of a run
 
 
-class Snapshots:
+class SnapshotStore:
     """The ring in memory, and the files that the main process writes of it.
 
     Args:
@@ -62,7 +63,7 @@ class Snapshots:
         if dist.is_main_process():
             self._files.prepare(runner.iter)
             self._run = RunCheckpoint(runner)
-        if runner._resume and runner._has_loaded:
+        if private.is_resumed(runner):
             earlier = [self._of_this_run() if dist.is_main_process() else []]
             dist.broadcast_object_list(earlier)
             for iteration, path in earlier[0]:
@@ -165,6 +166,15 @@ class Snapshots:
             )
         if not diverged:
             self._offer_saved(all_of_them=True)
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether a snapshot is not proven yet."""
+        return self._ring.on_probation
+
+    def cooling(self, now: int) -> bool:
+        """Whether the last rollback was at most ``cooldown`` iterations ago."""
+        return self._ring.cooling(now)
 
     def _any_strained(self) -> bool:
         # Logits are each rank's own, and all must go back to the same snapshot.

@@ -5,7 +5,7 @@ import pytest
 from amp_hooks.config_check import check as config_check
 from amp_hooks.config_check import cli
 from tests import helpers
-from tests.test_scripts import call
+from tests.scripts.test_scripts import call
 
 HEALTHY = str(helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16.py")
 HOT = str(helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16_hot.py")

@@ -10,7 +10,7 @@ from amp_hooks.config_check.check import check_config
 from amp_hooks.config_check.of_config import facts_of_config
 from amp_hooks.config_check.of_runner import facts_of_runner
 from tests import helpers
-from tests.hooks.test_optim_wrapper_dict import options as two_optimizers
+from tests.integration.test_optim_wrapper_dict import options as two_optimizers
 
 CAPPED = {"optim_wrapper.clip_grad": None}
 WARM = [dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=1)]

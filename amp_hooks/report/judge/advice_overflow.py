@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ...clamp.defaults import TRIGGER
 from ...engine.words import count
+from ...rollback.defaults import WINDOW
 from ..read.curves import Curve
 from ..read.history import RunHistory
 from .advice import Advice
-from .advice_training import TRIGGER
 from .hooks_of import has_hook
 from .incidents import Findings, any_within
 from .recipe import Recipe
 
-_WINDOW = 20  # RollbackHook's window
 # An order of magnitude: a smaller spike is within what batches differ by.
 _SPIKE = 10.0
 # What is logged is the worst of ten iterations or a mean; twice its median lets a
@@ -36,7 +36,7 @@ def clip(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
         return  # it cuts such spikes already
     spikes = []
     for first, _ in found.streaks:
-        before = norms.within(max(0, first - _WINDOW), first + 1)
+        before = norms.within(max(0, first - WINDOW), first + 1)
         if len(before) and before.values.max() > _SPIKE * median:
             top = int(before.values.argmax())
             spikes.append((int(before.iters[top]), float(before.values[top])))
@@ -57,7 +57,7 @@ def clip(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
 
 def _calm(norms: Curve, found: Findings) -> Curve:
     """Without the points that a bad iteration or what led to it may be in."""
-    near = any_within(found.bad, norms.iters - _WINDOW, norms.iters + _WINDOW)
+    near = any_within(found.bad, norms.iters - WINDOW, norms.iters + WINDOW)
     return Curve(norms.iters[~near], norms.values[~near])
 
 

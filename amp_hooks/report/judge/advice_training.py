@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from ...clamp.defaults import TRIGGER
+from ...config_check.warmup import USUAL_WARMUP, remedy_warmup
 from ...data.boxes import FLAWS
 from ...engine.words import first_names
+from ...rollback.defaults import LR_FACTOR, PATIENCE
 from ..read.history import RunHistory
 from .advice import Advice
 from .causes import Suspects
@@ -14,12 +17,6 @@ from .incidents import Findings
 from .recipe import Recipe
 from .status import Judgement, Status
 
-# RollbackHook's default lr_factor, which dlib takes when training diverges.
-_LR_FACTOR = 0.1
-# Three in a row are RollbackHook's patience: one bad batch is data, two are bad luck.
-_STREAK = 3
-_WARMUP = 500  # iterations of it in MMDetection's own schedules
-TRIGGER = 1000.0  # HeadClampHook's default for large logits
 _SHOWN = 5  # pieces of evidence of one kind
 
 
@@ -106,7 +103,7 @@ def lower_lr(
     if changed and not factor < 1 and not lost:
         return  # it has risen again to what the config says, and that held
     longest = max(found.streaks, key=lambda s: s[1] - s[0], default=(0, -1))
-    if longest[1] - longest[0] + 1 >= _STREAK:
+    if longest[1] - longest[0] + 1 >= PATIENCE:
         evidence.append(
             f"iterations {longest[0]} to {longest[1]} were not finite, "
             f"{longest[1] - longest[0] + 1} in a row"
@@ -133,7 +130,7 @@ def lower_lr(
             f"the first bad iteration had a learning rate of {rates.first:.3g}"
         )
     # What held; else one step further than what was tried.
-    wanted = factor if factor < 1 and not lost else factor * _LR_FACTOR
+    wanted = factor if factor < 1 and not lost else factor * LR_FACTOR
     title = f"Lower the learning rate, to x{wanted:g}"
     change = f"# multiply each learning rate by {wanted:g}"
     if recipe.lr is not None:
@@ -149,10 +146,10 @@ def warm_up(found: Findings, recipe: Recipe) -> Iterator[Advice]:
         return
     warmup = int(recipe.warmup)
     # Soon after it: Adam's and BatchNorm's averages are of the warm-up still.
-    if first >= (2 * warmup or _WARMUP):
+    if first >= (2 * warmup or USUAL_WARMUP):
         return
-    # Of a short run a tenth, and in any case well beyond where it failed.
-    usual = min(_WARMUP, (found.last - found.first + 1) // 10)
+    # In any case well beyond where it failed.
+    usual = remedy_warmup(found.last - found.first + 1)
     end = max(2 * warmup, 2 * (first + 1), usual)
     had = f"a warm-up of {warmup} iterations" if warmup else "no warm-up in the config"
     place = "in place of the present one" if warmup else "first"

@@ -8,11 +8,9 @@ import numpy as np
 
 from ...engine.config_values import dig
 from ...engine.verdict import Verdict
+from ...monitor.skips import PATIENCE as COLLAPSE_SKIPS
 from ..read.curves import EMPTY, Array, Curve
 from ..read.history import NO_ITERATION, Happening, RunHistory
-
-# As LossScaleMonitorHook counts: a healthy scale of 65536 reaches 1.0 in 16 skips.
-_COLLAPSE_STREAK = 16
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,10 @@ def find(run: RunHistory) -> Findings:
         if not _is_bad(h)
         and ("collapse" in _kinds(h) or not h.number("scale", 2.0) > 1.0)
     }
-    if len(overflows) >= _COLLAPSE_STREAK:
-        spans = overflows[_COLLAPSE_STREAK - 1 :] - overflows[: 1 - _COLLAPSE_STREAK]
-        rows = np.flatnonzero(spans == _COLLAPSE_STREAK - 1)
-        collapses |= set(overflows[rows + _COLLAPSE_STREAK - 1].tolist())
+    if len(overflows) >= COLLAPSE_SKIPS:
+        spans = overflows[COLLAPSE_SKIPS - 1 :] - overflows[: 1 - COLLAPSE_SKIPS]
+        rows = np.flatnonzero(spans == COLLAPSE_SKIPS - 1)
+        collapses |= set(overflows[rows + COLLAPSE_SKIPS - 1].tolist())
     window = dig(run.config, "log_processor", "window_size")
     window = window if isinstance(window, int) else Findings.window
     printed = _printed_only(run)

@@ -11,11 +11,9 @@ from ...engine.config_values import dig
 from ...engine.events import in_words
 from ...engine.words import count, first_names
 from ...rollback.bad_streak import BadStreak
+from ...rollback.defaults import WINDOW
 from ..read.history import RunHistory
 from .incidents import Findings
-
-# RollbackHook's defaults of patience, window and share: what it calls sustained.
-_PATIENCE, _WINDOW, _SHARE = 3, 20, 0.35
 
 
 class Status(IntEnum):
@@ -93,17 +91,17 @@ def _ends_bad(found: Findings) -> str | None:
     if not len(found.bad):
         return None
     after = int(found.rollbacks[-1]) if len(found.rollbacks) else found.first - 1
-    streak = BadStreak(_PATIENCE, _WINDOW, _SHARE)
-    bad = set(found.bad[-_WINDOW:].tolist())
-    for iteration in range(max(after + 1, found.last - _WINDOW + 1), found.last + 1):
+    streak = BadStreak()  # what RollbackHook calls sustained
+    bad = set(found.bad[-WINDOW:].tolist())
+    for iteration in range(max(after + 1, found.last - WINDOW + 1), found.last + 1):
         streak.add(iteration in bad)
     first, last = found.streaks[-1]
     if last == found.last and last not in found.undone:
         return f"from iteration {first} to the last one, {last}, the run is not finite"
     if streak.too_many:
-        number = int((found.bad > found.last - _WINDOW).sum())
+        number = int((found.bad > found.last - WINDOW).sum())
         return (
-            f"{number} of the last {min(_WINDOW, found.last - found.first + 1)} "
+            f"{number} of the last {min(WINDOW, found.last - found.first + 1)} "
             f"iterations, up to {last}, are not finite"
         )
     return None

@@ -18,16 +18,6 @@ _CURVES = ("loss", "lr", "grad_norm")
 _NEVER_INFINITE = ("weight", "bias", "running_mean", "running_var")
 
 
-def newest_checkpoint(work_dir: Path) -> Path | None:
-    """What ``last_checkpoint`` names, also if the folder was moved since."""
-    try:
-        named = Path((work_dir / "last_checkpoint").read_text().strip())
-    except (OSError, UnicodeDecodeError):
-        return None
-    places = [named, work_dir / named.name, work_dir / "rollback" / named.name]
-    return next((path for path in places if path.is_file()), None)
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read it without executing anything that is in it.
 

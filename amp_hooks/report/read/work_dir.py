@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import newest_checkpoint, read_checkpoint
 from .config import parse_config
 from .history import Checkpoint, Line, RunHistory, Start, merge
 from .scalars import from_lines, from_tensorboard, json_lines
@@ -119,9 +118,21 @@ def _checkpoint(work_dir: Path, notes: list[str]) -> Checkpoint | None:
     path = newest_checkpoint(work_dir)
     if path is None:
         return None
+    from .checkpoint import read_checkpoint  # torch takes a while
+
     try:
         return read_checkpoint(path)
     except Exception as e:  # of many kinds: the file may be anything
         reason = str(e).split("\n", 1)[0][:200]
         notes.append(f"{path} could not be read ({type(e).__name__}: {reason}).")
         return None
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """What ``last_checkpoint`` names, also if the folder was moved since."""
+    try:
+        named = Path((work_dir / "last_checkpoint").read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    places = [named, work_dir / named.name, work_dir / "rollback" / named.name]
+    return next((path for path in places if path.is_file()), None)

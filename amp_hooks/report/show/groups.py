@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.events import in_words, reason
+from ...engine.event_words import reason
+from ...engine.events import in_words
 from ...engine.words import count, first_names
 from ..read.history import Happening
 

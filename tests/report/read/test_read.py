@@ -12,7 +12,7 @@ from amp_hooks.report.read.config import parse_config
 from amp_hooks.report.read.curves import Curve
 from amp_hooks.report.read.work_dir import NoRunError, read_run
 
-from .made import line, start_line
+from ..made import line, start_line
 
 
 def write(folder, lines, scalars=None, config=None):

@@ -1,6 +1,7 @@
 import pytest
 
-from amp_hooks.engine.events import EVENTS, in_words, reason
+from amp_hooks.engine.event_words import reason
+from amp_hooks.engine.events import EVENTS, in_words
 
 
 @pytest.mark.parametrize("event", EVENTS)

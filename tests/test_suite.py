@@ -11,12 +11,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 import amp_hooks
-from amp_hooks.suite import MEMBERS
+from amp_hooks.members import MEMBERS
 from tests import helpers
 
 CLS = "bbox_head.retina_cls.weight"
 LOGGED = dict(log_level="INFO")
-NAMES = [cls.__name__ for cls in MEMBERS.values()]
+NAMES = list(MEMBERS.values())
 IN_FP32 = [name for name in NAMES if name != "PrecisionFallbackHook"]
 
 

@@ -13,7 +13,7 @@ from amp_hooks.report.show.html_page import render as render_html
 from amp_hooks.report.show.page import make_page
 from amp_hooks.report.show.terminal import render
 
-from .made import NAN, bad, curve, line, overflows, rollback, run, start_line
+from ..made import NAN, bad, curve, line, overflows, rollback, run, start_line
 
 VOID = ("meta", "br")
 

@@ -64,7 +64,7 @@ def test_a_complex_output_is_not_measured():
 def test_what_cannot_be_measured_costs_the_model_nothing(monkeypatch):
     model = nn.Sequential(nn.Linear(2, 2))
     layers = Layers(model)
-    monkeypatch.setattr("amp_hooks.first_batch.peak", lambda *args: 1 / 0)
+    monkeypatch.setattr("amp_hooks.preflight.first_batch.peak", lambda *args: 1 / 0)
     model(torch.ones(1, 2))
     layers.close()
     assert layers.failed == "0: ZeroDivisionError: division by zero"

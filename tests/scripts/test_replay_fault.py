@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import helpers
-from tests.test_scripts import call as call_in_a_process
+from tests.scripts.test_scripts import call as call_in_a_process
 
 HOOKS = [
     *helpers.MONITORS,

@@ -6,7 +6,7 @@ from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import Status, judge
 from amp_hooks.report.read.history import Start, merge
 
-from .made import (
+from ..made import (
     NAN,
     bad,
     checkpoint,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmdet.models import DetDataPreprocessor, RetinaNet
 from mmdet.registry import MODELS
+from mmengine.hooks import Hook
 
 import amp_hooks
 from tests import helpers
@@ -146,7 +147,7 @@ def test_parameters_that_the_loss_does_not_use(build):
     assert "backbone.extra.weight" in found["unused_parameters"].what
 
 
-class Before(amp_hooks.hooks.base.Hook):
+class Before(Hook):
     priority = 0
 
     def __init__(self, action):
@@ -265,7 +266,7 @@ def test_training_is_bit_identical_to_training_without_it(build, detector, optio
     assert line["iter"] == 0
 
 
-class Gradients(amp_hooks.hooks.base.Hook):
+class Gradients(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == 0:
             self.before = [p.grad for p in runner.model.parameters()]
@@ -275,7 +276,7 @@ class Gradients(amp_hooks.hooks.base.Hook):
 
 
 def test_two_optimizers(build):
-    from tests.hooks.test_optim_wrapper_dict import options
+    from tests.integration.test_optim_wrapper_dict import options
 
     runs = []
     for hooks in ([], PREFLIGHT):
@@ -287,7 +288,7 @@ def test_two_optimizers(build):
 
 
 def test_one_frozen_optimizer_of_two_is_named(build):
-    from tests.hooks.test_optim_wrapper_dict import options
+    from tests.integration.test_optim_wrapper_dict import options
 
     runner = build("retinanet", iters=1, hooks=PREFLIGHT, options=options())
     init = runner.model.init_weights
@@ -371,7 +372,7 @@ def test_precision_is_left_for_good(build, on_fail, with_fallback, tmp_path):
     assert seen == [to]
 
 
-class Precision(amp_hooks.hooks.base.Hook):
+class Precision(Hook):
     def __init__(self, seen):
         self.seen = seen
 

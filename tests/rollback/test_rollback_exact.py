@@ -17,7 +17,7 @@ import torch
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
 from amp_hooks.engine.tensors import named_tensors
 from tests import helpers
-from tests.hooks.test_optim_wrapper_dict import options as two_optimizers
+from tests.integration.test_optim_wrapper_dict import options as two_optimizers
 
 K, DISTURBED, AFTER = 4, 20, 50
 WEIGHT = "bbox_head.retina_cls.weight"
@@ -67,7 +67,7 @@ def config(digits, work_dir, loop, last, case, **more):
         "retinanet", digits, work_dir, options=options, **loop, **case, **more
     )
     cfg.param_scheduler = None
-    cfg.custom_imports = dict(imports=["tests.hooks.test_optim_wrapper_dict"])
+    cfg.custom_imports = dict(imports=["tests.integration.test_optim_wrapper_dict"])
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     return cfg
 

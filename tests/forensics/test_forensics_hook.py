@@ -13,12 +13,13 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 
 import amp_hooks
+from amp_hooks.engine.hook import AmpHook
 from amp_hooks.engine.rng import capture_rng
 from amp_hooks.forensics.dump import load_call, load_weights, save_dump
 from amp_hooks.forensics.replay import Call, Replay
 from amp_hooks.forensics.report import report
 from tests import helpers
-from tests.hooks.test_optim_wrapper_dict import options as two_optimizers
+from tests.integration.test_optim_wrapper_dict import options as two_optimizers
 
 GUARD = dict(type="amp_hooks.StepGuardHook")
 
@@ -258,7 +259,7 @@ def test_a_failure_while_writing_costs_no_run(build, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("no room for a norm")
 
-    monkeypatch.setattr("amp_hooks.hooks.forensics_hook.nonfinite_names", fail)
+    monkeypatch.setattr("amp_hooks.forensics.circumstances.nonfinite_names", fail)
     fault = helpers.fault("raise", 2)
     options = {"log_level": "WARNING"}
     runner = train(build, fault, GUARD, forensics(), options=options)
@@ -383,7 +384,7 @@ def test_validation_is_not_recorded(build):
     """And the batch of an iteration is let go at its end."""
     held = []
 
-    class Look(amp_hooks.hooks.base.AmpHook):
+    class Look(AmpHook):
         priority = "LOWEST"
 
         def before_val_iter(self, runner, batch_idx, data_batch=None):

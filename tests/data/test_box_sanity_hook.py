@@ -154,7 +154,7 @@ def test_injected_faults_are_found(build):
 
 
 def test_many_are_no_flood(build, monkeypatch):
-    monkeypatch.setattr("amp_hooks.hooks.box_sanity_hook._MAX_LINES", 7)
+    monkeypatch.setattr("amp_hooks.data.box_sanity_hook._MAX_LINES", 7)
     bad = helpers.fault("boxes", 0, iters=12, value="zero", count="all")
     runner = build(
         "retinanet",

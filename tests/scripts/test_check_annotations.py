@@ -13,7 +13,7 @@ from amp_hooks.data.coco_kinds import KINDS
 from tests import helpers
 from tests.bad_boxes import voc
 from tests.coco_made import healthy, plant
-from tests.test_scripts import call
+from tests.scripts.test_scripts import call
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from tests import helpers
-from tests.hooks.test_stability_hook import small_recipe
 from tests.integration.test_ddp import run_on_two_ranks, train_on_two_ranks
+from tests.test_suite import small_recipe
 
 PREFLIGHT = dict(type="amp_hooks.AmpPreflightHook", config_check=False)
 CONFIGS = helpers.ROOT / "configs/digits"

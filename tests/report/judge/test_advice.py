@@ -10,7 +10,7 @@ from amp_hooks.report.judge.causes import suspect
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import judge
 
-from .made import (
+from ..made import (
     CONFIG,
     bad,
     checkpoint,

@@ -1,0 +1,225 @@
+"""Private names of MMEngine and torch that the suite depends on, each in one place.
+
+What an upgrade of either can break is here, with why nothing public will do. A test
+keeps private names out of every other module. Checked with mmengine 0.10.3 to 0.10.7
+(and onedl-mmengine 0.10.12) and torch 2.4 to 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+# --- mmengine.optim.OptimWrapper ------------------------------------------------------
+
+
+def accumulative_counts(wrapper: Any) -> int:
+    """Backward passes that make one optimizer step, as configured."""
+    return int(wrapper._accumulative_counts)
+
+
+def count_backward(wrapper: Any) -> None:
+    """Count one backward pass, as the wrapper does after each."""
+    wrapper._inner_count += 1
+
+
+def uncount_accumulated(wrapper: Any) -> None:
+    """Forget the backward passes since the last step: accumulation begins anew."""
+    wrapper._inner_count -= wrapper._inner_count % wrapper._accumulative_counts
+
+
+def static_scale(wrapper: Any) -> float | None:
+    """The static loss scale that MMEngine writes back at the end of every step."""
+    scale: float | None = getattr(wrapper, "_scale_update_param", None)
+    return scale
+
+
+def set_static_scale(wrapper: Any, scale: float) -> None:
+    """Let MMEngine write back another one."""
+    wrapper._scale_update_param = scale
+
+
+# --- torch.amp.GradScaler -------------------------------------------------------------
+
+
+def step_state(scaler: Any, optimizer: Any) -> dict[str, Any]:
+    """GradScaler's state of an optimizer's present step.
+
+    ``update()`` replaces this dict; the old one keeps its ``found_inf_per_device``.
+    """
+    state: dict[str, Any] = scaler._per_optimizer_states[id(optimizer)]
+    return state
+
+
+def is_unscaled(state: Mapping[str, Any]) -> bool:
+    """Whether the gradients of that step have been unscaled already."""
+    return state.get("stage") is OptState.UNSCALED
+
+
+def scale_tensor(scaler: Any) -> Tensor:
+    """The loss scale on its device, 0-d; ``get_scale()`` would wait for it."""
+    scale: Tensor = scaler._scale
+    return scale.reshape(())
+
+
+def growth_tensor(scaler: Any) -> Tensor:
+    """Clean steps since the loss scale changed, on its device, 0-d."""
+    tracker: Tensor = scaler._growth_tracker
+    return tracker.reshape(())
+
+
+def initial_scale(scaler: Any) -> float:
+    """The loss scale as configured."""
+    return float(scaler._init_scale)
+
+
+# --- mmengine.runner.Runner -----------------------------------------------------------
+
+
+def resumes(runner: Any) -> bool:
+    """Whether this start was asked to resume; set before a checkpoint is chosen."""
+    return bool(runner._resume)
+
+
+def is_resumed(runner: Any) -> bool:
+    """Whether this start goes on from a checkpoint that has been read."""
+    return bool(runner._resume and runner._has_loaded)
+
+
+def has_loaded(runner: Any) -> bool:
+    """Whether a checkpoint has been read, to resume or to begin with."""
+    return bool(runner._has_loaded)
+
+
+def load_from(runner: Any) -> Any:
+    """The checkpoint that is going to be read, or has been."""
+    return runner._load_from
+
+
+def set_load_from(runner: Any, path: str) -> None:
+    """Let MMEngine read that checkpoint."""
+    runner._load_from = path
+
+
+def train_loop(runner: Any) -> Any:
+    """The loop, or the dict it is going to be built from; the property would build."""
+    return runner._train_loop
+
+
+def val_loop(runner: Any) -> Any:
+    """The validation loop, a dict, or None."""
+    return runner._val_loop
+
+
+def test_loop(runner: Any) -> Any:
+    """The test loop, a dict, or None."""
+    return runner._test_loop
+
+
+# --- other parts of mmengine ----------------------------------------------------------
+
+
+def swap_ema_state(ema_hook: Any, checkpoint: dict[str, Any]) -> None:
+    """Exchange model and EMA in a checkpoint, as EMAHook does to save and to load."""
+    ema_hook._swap_ema_state_dict(checkpoint)
+
+
+def vis_backends(visualizer: Any) -> Mapping[str, Any]:
+    """The visualization backends, by the names that the user gave them."""
+    backends: Mapping[str, Any] = visualizer._vis_backends
+    return backends
+
+
+def save_dir(backend: Any) -> str:
+    """The folder that a visualization backend writes to."""
+    return str(backend._save_dir)
+
+
+def base_configs(config: Any, path: str) -> Iterator[str]:
+    """Paths of the configs that a file names as its bases.
+
+    Args:
+        config: The class ``mmengine.config.Config``.
+        path: Of the file.
+    """
+    for name in config._get_base_files(path):
+        yield config._get_cfg_path(name, path)[0]
+
+
+# --- torch ----------------------------------------------------------------------------
+
+
+def event_writer(writer: Any) -> Any:
+    """What a SummaryWriter writes events with."""
+    return writer._get_file_writer()
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The module's own buffers, to read and to replace."""
+    return module._buffers
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The module's own parameters, to read and to exchange."""
+    return module._parameters
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm or InstanceNorm, with statistics or without."""
+    return isinstance(module, _NormBase)
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a BatchNorm."""
+    return isinstance(module, _BatchNorm)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution, transposed or not."""
+    return isinstance(module, _ConvNd)
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """``copy_`` of many tensors in few launches."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
+def multiply_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """``mul_`` of many tensors in few launches."""
+    torch._foreach_mul_(list(tensors), factor)
+
+
+def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """L2 norm of each tensor, 0-d float32, in few launches."""
+    return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
+
+
+def sparse_values(gradient: Tensor) -> Tensor:
+    """The values of a sparse gradient, not coalesced: to write to in place."""
+    return gradient._values()
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs: activation checkpointing calls modules again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """A context in which TorchFunctionModes see nothing."""
+    return torch._C.DisableTorchFunction()
+
+
+def copy_metadata(source: Any, target: Any) -> None:
+    """A state dict's versions of its layers, if it has any."""
+    if hasattr(source, "_metadata"):
+        target._metadata = source._metadata

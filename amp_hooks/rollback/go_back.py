@@ -1,0 +1,161 @@
+"""Go back to a good snapshot, with a lower loss scale and learning rate, or give up."""
+
+from __future__ import annotations
+
+import mmengine.dist as dist
+from mmengine.runner import Runner
+
+from ..engine.messages import warn
+from ..engine.ranks import any_rank
+from ..engine.runtime import Runtime
+from ..engine.verdict import Verdict
+from ..errors import TrainingDivergedError
+from . import messages
+from .adjust import lower_loss_scale
+from .attempts import Attempts
+from .lr_policy import LRPolicy
+from .run_state import overflowed
+from .snapshot_store import SnapshotStore
+
+
+class GoBack:
+    """Takes a run back, on every rank alike.
+
+    Args:
+        runner: The run.
+        store: Has the snapshots.
+        attempts: Counts the rollbacks and knows the limits.
+        lr: What a rollback does to the learning rate.
+        scale_factor: Multiplies the snapshot's loss scale, once for every rollback
+            since it was taken.
+        reset_optimizer: Start without momentum.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        store: SnapshotStore,
+        attempts: Attempts,
+        lr: LRPolicy,
+        scale_factor: float,
+        reset_optimizer: bool,
+    ) -> None:
+        self._runner, self._store = runner, store
+        self._attempts, self._lr = attempts, lr
+        self._scale_factor, self._reset_optimizer = scale_factor, reset_optimizer
+
+    def __call__(self, verdict: Verdict, nonfinite: list[str]) -> None:
+        """Go back now.
+
+        Args:
+            verdict: Why.
+            nonfinite: Tensors of the learned state that are not finite.
+
+        Raises:
+            TrainingDivergedError: The limits allow no more, or there is no snapshot.
+        """
+        runner, runtime = self._runner, Runtime.of(self._runner)
+        where = messages.where_text(nonfinite)
+        limit = self._attempts.used_up(runner.iter)
+        if limit and not self._last_resort(runtime, verdict):
+            self._give_up(runtime, verdict, where, limit)
+        kept = self._why_lr_stays(runtime, verdict, nonfinite)
+        target = self._store.go_back(runner.iter)
+        if target is None:
+            raise TrainingDivergedError(
+                messages.no_snapshot(runner.iter, verdict.value, where)
+            )
+        # Counted first, so that a kill at any moment gives no extra attempt.
+        self._attempts.add(runner.iter, target.iter, verdict.value, bool(limit))
+        target.restore(runner, self._reset_optimizer)
+        # Its scale knows nothing of the rollbacks since it was taken.
+        factor = self._scale_factor ** self._attempts.since(target.iter)
+        scale = lower_loss_scale(runner, factor, runtime.scale_floor)
+        self._lr.rolled_back(runner, lower=not kept)
+        runtime.forget_window()
+        runtime.emit(
+            "rollback",
+            runner.iter,
+            verdict,
+            target_iter=target.iter,
+            rollbacks=self._attempts.number,
+            lr_factor=self._lr.total,
+            scale=scale,
+            nonfinite_state=nonfinite[:5],
+        )
+        warn(
+            messages.rolled_back(
+                number=self._attempts.number,
+                limit=self._attempts.total,
+                now=runner.iter,
+                target=target.iter,
+                verdict=verdict.value,
+                where=where,
+                lr_factor=self._lr.total,
+                lr_kept=kept,
+                warmup_iters=self._lr.warmup_iters,
+                scale=scale,
+            )
+        )
+
+    def _why_lr_stays(
+        self, runtime: Runtime, verdict: Verdict, nonfinite: list[str]
+    ) -> str:
+        """In words, or '' if the learning rate is to blame."""
+        if self._came_from_outside(runtime, verdict, nonfinite):
+            return "no step did this"
+        if self._lr.trust.cleared:
+            return f"it has gone well for {self._lr.trust.after} iterations"
+        return ""
+
+    def _came_from_outside(
+        self, runtime: Runtime, verdict: Verdict, nonfinite: list[str]
+    ) -> bool:
+        """Whether something else than training made the state non-finite.
+
+        Where every step is guarded, training does not make NaN; unless the fault is
+        back. It can make infinities, all losses and gradients being finite: of
+        BatchNorm's statistics, Adam's squares, or a weight, which finite numbers
+        overflow to; NaN made from these comes with them.
+        """
+        guarded = runtime.tap.gate is not None
+        state = verdict is Verdict.STATE_NONFINITE
+        if not (guarded and state) or self._store.cooling(self._runner.iter):
+            return False
+        return not any_rank(overflowed(self._runner, nonfinite))
+
+    def _last_resort(self, runtime: Runtime, verdict: Verdict) -> bool:
+        resorts = runtime.last_resorts if self._attempts.may_have_extra else []
+        number = self._attempts.number + 1
+        return any(resort(verdict, number) for resort in resorts)
+
+    def _give_up(
+        self, runtime: Runtime, verdict: Verdict, where: str, limit: str
+    ) -> None:
+        self._store.finish(diverged=True)
+        # The other ranks wait here: if one of them ended, so would the one that writes.
+        named = [self._store.pointer.named if dist.is_main_process() else None]
+        dist.broadcast_object_list(named)
+        checkpoint = named[0] or "missing, for none could be written"
+        now = self._runner.iter
+        runtime.emit(
+            "abort",
+            now,
+            verdict,
+            rollbacks=self._attempts.number,
+            lr_factor=self._lr.total,
+            limit=limit,
+            checkpoint=checkpoint,
+        )
+        raise TrainingDivergedError(
+            messages.diverged(
+                now=now,
+                verdict=verdict.value,
+                where=where,
+                rollbacks=self._attempts.number,
+                attempts=self._attempts.summary(),
+                lr_factor=self._lr.total,
+                limit=limit,
+                checkpoint=checkpoint,
+            )
+        )

@@ -1,0 +1,100 @@
+"""What RollbackHook tells the user."""
+
+from __future__ import annotations
+
+
+def where_text(names: list[str]) -> str:
+    """Which tensors are not finite, in brackets; nothing if none is named."""
+    return f" ({', '.join(names[:3])}, {len(names)} in all)" if names else ""
+
+
+def rolled_back(
+    *,
+    number: int,
+    limit: int,
+    now: int,
+    target: int,
+    verdict: str,
+    where: str,
+    lr_factor: float,
+    lr_kept: str,
+    warmup_iters: int,
+    scale: float | None,
+) -> str:
+    """The run went back.
+
+    Args:
+        number: Of this rollback, from 1.
+        limit: ``max_rollbacks``.
+        now: Iteration in which it happened.
+        target: Iteration of the snapshot.
+        verdict: Why.
+        where: As from :func:`where_text`.
+        lr_factor: Learning rate over the schedule's, after re-warm-up.
+        lr_kept: Why the learning rate stays, or ''.
+        warmup_iters: Iterations until a lowered one is reached.
+        scale: Loss scale after it, if there is one.
+    """
+    learning_rate = f"now x{lr_factor:g}"
+    if lr_kept:
+        learning_rate = f"unchanged, for {lr_kept}"
+    elif warmup_iters:
+        learning_rate += f", reached in {warmup_iters} iterations"
+    return (
+        f"rollback {number} of {limit} at iteration {now}: {verdict}{where}. Weights, "
+        f"optimizer, loss scale and EMA are back at iteration {target}; learning rate "
+        f"{learning_rate}"
+        + (f", loss scale {scale:g}" if scale is not None else "")
+        + ". Training goes on with the next batch. If this repeats, lower the "
+        "learning rate or lengthen the warm-up."
+    )
+
+
+def diverged(
+    *,
+    now: int,
+    verdict: str,
+    where: str,
+    rollbacks: int,
+    attempts: str,
+    lr_factor: float,
+    limit: str,
+    checkpoint: str,
+) -> str:
+    """The run is given up.
+
+    Args:
+        now: Iteration in which it happened.
+        verdict: Why.
+        where: As from :func:`where_text`.
+        rollbacks: So far.
+        attempts: The rollbacks in words, or ''.
+        lr_factor: Learning rate over the schedule's.
+        limit: The argument that allows no more, with its value.
+        checkpoint: The last good one.
+    """
+    return (
+        f"training diverged at iteration {now}: {verdict}{where}. Tried: {rollbacks} "
+        f"rollbacks, {attempts or 'none'}; learning rate x{lr_factor:g}. {limit} "
+        f"allows no more. The last good checkpoint is {checkpoint}. Begin with its "
+        "weights (load_from, without resume) at a lower learning rate or with a longer "
+        "warm-up; or resume from it with gradient clipping or in BF16, and with a "
+        "higher limit."
+    )
+
+
+def no_snapshot(now: int, verdict: str, where: str) -> str:
+    """There is nothing to go back to."""
+    return (
+        f"{verdict}{where} at iteration {now}, and no snapshot to roll back to: the "
+        "state was not finite before the first iteration, or there was no memory for a "
+        "copy of it. Check load_from, the checkpoint resumed, and the log."
+    )
+
+
+def lr_raised(healthy: int | None, lr_factor: float, now: int) -> str:
+    """The learning rate has recovered by a step."""
+    return (
+        f"{healthy} healthy iterations: learning rate now x{lr_factor:g} at iteration "
+        f"{now}."
+    )
