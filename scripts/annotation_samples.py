@@ -17,7 +17,7 @@ from mmengine.runner import set_random_seed
 from mmengine.utils import ProgressBar
 
 from amp_hooks.data.box_check import FlawedImage, check_boxes
-from amp_hooks.data.boxes import FLAWS, NAMES, in_words
+from amp_hooks.data.boxes import FLAWS, NAMES, flaw_words
 from amp_hooks.engine.batches import boxes_of, data_samples
 
 _USUAL = 1000  # samples
@@ -111,7 +111,7 @@ def check_samples(
 def _table(
     counts: Counter[str], first: dict[str, list[str]], min_size: float
 ) -> list[list[str]]:
-    words = {flaw: in_words(flaw, min_size) for flaw in FLAWS}
+    words = {flaw: flaw_words(flaw, min_size) for flaw in FLAWS}
     words["cannot_load"] = "the pipeline raised"
     rows = [["", "found", "what", "first of them"]]
     for kind, meaning in words.items():

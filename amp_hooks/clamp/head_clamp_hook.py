@@ -199,8 +199,8 @@ class HeadClampHook(AmpHook):
         }
         reason = next((text for text, holds in reasons.items() if holds), None)
         # While a clamp is on, infinities in its layers do not count in the verdict.
-        faulty = set(self._watch.faulty(record)) & set(self._layers)
-        bad = reason or faulty or record.verdict.is_bad
+        nonfinite = set(self._watch.nonfinite_layers(record)) & set(self._layers)
+        bad = reason or nonfinite or record.verdict.is_bad
         calm = not bad and absmax <= self.limit
         self.clean = self.clean + 1 if calm else 0
         if not self.active and reason:
@@ -234,8 +234,8 @@ class HeadClampHook(AmpHook):
                 f"the clamp that was on since iteration {since} is off.",
                 logger="current",
             )
-        if self.active and (faulty or absmax > self.limit):
-            record.put("clamp_strained", 1.0)  # for RollbackHook
+        if self.active and (nonfinite or absmax > self.limit):
+            record.put("clamp_needed", 1.0)  # for RollbackHook
 
     def _apply(self, runner: Runner, runtime: Runtime) -> None:
         if self._guard is not None:

@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
 from ..engine.command_line import NO_INPUT, USAGE, Parser, or_failed, print_out
-from ..engine.finding import in_words
+from ..engine.finding import numbered
 from ..engine.safe_load import allow_mmengine_checkpoints
 from ..rollback.checkpoint_file import Header, damage, read_header
 from .check import check
@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> int:
     saved_ema = header.ema if header else None
     found = check(cfg, facts_of_config(cfg, args.gpus, resume, saved_ema))
     if found:
-        print_out(f"{in_words(found)}\n")
+        print_out(f"{numbered(found)}\n")
     return 1 if found else 0
 
 

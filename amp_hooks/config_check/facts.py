@@ -12,16 +12,16 @@ MIXED = ("float16", "bfloat16")
 
 def number(value: Any) -> float | None:
     """A number, NumPy's as well; None of anything else."""
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    return None
+    if isinstance(value, bool):
+        return None
+    return float(value) if isinstance(value, Real) else None
 
 
 def whole_number(value: Any) -> int | None:
     """The same of a whole number."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    return None
+    if isinstance(value, bool):
+        return None
+    return int(value) if isinstance(value, Integral) else None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .suspects import Batch, Suspects, to_blame
 
 _NAMED = 5  # images in a warning
 _MAX_LINES = 10_000  # a tenth of the ledger: room must be left for all other events
-_MAX_WINDOW = 1000  # batches, should an optimizer never step
+_MOST_BATCHES = 1000  # batches, should an optimizer never step
 
 
 @HOOKS.register_module()
@@ -85,17 +85,17 @@ class BadBatchHook(AmpHook):
         self.suspects = Suspects(self.suspect_after, self.max_images)
         self.replaced = 0  # samples, of this process
         # The batches that feed the next optimizer step.
-        self._window: deque[Batch] = deque(maxlen=_MAX_WINDOW)
+        self._of_step: deque[Batch] = deque(maxlen=_MOST_BATCHES)
         self._stand_ins = StandIns(self.suspects)
         self._lines = 0
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Remember what the batch consists of, and leave suspects out of it."""
         if not accumulating(runner.optim_wrapper):
-            self._window.clear()
+            self._of_step.clear()
         view = BatchView(data_batch)
         images = view.images()
         if not images:
@@ -108,14 +108,14 @@ class BadBatchHook(AmpHook):
         elif self.skip and self.suspects.images:
             self._leave_out(runner, view)
             images = view.images()
-        self._window.append(Batch(runner.iter, list(images), list(images.values())))
+        self._of_step.append(Batch(runner.iter, list(images), list(images.values())))
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Write down who is to blame for a bad iteration, and count."""
         raised = record.verdict is Verdict.RAISED and dist.get_rank() in record.ranks
-        self._window[-1].failed = bool(runtime.here) or raised
+        self._of_step[-1].failed = bool(runtime.nonfinite_here) or raised
         if record.verdict.is_bad:
             self._blame(runtime, record)
         elif record.verdict is Verdict.HEALTHY:
@@ -123,7 +123,7 @@ class BadBatchHook(AmpHook):
             if record.stepped:
                 self.suspects.healthy_step()
         if record.verdict is Verdict.RAISED:
-            self._window.clear()  # no step will come of it
+            self._of_step.clear()  # no step will come of it
 
     def after_train(self, runner: Runner) -> None:
         """Say how often suspects were left out."""
@@ -147,11 +147,11 @@ class BadBatchHook(AmpHook):
         self.suspects.load_state(state)
 
     def _blame(self, runtime: Runtime, record: IterationRecord) -> None:
-        for batch in self._window:
+        for batch in self._of_step:
             batch.ids = [plain_id(image_id) for image_id in batch.ids]
         # Every rank is here: a bad verdict is the same on all of them.
-        windows = dist.all_gather_object(list(self._window))
-        blamed = to_blame(windows, record.ranks)
+        of_ranks = dist.all_gather_object(list(self._of_step))
+        blamed = to_blame(of_ranks, record.ranks)
         for rank, batch in blamed:
             if batch.images:
                 self._emit(
@@ -177,8 +177,8 @@ class BadBatchHook(AmpHook):
         if found:
             self._accuse(found)
         of_this_rank = {b.iter for rank, b in blamed if rank == dist.get_rank()}
-        for batch in self._window:
-            batch.told |= batch.iter in of_this_rank
+        for batch in self._of_step:
+            batch.blamed |= batch.iter in of_this_rank
 
     def _accuse(self, found: list[str]) -> None:
         named = [(image, self.suspects.iterations(image)) for image in found[:_NAMED]]
@@ -240,6 +240,6 @@ class BadBatchHook(AmpHook):
             )
 
     def _tell_once(self, what: str, message: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned_of:
+            self._warned_of.add(what)
             warn(message)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine.batches import boxes_of, data_samples, image_of, image_size
-from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, in_words
+from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, flaw_words
 
 
 @dataclass
@@ -40,7 +40,7 @@ class FlawedImage:
     def words(self, min_size: float) -> list[str]:
         """A few words on each of the flawed boxes."""
         return [
-            f"box {i} {in_words(NAMES[self.codes[i]], min_size)} "
+            f"box {i} {flaw_words(NAMES[self.codes[i]], min_size)} "
             f"({', '.join(f'{v:.6g}' for v in self.boxes[i].tolist())})"
             for i in np.flatnonzero(self.codes).tolist()
         ]

@@ -84,7 +84,7 @@ class BoxSanityHook(AmpHook):
         self.counts: Counter[str] = Counter()  # rank 0: of all ranks, so far as known
         self._waiting: list[dict[str, Any]] = []  # of this rank, for the ledger
         self._warnings = self._lines = 0
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -209,8 +209,8 @@ class BoxSanityHook(AmpHook):
         self._waiting = []
 
     def _tell_once(self, what: str, message: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned_of:
+            self._warned_of.add(what)
             warn(message)
 
 

@@ -67,7 +67,7 @@ def box_flaws(
     return codes
 
 
-def in_words(name: str, min_size: float) -> str:
+def flaw_words(name: str, min_size: float) -> str:
     """A flaw for a person."""
     return FLAWS[name].format(min_size=min_size)
 

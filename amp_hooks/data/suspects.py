@@ -16,33 +16,33 @@ class Batch:
         images: Each image once: its path, or what else it is known by.
         ids: Their ids in the data set, where there are any, else ``None``.
         failed: This forward pass, of this rank, was not finite or raised.
-        told: It has been blamed already.
+        blamed: It has been blamed already.
     """
 
     iter: int
     images: list[str] = field(default_factory=list)
     ids: list[Any] = field(default_factory=list)
     failed: bool = False
-    told: bool = False
+    blamed: bool = False
 
 
 def to_blame(
-    windows: Sequence[Sequence[Batch]], ranks: Iterable[int]
+    batches_of: Sequence[Sequence[Batch]], ranks: Iterable[int]
 ) -> list[tuple[int, Batch]]:
     """The batches that a bad verdict is about, with their ranks.
 
     Args:
-        windows: For each rank, the batches that feed the present optimizer step.
+        batches_of: For each rank, the batches that feed the present optimizer step.
         ranks: Ranks whose forward pass failed; none if only gradients were bad.
 
     Returns:
         Of these ranks (of all, if there are none) the batches that failed (all, if
         none did), without those that were blamed before.
     """
-    ranks = list(ranks) or range(len(windows))
-    batches = [(rank, batch) for rank in ranks for batch in windows[rank]]
+    ranks = list(ranks) or range(len(batches_of))
+    batches = [(rank, batch) for rank in ranks for batch in batches_of[rank]]
     failed = [(rank, batch) for rank, batch in batches if batch.failed]
-    return [(rank, batch) for rank, batch in failed or batches if not batch.told]
+    return [(rank, batch) for rank, batch in failed or batches if not batch.blamed]
 
 
 class Suspects:

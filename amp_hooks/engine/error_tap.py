@@ -20,7 +20,7 @@ class ErrorTap:
     """Wraps ``model.train_step`` once and offers its exceptions to the handlers.
 
     An iteration whose exception was dealt with has no outputs, no gradients are left
-    of it, and its accumulation window is given up. Any other exception goes on its way
+    of it, and its accumulation is given up. Any other exception goes on its way
     untouched.
 
     Attributes:
@@ -58,9 +58,9 @@ class ErrorTap:
     def _give_up(self, optim_wrapper: Any, counts: list[int]) -> None:
         single = not isinstance(optim_wrapper, OptimWrapperDict)
         if single and optim_wrapper.inner_count == counts[0]:
-            # Raised before the backward pass, which counts; windows would shift.
+            # Raised before the backward pass, which counts; steps would shift.
             private.count_backward(optim_wrapper)
-        self._tap.drop_window(optim_wrapper)
+        self._tap.drop_accumulation(optim_wrapper)
 
     def detach(self) -> None:
         """Give the model its own ``train_step`` back."""

@@ -28,7 +28,7 @@ class Finding:
     fails: bool = False
 
 
-def in_words(findings: Sequence[Finding]) -> str:
+def numbered(findings: Sequence[Finding]) -> str:
     """A numbered list for the log: what fails comes first."""
     text = []
     for number, f in enumerate(sorted(findings, key=lambda f: not f.fails), 1):

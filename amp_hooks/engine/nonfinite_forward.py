@@ -29,7 +29,9 @@ class ForwardWatch(Protocol):
     def complete(self, record: IterationRecord) -> None:
         """Add to a record what the host knows."""
 
-    def faulty(self, record: IterationRecord, clamped: Container[str]) -> list[str]:
+    def nonfinite_layers(
+        self, record: IterationRecord, clamped: Container[str]
+    ) -> list[str]:
         """Layers whose values are not finite; infinities in clamped ones do no harm."""
 
     def take_flags(self, clamped: Container[str]) -> list[Tensor]:
@@ -40,8 +42,8 @@ class ForwardWatch(Protocol):
 
 
 @dataclass
-class ForwardFaults:
-    """Faults of the forward passes that feed one optimizer step.
+class NonfiniteForward:
+    """What was not finite in the forward passes that feed one optimizer step.
 
     Attributes:
         losses: Losses that were not finite, with their value.
@@ -69,14 +71,14 @@ class ForwardFaults:
     @property
     def fields(self) -> dict[str, Any]:
         """What there is to tell, for the ledger."""
-        told = dict(losses=self.losses, layers=self.layers)
-        return {name: value for name, value in told.items() if value}
+        known = dict(losses=self.losses, layers=self.layers)
+        return {name: value for name, value in known.items() if value}
 
-    def of_all_ranks(self) -> tuple[list[int], ForwardFaults]:
-        """Ranks with faults, and the faults of the first of them.
+    def of_all_ranks(self) -> tuple[list[int], NonfiniteForward]:
+        """Ranks where there was anything, and what it was on the first of them.
 
         A collective: call it on every rank.
         """
         everyone = dist.all_gather_object(self)
-        ranks = [rank for rank, faults in enumerate(everyone) if faults]
-        return ranks, everyone[ranks[0]] if ranks else ForwardFaults()
+        ranks = [rank for rank, found in enumerate(everyone) if found]
+        return ranks, everyone[ranks[0]] if ranks else NonfiniteForward()

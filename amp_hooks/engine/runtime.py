@@ -20,7 +20,7 @@ from .error_tap import ErrorTap
 from .files import Save
 from .ledger import Ledger
 from .messages import warn
-from .nonfinite_forward import ForwardFaults, ForwardWatch
+from .nonfinite_forward import ForwardWatch, NonfiniteForward
 from .recorder import FlightRecorder, IterationRecord
 from .step_tap import StepTap
 from .verdict import Verdict, judge
@@ -58,16 +58,17 @@ class Runtime:
         clamped: Layers whose logits HeadClampHook bounds at present: infinities in
             them do no harm.
         clamp_limits: Largest |value| that each HeadClampHook lets through.
-        here: Faults of the present iteration's forward pass on this rank.
+        nonfinite_here: What was not finite in the present iteration's forward pass on
+            this rank.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
-        opening: Lines from before the first iteration, for hooks that attach late.
+        early_lines: Lines from before the first iteration, for hooks that attach late.
         last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
         replayed: Contexts in which a forward pass of this iteration is run again as it
-            was: faults that were injected into it.
+            was: nonfinite that were injected into it.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -82,14 +83,14 @@ class Runtime:
         self.clamp_limits: list[float] = []
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
-        self.opening: list[dict[str, Any]] = []
+        self.early_lines: list[dict[str, Any]] = []
         self.last_resorts: list[Callable[[Verdict, int], bool]] = []
         self.saver: Callable[[str], Save] = lambda path: torch.save
         self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
-        self.here = ForwardFaults()
-        self._faults = ForwardFaults()  # since the last optimizer step
+        self.nonfinite_here = NonfiniteForward()
+        self._nonfinite = NonfiniteForward()  # since the last optimizer step
         self._hooks = 0  # attached at present
 
     @classmethod
@@ -143,60 +144,60 @@ class Runtime:
         fields: dict[str, Any] = {}
         for observe in self.observers:
             fields |= observe(record)
-        faults = self._judge(record)
+        nonfinite = self._judge(record)
         if self.raised is not None:
             fields["error"] = self.raised.text
             self.raised = None
-            self.forget_window()
+            self.forget_accumulation()
         if record.verdict is not Verdict.HEALTHY:
-            fields = faults.fields | fields
+            fields = nonfinite.fields | fields
             if scales := record.all("scale"):
                 fields["scale"] = min(scales)
             if dist.get_world_size() > 1:
                 fields["ranks"] = record.ranks
             self.emit("overflow", record.iter, record.verdict, **fields)
         if record.all("found_inf") or self.tap.skipped:
-            self.forget_window()
+            self.forget_accumulation()
         self.tap.skipped = False
         return record
 
-    def _judge(self, record: IterationRecord) -> ForwardFaults:
+    def _judge(self, record: IterationRecord) -> NonfiniteForward:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
         layers = [
             layer
             for watch in self.forward_watches
-            for layer in watch.faulty(record, self.clamped)
+            for layer in watch.nonfinite_layers(record, self.clamped)
         ]
-        self.here = ForwardFaults()
-        for faults in (self.here, self._faults):
-            faults.add(record, layers)
-        faults = self._faults
+        self.nonfinite_here = NonfiniteForward()
+        for nonfinite in (self.nonfinite_here, self._nonfinite):
+            nonfinite.add(record, layers)
+        nonfinite = self._nonfinite
         grads_finite = not any(record.all("found_inf"))
         if self.raised is not None:
             record.ranks = self.raised.ranks
         elif dist.get_world_size() == 1:
-            record.ranks = [0] if faults else []
+            record.ranks = [0] if nonfinite else []
         elif grads_finite:
             # Between steps, or of a loss that left the gradients finite, only this
             # rank knows, and nothing may be decided on it.
-            faults = ForwardFaults()
+            nonfinite = NonfiniteForward()
         else:
             # Gradients are averaged, so every rank is here. A healthy run never is.
-            record.ranks, faults = faults.of_all_ranks()
+            record.ranks, nonfinite = nonfinite.of_all_ranks()
         scales = record.values.get("scale", {})
         found_inf = record.values.get("found_inf", {})
         names = [name for name, found in found_inf.items() if found]
         bad = [scales.get(name) for name in names]
         record.verdict = judge(
-            loss_finite=not faults.losses,
-            logits_finite=not faults.layers,
+            loss_finite=not nonfinite.losses,
+            logits_finite=not nonfinite.layers,
             grads_finite=grads_finite,
             has_scaler=None not in bad,
             scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad)
             or any(self.tap.scale_is_fixed(name) for name in names),
             raised=self.raised is not None,
         )
-        return faults
+        return nonfinite
 
     def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
         """Write a ledger line (rank 0) and tell the listeners.
@@ -210,7 +211,7 @@ class Runtime:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
         line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
         if self._record is None:
-            self.opening.append(line)
+            self.early_lines.append(line)
         for listener in self.listeners:
             listener(line)
 
@@ -223,9 +224,9 @@ class Runtime:
         finally:
             self.recorder.muted = was
 
-    def forget_window(self) -> None:
+    def forget_accumulation(self) -> None:
         """Drop what is known of gradients that are not applied any more."""
-        self._faults = ForwardFaults()
+        self._nonfinite = NonfiniteForward()
 
     def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:
         """A hook attaches; the first one opens the ledger.
@@ -259,6 +260,6 @@ class Runtime:
         self.observers.clear()
         self.clamp_limits.clear()
         self.listeners.clear()
-        self.opening.clear()
+        self.early_lines.clear()
         self.last_resorts.clear()
         self.replayed.clear()

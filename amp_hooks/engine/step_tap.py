@@ -93,8 +93,8 @@ class StepTap:
         wrapper = self._by_name.get(name)
         return self.gate is None and private.static_scale(wrapper) is not None
 
-    def drop_window(self, optim_wrapper: Any) -> None:
-        """Clear the gradients; a window that has begun takes no step, given a gate."""
+    def drop_accumulation(self, optim_wrapper: Any) -> None:
+        """Clear the gradients; given a gate, what was accumulated takes no step."""
         for name, wrapper in iter_wrappers(optim_wrapper):
             wrapper.zero_grad()
             if self.gate and wrapper.inner_count % private.accumulative_counts(wrapper):

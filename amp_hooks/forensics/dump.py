@@ -1,4 +1,4 @@
-"""The folder that a fault is kept in, so that it can be run again."""
+"""The folder that an incident is kept in, so that it can be run again."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ def save_dump(
     model: nn.Module | None,
     max_bytes: float,
 ) -> dict[str, Any]:
-    """Write a fault's folder, whole or not at all.
+    """Write an incident's folder, whole or not at all.
 
     Args:
         folder: Must not exist; its parents are made.
-        data: Of :func:`fault_report.report`; gets a note on what found no room.
+        data: Of :func:`~amp_hooks.forensics.report.report`; gets a note on what found
+            no room.
         call: Its batch is written, if it fits.
         model: Its weights and buffers are written, if they fit; ``None``: they are not
             wanted.
@@ -99,7 +100,7 @@ def _save(content: Any, path: str, room: float) -> tuple[str, int]:
 
 
 def load_report(folder: str) -> dict[str, Any]:
-    """The report of a fault's folder.
+    """The report of an incident's folder.
 
     Raises:
         FileNotFoundError: It is not such a folder.
@@ -134,7 +135,7 @@ def to_device(call: Call, device: torch.device) -> Call:
 
 
 def load_weights(model: nn.Module, folder: str) -> None:
-    """Give a model the weights and buffers of a fault.
+    """Give a model the weights and buffers of an incident.
 
     Raises:
         FileNotFoundError: The weights were not kept.

@@ -1,4 +1,4 @@
-"""Look into a fault: run its batch once more and say where NaN arose."""
+"""Look into an incident: run its batch once more and say where NaN arose."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class ForensicsHook(AmpHook):
 
     Written to ``<work_dir>/<timestamp>/faults/iter_<N>/``: ``report.txt``,
     ``report.json``, ``batch.pth`` and ``weights.pth``. With
-    ``scripts/replay_fault.py`` the fault is run again, in other precisions. One line of
+    ``scripts/replay_fault.py`` the batch is run again, in other precisions. One line of
     the log and the ledger's ``forensics`` line tell the finding. After that, the next
-    fault is looked into once a healthy step has been taken.
+    incident is looked into once a healthy step has been taken.
 
-    Training afterwards is bit for bit what it would have been. Before a fault, the hook
+    Training afterwards is bit for bit what it would have been. Before that, the hook
     notes at each forward pass what the batch consists of and the state of the random
     number generators, some 0.2 ms on the host; the device does nothing more and is not
     waited for. The second run needs about as much memory as the first; if there is not
     enough, training goes on without a report.
 
     Without StepGuardHook, the second run finds buffers, and in FP32 the weights, as the
-    fault has left them; the report says so. With several processes, the first rank
+    incident has left them; the report says so. With several processes, the first rank
     whose loss or logits failed looks into its batch, or, if only gradients failed,
     each, and the first that finds something writes; alone, so that averages over the
     ranks are its own.
@@ -63,9 +63,9 @@ class ForensicsHook(AmpHook):
     Args:
         at (list[int], optional): Iterations to look into although nothing may be wrong.
             Defaults to None.
-        max_dumps (int): Faults that are looked into in the whole run, also if it is
+        max_dumps (int): Incidents that are looked into in the whole run, also if it is
             resumed; those of ``at`` do not count. Defaults to 3.
-        save_weights (bool): Keep the weights; without them the fault cannot be run
+        save_weights (bool): Keep the weights; without them the incident cannot be run
             again. Defaults to True.
         max_mib (float): Size of all folders of the run together, in MiB; weights or
             batch that do not fit are left out. Defaults to 1024.0.
@@ -98,11 +98,11 @@ class ForensicsHook(AmpHook):
         self.save_weights = check_bool(owner, "save_weights", save_weights)
         self.max_mib = check_number(owner, "max_mib", max_mib, above=0)
         self.frames = check_int(owner, "frames", frames, 1)
-        self.dumps = 0  # looks into faults, in this run
+        self.dumps = 0  # looks into incidents, in this run
         self.bytes = 0  # of all folders
         self._looked = False  # into this incident: no healthy step since
         self._calls: list[Call] = []  # of this iteration
-        self._failed: list[Call] = []  # of the window's first bad iteration, this rank
+        self._failed: list[Call] = []  # of the step's first bad iteration, this rank
         self._asked: Replay | None = None
         self._training = False
 
@@ -137,9 +137,9 @@ class ForensicsHook(AmpHook):
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
-        """Look into a fault, once for each incident."""
+        """Look into an incident, once for each incident."""
         self._training = False
-        self._failed = self._failed or (self._calls if runtime.here else [])
+        self._failed = self._failed or (self._calls if runtime.nonfinite_here else [])
         # Verdicts are the same on every rank, so all of them come to the same places.
         if record.verdict.is_bad and not self._looked:
             self._looked = True
@@ -148,7 +148,7 @@ class ForensicsHook(AmpHook):
             self._tell(runner, runtime, record.verdict, record, self._asked)
         if record.stepped and record.verdict is Verdict.HEALTHY:
             self._looked = False
-        # Nothing is held from one iteration to the next, but a bad one of a window.
+        # Nothing is held between iterations, but a bad one of an accumulation.
         self._calls, self._asked = [], None
 
     def after_train(self, runner: Runner) -> None:
@@ -227,16 +227,16 @@ class ForensicsHook(AmpHook):
             found = [rank for rank in looked if kinds[rank] != "unknown"]
             if dist.get_rank() not in (found or looked)[:1]:
                 replay = None
-        told = None
+        written = None
         if replay is not None:
-            told = self._write(runner, runtime, verdict, record, replay)
+            written = self._write(runner, runtime, verdict, record, replay)
         if several:
-            told = next((t for t in dist.all_gather_object(told) if t), None)
-        if told is None:
+            written = next((t for t in dist.all_gather_object(written) if t), None)
+        if written is None:
             return
-        self.bytes += told["bytes"]
-        runtime.emit("forensics", runner.iter, verdict, **told)
-        warn(f"iteration {runner.iter}: {told['finding']} See {told['folder']}.")
+        self.bytes += written["bytes"]
+        runtime.emit("forensics", runner.iter, verdict, **written)
+        warn(f"iteration {runner.iter}: {written['finding']} See {written['folder']}.")
 
     def _write(
         self,

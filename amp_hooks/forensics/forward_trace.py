@@ -37,7 +37,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Fault:
+class Origin:
     """Where values stop being finite.
 
     Attributes:
@@ -73,11 +73,11 @@ class _Open:
 
 
 class ForwardTrace:
-    """Watches every module of a model while it is entered, up to the first fault.
+    """Watches every module of a model while it is entered, until one is not finite.
 
     The idea and the 21 frames are of Hugging Face's ``DebugUnderflowOverflow``
     (transformers, ``debug_utils.py``), and of fairseq's ``NanDetector``, which runs the
-    batch of a fault again. Beyond theirs: inputs are measured before the call, so that
+    bad batch again. Beyond theirs: inputs are measured before the call, so that
     in-place operations do not hide them; what arises between modules is not blamed on
     the next one; -inf that masks positions is told from overflow; and the operation is
     named. Each tensor costs a wait for the device: it is for a batch that is run again.
@@ -88,18 +88,18 @@ class ForwardTrace:
         walk: Names the tensors in inputs and outputs, whatever their classes.
 
     Attributes:
-        frames: The last calls up to the fault, in the order in which they ended.
-        fault: The first fault.
+        frames: The last calls up to the incident, in the order in which they ended.
+        origin: The first value that is not finite.
     """
 
     def __init__(self, model: nn.Module, frames: int, walk: Walk) -> None:
         self.frames: deque[Frame] = deque(maxlen=frames)
-        self.fault: Fault | None = None
+        self.origin: Origin | None = None
         self._walk = walk
         self._calls: Counter[str] = Counter()
         self._stack: list[_Open] = []
         # An output with -inf, maybe on purpose; and the operations seen until then.
-        self._masked: tuple[Fault, int] | None = None
+        self._masked: tuple[Origin, int] | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._modules = {name: module for module, name in self._names.items()}
         self._operations = FirstOperation(self._names)
@@ -125,7 +125,7 @@ class ForwardTrace:
         return self._operations.seen[-1] if self._operations.seen else None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.fault is not None:
+        if self.origin is not None:
             return
         path = self._names[module]
         self._calls[path] += 1
@@ -141,13 +141,13 @@ class ForwardTrace:
             plain = dict(_named(named_tensors, args, kwargs))
             bad = [row for row in bad if row.name in plain]
             if bad:
-                self._end(self._fault("input", call, bad), call, [])
+                self._end(self._origin("input", call, bad), call, [])
         elif not all(row.only_masked for row in bad):
             self._end(self._mask_or_code(call, bad), call, [])
         self._stack.append(call)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.fault is not None or not self._stack:
+        if self.origin is not None or not self._stack:
             return
         call = self._stack.pop()
         while call.module is not module and self._stack:  # one that raised, and was
@@ -161,7 +161,7 @@ class ForwardTrace:
         masked = [row for row in call.inputs if not row.finite]  # -inf only
         spoiled = [row for row in call.own if not row.finite]
         kind = "overflow" if any(row.inf or row.neg_inf for row in bad) else "nan"
-        found = self._fault("weights" if spoiled else kind, call, spoiled or bad)
+        found = self._origin("weights" if spoiled else kind, call, spoiled or bad)
         if infinity_is_overflow(module) or not all(row.only_masked for row in bad):
             if masked and not spoiled:
                 found = self._mask_or_code(call, masked)
@@ -175,20 +175,20 @@ class ForwardTrace:
     def _seen(self) -> int:
         return len(self._operations.seen)
 
-    def _fault(self, kind: str, call: _Open, bad: list[Magnitude]) -> Fault:
+    def _origin(self, kind: str, call: _Open, bad: list[Magnitude]) -> Origin:
         within = self._operations.seen[call.operations :]
         own = (o for o in within if o.module == call.path)
         names = [row.name for row in bad]
-        return Fault(kind, call.path, names, operation=next(own, None))
+        return Origin(kind, call.path, names, operation=next(own, None))
 
-    def _mask_or_code(self, call: _Open, bad: list[Magnitude]) -> Fault:
+    def _mask_or_code(self, call: _Open, bad: list[Magnitude]) -> Origin:
         """``call`` was given what is not finite, and no module has shown it."""
         if self._masked is not None and self._masked[1] == self._seen:
             return self._masked[0]  # nothing else has made such values since
         operation = self.last_operation()
         names = [row.name for row in bad]
         owner = self._owner(call.path) if operation is None else operation.module
-        return Fault("code", owner, names, None, call.path, operation)
+        return Origin("code", owner, names, None, call.path, operation)
 
     def _owner(self, consumer: str) -> str:
         """In whose code a module was called, as far as paths tell."""
@@ -201,9 +201,9 @@ class ForwardTrace:
         within = not around or owner == around or owner.startswith(around + ".")
         return owner if within else around
 
-    def _end(self, fault: Fault, call: _Open, outputs: list[Magnitude]) -> None:
+    def _end(self, origin: Origin, call: _Open, outputs: list[Magnitude]) -> None:
         frame = self._add_frame(call, outputs)
-        self.fault = fault if fault.frame else replace(fault, frame=frame)
+        self.origin = origin if origin.frame else replace(origin, frame=frame)
         self._operations.off = True
 
     def _add_frame(self, call: _Open, outputs: list[Magnitude]) -> Frame:

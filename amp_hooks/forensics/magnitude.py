@@ -1,4 +1,4 @@
-"""The range of a tensor's values, as host numbers: for after a fault, not before."""
+"""The range of a tensor's values, as host numbers: measured after an incident only."""
 
 from __future__ import annotations
 

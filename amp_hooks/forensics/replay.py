@@ -22,7 +22,7 @@ from ..engine.tensors import nonfinite_names
 from ..engine.wrappers import iter_wrappers
 from ..precision.half_rehearsal import rehearsing_half
 from .first_operation import raised_at
-from .forward_trace import Fault, ForwardTrace, Frame
+from .forward_trace import ForwardTrace, Frame, Origin
 from .preserved import alone, preserved
 
 # Gets gradients by the names of their parameters.
@@ -63,8 +63,8 @@ class Replay:
     """What the second run of a forward pass showed.
 
     Attributes:
-        call: The one of the iteration's calls in which the fault is; else the last.
-        fault: Where it arises; ``None`` if everything was finite.
+        call: The one of the iteration's calls in which the incident is; else the last.
+        origin: Where it arises; ``None`` if everything was finite.
         frames: The last module calls.
         losses: Each loss term.
         error: What it raised, and where.
@@ -75,7 +75,7 @@ class Replay:
     """
 
     call: Call
-    fault: Fault | None = None
+    origin: Origin | None = None
     frames: list[Frame] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
     error: str = ""
@@ -87,13 +87,13 @@ class Replay:
     @property
     def finite(self) -> bool:
         """Whether forward and backward pass were run and nothing was found."""
-        return not (self.fault or self.error or self.nonfinite_grads or self.skipped)
+        return not (self.origin or self.error or self.nonfinite_grads or self.skipped)
 
 
 def run_again(
     runner: Runner, runtime: Runtime, calls: list[Call], scale: float, frames: int
 ) -> Replay:
-    """Run an iteration's calls of the model again, as they were run, up to a fault.
+    """Run an iteration's calls of the model again, as they were run, up to an incident.
 
     In the precision, with the clamp and with the injected faults of the iteration; the
     model, the random number generators and the monitors know nothing of it. With
@@ -137,7 +137,7 @@ def run_call(
         call: What the model is called with.
         scale: The loss is multiplied by it.
         frames: So many last module calls are kept. With 0 the modules are not watched,
-            which is many times quicker, and a fault shows in losses and gradients only.
+            which is many times quicker, and losses and gradients alone tell.
         on_grads: Is given the gradients by the names of their parameters.
     """
     with undisturbed_rng(), preserved(model), eager(), call.as_given():
@@ -172,11 +172,11 @@ def _run(
     operation = None
     if trace is not None:
         result.frames = list(trace.frames)
-        result.fault = trace.fault
+        result.origin = trace.origin
         operation = trace.last_operation()
     bad = [name for name, loss in result.losses.items() if not math.isfinite(loss)]
-    if result.fault is None and bad:
-        result.fault = Fault("loss", "", bad, operation=operation)
+    if result.origin is None and bad:
+        result.origin = Origin("loss", "", bad, operation=operation)
     if total is not None:
         total = total * scale / private.accumulative_counts(wrapper)
         _gradients(model, total, result, on_grads)

@@ -1,4 +1,4 @@
-"""What is written about a fault that was looked into."""
+"""What is written about an incident that was looked into."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.boxes import NAMES, box_flaws, in_words
+from ..data.boxes import NAMES, box_flaws, flaw_words
 from ..engine.batches import boxes_of, data_samples, image_of, image_size, plain_id
 from ..engine.words import first_names
-from .forward_trace import Fault, Frame
+from .forward_trace import Frame, Origin
 from .magnitude import Magnitude
 from .replay import Replay
 
@@ -19,9 +19,9 @@ _GRADS = 50  # parameters with non-finite gradients that are named
 
 
 def kind_of(replay: Replay) -> str:
-    """In one word: of the fault, or ``raised``, ``gradient``, ``unknown``."""
-    if replay.fault is not None:
-        return replay.fault.kind
+    """In one word: of the incident, or ``raised``, ``gradient``, ``unknown``."""
+    if replay.origin is not None:
+        return replay.origin.kind
     if replay.error:
         return "raised"
     return "gradient" if replay.nonfinite_grads else "unknown"
@@ -29,8 +29,8 @@ def kind_of(replay: Replay) -> str:
 
 def brief(replay: Replay) -> str:
     """In a few words."""
-    fault = replay.fault
-    if fault is None:
+    origin = replay.origin
+    if origin is None:
         if replay.error:
             return f"does not run: {replay.error}"
         if replay.nonfinite_grads:
@@ -38,26 +38,26 @@ def brief(replay: Replay) -> str:
         if replay.skipped:
             return f"losses are finite, backward does not run: {replay.skipped}"
         return "finite"
-    if fault.kind == "input":
+    if origin.kind == "input":
         return "the input is not finite"
-    if fault.kind == "loss":
-        return f"not finite: {first_names(fault.tensors)}"
-    before = f", before {fault.consumer}" if fault.consumer else ""
-    return f"{fault.kind} in {_path(fault.module)}{before}"
+    if origin.kind == "loss":
+        return f"not finite: {first_names(origin.tensors)}"
+    before = f", before {origin.consumer}" if origin.consumer else ""
+    return f"{origin.kind} in {_path(origin.module)}{before}"
 
 
-def finding(replay: Replay, batch: list[dict[str, Any]]) -> str:
+def conclusion(replay: Replay, batch: list[dict[str, Any]]) -> str:
     """In a sentence or two: where it arises, and what is known of it.
 
     Args:
         replay: The second run.
         batch: Of :func:`images`.
     """
-    fault = replay.fault
-    if fault is not None:
-        text = _of_fault(fault)
-        if fault.operation is not None:
-            text += f" ({fault.operation.name}, {fault.operation.where})"
+    origin = replay.origin
+    if origin is not None:
+        text = _of_origin(origin)
+        if origin.operation is not None:
+            text += f" ({origin.operation.name}, {origin.operation.where})"
     elif replay.error:
         text = f"The forward pass raised {replay.error}; all before it was finite"
     elif replay.nonfinite_grads:
@@ -83,28 +83,28 @@ def finding(replay: Replay, batch: list[dict[str, Any]]) -> str:
     return f"{text}."
 
 
-def _of_fault(fault: Fault) -> str:
-    what = first_names(fault.tensors)
-    if fault.kind == "input":
+def _of_origin(origin: Origin) -> str:
+    what = first_names(origin.tensors)
+    if origin.kind == "input":
         return f"The model was given values that are not finite: {what}"
-    if fault.kind == "loss":
+    if origin.kind == "loss":
         return f"Not finite, although the output of every module is: {what}"
-    if fault.kind == "code":
+    if origin.kind == "code":
         return (
-            f"Values that are not finite arise in the code of {_path(fault.module)}, "
-            f"before {fault.consumer} is called with them ({what})"
+            f"Values that are not finite arise in the code of {_path(origin.module)}, "
+            f"before {origin.consumer} is called with them ({what})"
         )
-    frame = fault.frame
+    frame = origin.frame
     if frame is None:
         return f"Not finite: {what}"
-    whose = f"{_path(fault.module)} ({frame.kind}"
+    whose = f"{_path(origin.module)} ({frame.kind}"
     whose += f", call {frame.call})" if frame.call > 1 else ")"
-    if fault.kind == "weights":
+    if origin.kind == "weights":
         return f"Weights or buffers of {whose} are not finite: {what}"
-    bad = [row for row in frame.rows if row.name in fault.tensors]
+    bad = [row for row in frame.rows if row.name in origin.tensors]
     inputs = [row.absmax for row in frame.rows if row.name.startswith("input")]
     shown = "; ".join(_not_finite(row) for row in bad)
-    verb = "overflows" if fault.kind == "overflow" else "has NaN"
+    verb = "overflows" if origin.kind == "overflow" else "has NaN"
     return f"The output of {whose} {verb}: {shown}; its inputs are finite" + (
         f", largest magnitude {max(inputs):.4g}" if inputs else ""
     )
@@ -129,17 +129,17 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
         about: What is known beside it: iteration, verdict, rank, precision.
     """
     batch = list(images((replay.call.args, replay.call.kwargs)))
-    fault, operation = replay.fault, None
-    if fault is not None and fault.operation is not None:
-        operation = vars(fault.operation)
+    origin, operation = replay.origin, None
+    if origin is not None and origin.operation is not None:
+        operation = vars(origin.operation)
     return dict(
         about,
-        finding=finding(replay, batch),
+        finding=conclusion(replay, batch),
         kind=kind_of(replay),
-        module=None if fault is None else fault.module,
-        call=fault.frame.call if fault and fault.frame else None,
-        tensors=[] if fault is None else fault.tensors,
-        consumer=None if fault is None else fault.consumer or None,
+        module=None if origin is None else origin.module,
+        call=origin.frame.call if origin and origin.frame else None,
+        tensors=[] if origin is None else origin.tensors,
+        consumer=None if origin is None else origin.consumer or None,
         operation=operation,
         error=replay.error or None,
         losses=replay.losses,
@@ -168,7 +168,9 @@ def images(tree: Any) -> Iterator[dict[str, Any]]:
                 None if size is None else np.tile(np.array(size, float), [len(rows), 1])
             )
             codes = box_flaws(np.array(rows), sizes).tolist()
-            flaws = {str(i): in_words(NAMES[c], 1.0) for i, c in enumerate(codes) if c}
+            flaws = {
+                str(i): flaw_words(NAMES[c], 1.0) for i, c in enumerate(codes) if c
+            }
         yield dict(
             path=named[0], id=plain_id(named[1]), size=size, boxes=rows, flaws=flaws
         )
@@ -177,7 +179,7 @@ def images(tree: Any) -> Iterator[dict[str, Any]]:
 def as_text(data: dict[str, Any]) -> str:
     """The report for a person; ``data`` is of :func:`report`."""
     lines = [
-        f"Fault at iteration {data['iter']} ({data['verdict']}), rank {data['rank']}",
+        f"Origin at iteration {data['iter']} ({data['verdict']}), rank {data['rank']}",
         "",
         data["finding"],
     ]

@@ -14,12 +14,12 @@ from ..engine.model import bare_model
 from ..engine.wrappers import iter_wrappers
 
 
-class Window:
-    """Buffers, and EMA if need be, as they were when the accumulation window began.
+class AccumulationStart:
+    """Buffers, and EMA if need be, as they were when the accumulation began.
 
-    A window is the iterations that feed one optimizer step. The forward pass writes
-    BatchNorm statistics long before anyone sees the gradients, and under gradient
-    accumulation EMAHook averages in every iteration of the window.
+    An accumulation is the iterations that feed one optimizer step. The forward pass
+    writes BatchNorm statistics long before anyone sees the gradients, and EMAHook
+    averages in each of them.
     """
 
     def __init__(self, runner: Runner) -> None:

@@ -20,7 +20,7 @@ class StepGate:
         missing: Called with a message when an optimizer has no gradient at all.
 
     Attributes:
-        dropped: Optimizers whose accumulation window has been given up: its next step
+        dropped: Optimizers whose accumulation has been given up: its next step
             is not taken.
         skipped: Such optimizers whose step was not taken in this iteration.
         on_backward: Called before each backward pass.
@@ -80,7 +80,7 @@ class StepGate:
         return True
 
     def forget(self) -> None:
-        """The accumulation window begins anew."""
+        """The accumulation begins anew."""
         self.dropped.clear()
         self.skipped.clear()
 

@@ -24,7 +24,7 @@ from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..engine.wrappers import accumulating, iter_wrappers
 from ..registry import HOOKS
-from .accumulation import Window
+from .accumulation import AccumulationStart
 from .nan_errors import NAN_ERRORS
 from .nan_steps import NanSteps
 from .scale_policy import ScalePolicy
@@ -38,7 +38,7 @@ class StepGuardHook(AmpHook):
 
     After such an iteration parameters, buffers (BatchNorm statistics first of all),
     optimizer state and EMA are bit for bit what they were before it; under gradient
-    accumulation, before the first iteration of the window, which is dropped as a whole.
+    accumulation, before the first iteration of the step, which are dropped together.
     It works in any precision. With a GradScaler nothing waits for the device that did
     not before; without one, the optimizer step waits once.
 
@@ -46,7 +46,7 @@ class StepGuardHook(AmpHook):
     all gradients NaN, so that with several processes every rank refuses the step.
     EMAHook and MeanTeacherHook are left out after a refused step. Not undone: what a
     model or hook keeps in Python attributes, and, under gradient accumulation, what
-    MeanTeacherHook averaged earlier in the window.
+    MeanTeacherHook averaged earlier in the same accumulation.
 
     *Loss scale.* It is never lowered below ``scale_floor``, nor by a non-finite forward
     pass, which no scale can cure. Of an overflow, ``hysteresis`` decides; a static
@@ -116,7 +116,7 @@ class StepGuardHook(AmpHook):
         self.vetoes = 0
         self._streak = 0
         self._policy = ScalePolicy(self.scale_floor, self.hysteresis)
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Stand before every optimizer step."""
@@ -132,8 +132,8 @@ class StepGuardHook(AmpHook):
         self._gate = runtime.tap.gate = StepGate(
             names, runtime.take_forward_flags, self._on_missing
         )
-        self._window = Window(runner)
-        self._window.save(runner)
+        self._start = AccumulationStart(runner)
+        self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             self._policy.begin(name, wrapper)
         several = dist.get_world_size() > 1
@@ -155,9 +155,9 @@ class StepGuardHook(AmpHook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Copy, at the beginning of an accumulation window, what may be undone."""
+        """Copy, at the beginning of an accumulation, what may be undone."""
         if not accumulating(runner.optim_wrapper):
-            self._window.save(runner)
+            self._start.save(runner)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
@@ -170,7 +170,7 @@ class StepGuardHook(AmpHook):
         refused = any(record.all("found_inf")) or record.verdict is Verdict.RAISED
         undone = refused or record.verdict.is_bad or self._gate.skipped
         if undone and not record.stepped:
-            self._window.restore(runner)
+            self._start.restore(runner)
             runtime.averaging.undone = record.iter
         self._gate.skipped.clear()
         if refused:
@@ -204,14 +204,14 @@ class StepGuardHook(AmpHook):
     def _on_missing(self, message: str) -> None:
         if self.on_missing_grads == "raise":
             raise RuntimeError(f"StepGuardHook: {message}.")
-        if message not in self._told:
-            self._told.add(message)
+        if message not in self._warned_of:
+            self._warned_of.add(message)
             warn(f"{message}. Such steps are skipped; this is said once.")
 
     def _on_event(self, runner: Runner, line: dict[str, Any]) -> None:
         if line["event"] == "rollback":
-            # What was saved, and the window that had begun, are of another state.
-            self._window.save(runner)
+            # What was saved, and the accumulation that had begun, are of another state.
+            self._start.save(runner)
             self._policy.forget()
             self._nan_steps.start_anew()
             self._gate.forget()

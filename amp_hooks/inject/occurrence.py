@@ -25,7 +25,7 @@ class Occurrence:
         runner: The run that is damaged.
         fault: What is done to it.
         seed: Chooses the elements.
-        told: Called with the occurrence as soon as it has happened.
+        on_happened: Called with the occurrence as soon as it has happened.
 
     Attributes:
         iter: The iteration.
@@ -37,11 +37,11 @@ class Occurrence:
         runner: Runner,
         fault: Fault,
         seed: str,
-        told: Callable[[Occurrence], None],
+        on_happened: Callable[[Occurrence], None],
     ) -> None:
         self.runner, self.fault, self.iter = runner, fault, runner.iter
         self.hits: list[str] = []
-        self._seed, self._told, self._is_told = seed, told, False
+        self._seed, self._on_happened, self._has_happened = seed, on_happened, False
 
     def hit(self, name: str) -> None:
         """Remember what was hit."""
@@ -50,9 +50,9 @@ class Occurrence:
 
     def tell(self) -> None:
         """Report it, once, if it happened."""
-        if self.hits and not self._is_told:
-            self._is_told = True
-            self._told(self)
+        if self.hits and not self._has_happened:
+            self._has_happened = True
+            self._on_happened(self)
 
     def places(self, n: int, name: str) -> list[int] | None:
         """Which of ``n`` elements of what has this name are hit."""

@@ -41,11 +41,11 @@ def is_classification_loss(path: str, module: nn.Module) -> bool:
         module: The module there.
     """
     *owners, name = [p for p in path.split(".") if not p.isdigit()] or [""]
-    told, kind = words(name), type(module).__name__
+    parts, kind = words(name), type(module).__name__
     # mmdet's CrossEntropyLoss is also the loss of mask heads.
-    if told & _OTHER_BRANCH or getattr(module, "use_mask", False):
+    if parts & _OTHER_BRANCH or getattr(module, "use_mask", False):
         return False
-    if told & _LOSS and told & _CLASSIFICATION:
+    if parts & _LOSS and parts & _CLASSIFICATION:
         return True
     for owner in map(words, owners):
         if owner & _OTHER_HEAD or (owner & _LOSS and owner & _OTHER_BRANCH):
@@ -54,8 +54,8 @@ def is_classification_loss(path: str, module: nn.Module) -> bool:
         return False
     if _CLASSIFICATION_TYPE.search(kind):
         # FocalNet is a backbone.
-        return "Loss" in kind or kind == "GHMC" or bool(told & _LOSS)
-    return bool(told & _LOSS) and told <= _LOSS | _PLAIN
+        return "Loss" in kind or kind == "GHMC" or bool(parts & _LOSS)
+    return bool(parts & _LOSS) and parts <= _LOSS | _PLAIN
 
 
 def words(name: str) -> set[str]:

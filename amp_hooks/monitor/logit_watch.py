@@ -108,7 +108,7 @@ class LogitWatch:
         for name in record.values.get("logit_absmax", {}):
             record.put("logit_limit", self._limits[name], name)
 
-    def faulty(
+    def nonfinite_layers(
         self, record: IterationRecord, clamped: Container[str] = ()
     ) -> list[str]:
         """Layers whose logits hold NaN, or infinities that are not there by design.

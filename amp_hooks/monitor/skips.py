@@ -32,7 +32,7 @@ class SkipCounter:
     Args:
         patience: So many skips in a row are a collapse.
         calibration: Skips among so many first steps are calibration.
-        window: :attr:`share` is over so many latest steps.
+        latest: :attr:`share` is over so many latest steps.
 
     Attributes:
         steps: Optimizer steps so far, skipped ones included.
@@ -41,14 +41,14 @@ class SkipCounter:
         by_kind: Skipped ones by :class:`SkipKind` value.
     """
 
-    def __init__(self, patience: int, calibration: int = 100, window: int = 1000):
+    def __init__(self, patience: int, calibration: int = 100, latest: int = 1000):
         self.patience = patience
         self.calibration = calibration
         self.steps = 0
         self.total = 0
         self.streak = 0
         self.by_kind = {kind.value: 0 for kind in SkipKind}
-        self._latest: deque[bool] = deque(maxlen=window)
+        self._latest: deque[bool] = deque(maxlen=latest)
         self._skipped_latest = 0
 
     @property

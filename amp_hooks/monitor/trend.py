@@ -9,7 +9,7 @@ from typing import Any
 from ..engine.headroom import FP16_MAX
 
 # The usual magnitude is an exponential average over so many iterations.
-WINDOW = 20
+LATEST = 20
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class LogitTrend:
         if not (math.isfinite(absmax) and absmax > 0):
             return None
         level = math.log2(absmax)
-        window = min(self._seen, WINDOW)
+        seen = min(self._seen, LATEST)
         usual = self._usual if self._seen else level
         rise = level - usual
         self._seen += 1
-        self._usual = usual + rise / min(self._seen, WINDOW)
+        self._usual = usual + rise / min(self._seen, LATEST)
         bits_left = max(0.0, math.log2(FP16_MAX) - level)
-        # Half a window must be known before a distance to its average means anything.
-        if absmax < self.floor or window < WINDOW // 2 or not rise > 0:
+        # Half of them must be known before a distance to its average means anything.
+        if absmax < self.floor or seen < LATEST // 2 or not rise > 0:
             return None
-        left = bits_left * window / rise
+        left = bits_left * seen / rise
         if left > self.horizon:
             return None
         return Forecast(absmax, 2.0**usual, math.ceil(left))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import re
 
-from ..engine.events import Line, in_words
+from ..engine.event_words import Line
+from ..engine.events import in_words
 
 # One Custom Scalars layout. Tags are regular expressions; titles are fixed, because
 # TensorBoard merges the layouts of several runs by them. The order tells a collapse:

@@ -92,7 +92,7 @@ class StabilityPanelHook(AmpHook):
         """Put up the layout, or say what a layout needs."""
         self._tensorboard = TensorBoardPanel(runner)
         self._tensorboard.begin(runner)
-        for line in runtime.opening:
+        for line in runtime.early_lines:
             self._tensorboard.card(line)
         runtime.listeners.append(partial(self._on_event, runner, runtime))
         if not dist.is_main_process():

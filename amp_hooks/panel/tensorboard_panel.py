@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import TensorboardVisBackend
 
 from ..engine import private
-from ..engine.events import Line
+from ..engine.event_words import Line
 from ..engine.messages import warn
 from .charts import CARDS, LAYOUT, card_text
 

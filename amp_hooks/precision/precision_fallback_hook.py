@@ -122,11 +122,11 @@ class PrecisionFallbackHook(AmpHook):
         """Fall back if need be, come back when it is time."""
         ends = not accumulating(runner.optim_wrapper)
         if record.verdict in self.on_verdict:
-            # Once for all iterations of a window: they share the fault of one of them.
+            # Once for all iterations of a step: they share what one of them did.
             self._streak += ends or record.verdict is Verdict.RAISED
         elif record.stepped or record.verdict.is_bad:
             self._streak = 0
-        # Not within a window: gradients of two scales do not add up.
+        # Not within an accumulation: gradients of two scales do not add up.
         if ends:
             self._decide(runner, runtime, record)
         record.put("fallback_active", float(self.precision is not None))
@@ -219,7 +219,7 @@ class PrecisionFallbackHook(AmpHook):
         """Go on in another precision; also for a hook that knows more than this one.
 
         Args:
-            runner: Between two windows of gradient accumulation.
+            runner: Between two optimizer steps.
             runtime: Of the runner.
             verdict: For the ledger.
             precision: 'bfloat16' or 'float32'.

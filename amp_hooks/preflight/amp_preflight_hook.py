@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from ..config_check.check import check_config
 from ..engine.checks import check_bool, check_choice
-from ..engine.finding import Finding, in_words
+from ..engine.finding import Finding, numbered
 from ..engine.headroom import headroom_bits
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
@@ -236,7 +236,7 @@ class AmpPreflightHook(AmpHook):
         several = "s" if len(self.findings) > 1 else ""
         text = (
             f"pre-flight: {len(self.findings)} finding{several}, {seconds} s{left_out}"
-            f"\n{in_words(self.findings)}"
+            f"\n{numbered(self.findings)}"
         )
         if self.on_fail != "raise":
             warn(text)

@@ -16,7 +16,7 @@ from ..engine.finding import Finding
 from ..engine.runtime import Runtime
 from ..engine.wrappers import active_scaler, trained_parameters
 from ..forensics.preserved import IMPOSSIBLE
-from ..forensics.report import finding
+from ..forensics.report import conclusion
 from ..guard.step_gate import why_no_gradient
 from . import batch_rules, setup_rules
 from .first_batch import FirstBatch, Pass
@@ -55,7 +55,7 @@ def batch_findings(runner: Runner, first: FirstBatch) -> list[Finding]:
         learned = [replace(f, fails=False) for f in learned]
     found += learned
     sound = fp32.runs and fp32.finite
-    if real.seen.fault:
+    if real.seen.origin:
         found.append(_nonfinite(first, first.wrapper, real, not sound))
     elif not fp32.finite and (whole or real is fp32):
         found.append(_nonfinite(first, first.fp32, fp32, True))
@@ -88,7 +88,7 @@ def _nonfinite(
     """Run it once more, watching every module."""
     with suppress(torch.cuda.OutOfMemoryError):  # then without the module
         seen = first.run(wrapper, 1.0, frames=21)
-    where = finding(seen.seen, [])
+    where = conclusion(seen.seen, [])
     return batch_rules.nonfinite(where, seen.seen.dtype, in_fp32)
 
 

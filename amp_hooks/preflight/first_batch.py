@@ -45,7 +45,7 @@ class Pass:
     @property
     def finite(self) -> bool:
         """Whether losses and gradients are."""
-        return not (self.seen.fault or self.seen.nonfinite_grads)
+        return not (self.seen.origin or self.seen.nonfinite_grads)
 
 
 class FirstBatch:

@@ -155,8 +155,8 @@ class CheckpointGuard:
             bad = self._nonfinite()
             files.asked = True
             if any_rank(bool(bad)):
-                told = first_names(bad) or "on another rank"
-                raise NotSaved(path, f"the state is not finite ({told})")
+                names = first_names(bad) or "on another rank"
+                raise NotSaved(path, f"the state is not finite ({names})")
             if not files.local:
                 self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
                 return

@@ -55,32 +55,32 @@ class RollbackFiles:
         return osp.join(self.folder, f"iter_{iteration}.pth")
 
     def add(
-        self, path: str, iteration: int, spare: str | None, needed: Iterable[int]
+        self, path: str, iteration: int, protected: str | None, needed: Iterable[int]
     ) -> None:
         """A checkpoint has been written; remove the oldest if there are too many.
 
         Args:
             path: The checkpoint.
             iteration: Complete iterations.
-            spare: A file that must stay in any case, if there is one.
+            protected: A file that must stay in any case, if there is one.
             needed: Iterations whose files must stay.
         """
         self._files[iteration] = path
         for old in sorted(self._files)[: -self.keep]:
             if old not in needed:
-                self._drop(old, spare)
+                self._drop(old, protected)
 
-    def drop_between(self, first: int, last: int, spare: str | None) -> None:
+    def drop_between(self, first: int, last: int, protected: str | None) -> None:
         """Remove those later than iteration ``first`` and earlier than ``last``."""
         for iteration in [i for i in self._files if first < i < last]:
-            self._drop(iteration, spare)
+            self._drop(iteration, protected)
 
     def earlier_than(self, iteration: int) -> list[tuple[int, str]]:
         """Iterations and paths, the oldest first."""
         return [(i, self._files[i]) for i in sorted(self._files) if i < iteration]
 
-    def _drop(self, iteration: int, spare: str | None) -> None:
-        if self._files[iteration] != spare:
+    def _drop(self, iteration: int, protected: str | None) -> None:
+        if self._files[iteration] != protected:
             remove(self._files.pop(iteration))
 
 

@@ -72,7 +72,7 @@ class GoBack:
         factor = self._scale_factor ** self._attempts.since(target.iter)
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
         self._lr.rolled_back(runner, lower=not kept)
-        runtime.forget_window()
+        runtime.forget_accumulation()
         runtime.emit(
             "rollback",
             runner.iter,

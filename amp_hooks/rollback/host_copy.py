@@ -26,13 +26,13 @@ class HostCopier:
 
     def __init__(self, pinned: bool = False) -> None:
         self.pinned = pinned
-        self._spare: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        self._reusable: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
 
     def recycle(self, tree: Any) -> None:
         """Let later copies use the memory of an earlier one, which nobody needs now."""
-        self._spare.clear()
+        self._reusable.clear()
         for tensor in _distinct(t for _, t in named_tensors(tree)):
-            self._spare[_kind(tensor)].append(tensor)
+            self._reusable[_kind(tensor)].append(tensor)
 
     @torch.no_grad()
     def copy(self, tree: Any) -> Any:
@@ -56,8 +56,8 @@ class HostCopier:
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.layout is not torch.strided:
             return tensor.to("cpu", copy=True)
-        spare = self._spare.get(_kind(tensor))
-        target = spare.pop() if spare else self._new(tensor)
+        reusable = self._reusable.get(_kind(tensor))
+        target = reusable.pop() if reusable else self._new(tensor)
         return target.copy_(tensor, non_blocking=target.is_pinned())
 
     def _new(self, tensor: Tensor) -> Tensor:

@@ -47,14 +47,14 @@ class SnapshotRing(Generic[T]):
         entries: The oldest first: ``keep`` proven ones, within the cooldown the one
             that would be the next target, and those on probation.
         last: Iteration and target of the last rollback, if there was one.
-        spare: The item pushed out last, whose memory may be used again.
+        reusable: The item pushed out last, whose memory may be used again.
     """
 
     def __init__(self, keep: int, probation: int, cooldown: int) -> None:
         self.keep, self.probation, self.cooldown = keep, probation, cooldown
         self.entries: list[Entry[T]] = []
         self.last: tuple[int, int] | None = None
-        self.spare: T | None = None
+        self.reusable: T | None = None
 
     @property
     def on_probation(self) -> bool:
@@ -81,7 +81,7 @@ class SnapshotRing(Generic[T]):
 
         Args:
             now: The last of them.
-            iterations: How many: those of a window of gradient accumulation.
+            iterations: How many: those of one optimizer step.
             in_doubt: Asked at the end of a probation: it then begins anew, at most nine
                 times.
         """
@@ -120,7 +120,7 @@ class SnapshotRing(Generic[T]):
         for entry in proven[: -self.keep]:
             if entry is not needed:
                 self.entries.remove(entry)
-                self.spare = entry.item
+                self.reusable = entry.item
 
     def _older_than_last(self, proven: list[Entry[T]]) -> Entry[T] | None:
         last = self.last[1] if self.last is not None else 0

@@ -240,12 +240,12 @@ class RollbackHook(AmpHook):
     ) -> None:
         """Count bad iterations and roll back when they are too many."""
         self._lr.end_iteration()
-        self._snapshots.strained |= bool(record.get("clamp_strained"))
+        self._snapshots.clamp_needed |= bool(record.get("clamp_needed"))
         bad, state_is_bad = list[str](), False
-        window_ends = not accumulating(runner.optim_wrapper)
+        step_is_due = not accumulating(runner.optim_wrapper)
         if record.verdict.is_bad:
-            # Once for all iterations of a window: they share the fault of one of them.
-            if window_ends or record.verdict is Verdict.RAISED:
+            # Once for all iterations of a step: they share what one of them did.
+            if step_is_due or record.verdict is Verdict.RAISED:
                 self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
             if state_is_bad := any_rank(bool(bad)):
@@ -259,7 +259,7 @@ class RollbackHook(AmpHook):
                 factor = self.total_lr_factor
                 runtime.emit("recover", runner.iter, record.verdict, lr_factor=factor)
                 warn(messages.lr_raised(self.recover_after, factor, runner.iter))
-        if window_ends:
+        if step_is_due:
             self._judged = runner.iter
         if state_is_bad or self._streak.too_many:
             self._roll_back(record.verdict, bad)

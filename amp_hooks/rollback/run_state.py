@@ -129,7 +129,7 @@ class Snapshot:
 
         The position in the run stays: iteration, schedulers, and what these have
         written into the optimizers' groups, learning rate and momentum. Gradients are
-        cleared, and an accumulation window that had begun begins anew.
+        cleared, and an accumulation that had begun begins anew.
 
         Args:
             runner: Whose state it was.

@@ -40,7 +40,7 @@ class SnapshotStore:
 
     Attributes:
         pointer: Names the newest checkpoint that is good.
-        strained: On this rank a clamp had to bound logits since probation began.
+        clamp_needed: On this rank a clamp had to bound logits since probation began.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SnapshotStore:
         self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
-        self.strained = False
+        self.clamp_needed = False
         if dist.is_main_process():
             self._files.prepare(runner.iter)
             self._run = RunCheckpoint(runner)
@@ -94,7 +94,7 @@ class SnapshotStore:
             )
         if any_rank(snapshot is None) or snapshot is None:
             return
-        self.strained = False
+        self.clamp_needed = False
         entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
         if entry is None:
             self._write(snapshot)
@@ -104,7 +104,7 @@ class SnapshotStore:
     def healthy(self, iterations: int) -> None:
         """Healthy iterations have passed."""
         now = self._runner.iter
-        for entry in self._ring.healthy(now, iterations, self._any_strained):
+        for entry in self._ring.healthy(now, iterations, self._clamp_needed_anywhere):
             self._write_entry(entry)
         for saved in self._saved:
             saved[2] -= iterations
@@ -176,10 +176,10 @@ class SnapshotStore:
         """Whether the last rollback was at most ``cooldown`` iterations ago."""
         return self._ring.cooling(now)
 
-    def _any_strained(self) -> bool:
+    def _clamp_needed_anywhere(self) -> bool:
         # Logits are each rank's own, and all must go back to the same snapshot.
-        strained, self.strained = self.strained, False
-        return any_rank(strained)
+        clamp_needed, self.clamp_needed = self.clamp_needed, False
+        return any_rank(clamp_needed)
 
     def _checkpoint(self) -> dict[str, Any] | None:
         rng = _rng_of_all_ranks()
@@ -233,9 +233,9 @@ class SnapshotStore:
     def _recycle(self) -> None:
         if self._writer.busy or self._waiting is not None:
             return  # it may be what is being written
-        if isinstance(self._ring.spare, Snapshot):
-            self._copier.recycle(self._ring.spare.state)
-        self._ring.spare = None
+        if isinstance(self._ring.reusable, Snapshot):
+            self._copier.recycle(self._ring.reusable.state)
+        self._ring.reusable = None
 
     def _offer_saved(self, all_of_them: bool) -> None:
         proven = [s for s in self._saved if all_of_them or s[2] <= 0]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from amp_hooks.data.boxes import NAMES, box_flaws, empty_masks, in_words, is_flat
+from amp_hooks.data.boxes import NAMES, box_flaws, empty_masks, flaw_words, is_flat
 
 SIZE = (100, 200)  # height, width
 CASES = [
@@ -48,7 +48,7 @@ def test_without_the_size_of_the_image():
 def test_the_smallest_size_is_the_users():
     boxes = np.array([[0, 0, 0.5, 9], [0, 0, 0.005, 9]])
     assert box_flaws(boxes, min_size=0.01).astype(bool).tolist() == [False, True]
-    assert in_words("sub_pixel", 0.01) == "smaller than 0.01 pixel"
+    assert flaw_words("sub_pixel", 0.01) == "smaller than 0.01 pixel"
 
 
 def test_sides_that_are_known_better_than_their_corners():

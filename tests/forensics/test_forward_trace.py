@@ -68,7 +68,7 @@ def images(value=1.0):
 
 def test_a_finite_pass_has_no_fault_and_keeps_the_last_frames():
     t = trace(Detector(Block(), Block()), images(), frames=3)
-    assert t.fault is None
+    assert t.origin is None
     assert [f.module for f in t.frames] == ["head.fc", "head.loss_cls", ""]
     fc = t.frames[0]
     assert [row.name for row in fc.rows] == ["weight", "bias", "input[0]", "output"]
@@ -78,13 +78,13 @@ def test_a_finite_pass_has_no_fault_and_keeps_the_last_frames():
 def test_the_innermost_module_is_named_not_those_around_it():
     model = Detector(Block(), Block(), Block())
     model.backbone[1].conv.register_forward_hook(lambda m, i, out: out * math.nan)
-    fault = trace(model, images()).fault
+    fault = trace(model, images()).origin
     assert (fault.kind, fault.module) == ("nan", "backbone.1.conv")
 
 
 def test_code_of_a_module_after_its_children():
     model = Detector(Block(), Block(own=lambda x: x / 0.0))
-    fault = trace(model, images()).fault
+    fault = trace(model, images()).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.1")
     assert fault.operation.name in ("__truediv__", "div", "true_divide")
     assert "test_forward_trace.py" in fault.operation.where
@@ -93,7 +93,7 @@ def test_code_of_a_module_after_its_children():
 
 def test_code_of_a_module_before_its_child():
     model = Detector(Block(), Block(before=lambda x: (x - 2).log()))
-    fault = trace(model, images()).fault  # the input is 2 there, so log(0)
+    fault = trace(model, images()).origin  # the input is 2 there, so log(0)
     assert (fault.kind, fault.module) == ("code", "backbone.1")
     assert fault.consumer == "backbone.1.conv"
     assert fault.operation.name == "log"
@@ -101,7 +101,7 @@ def test_code_of_a_module_before_its_child():
 
 def test_code_of_a_head_between_its_modules():
     model = Detector(head=Head(target=lambda x: (x - 1).sqrt() / (x - 1)))
-    fault = trace(model, images()).fault
+    fault = trace(model, images()).origin
     assert (fault.kind, fault.module) == ("code", "head")
     assert (fault.consumer, fault.tensors) == ("head.loss_cls", ["input[1]"])
 
@@ -110,7 +110,7 @@ def test_a_weight_that_is_not_finite():
     model = Detector(Block(), Block())
     with torch.no_grad():
         model.backbone[1].conv.weight.fill_(math.inf)
-    fault = trace(model, images()).fault
+    fault = trace(model, images()).origin
     assert (fault.kind, fault.module) == ("weights", "backbone.1.conv")
     assert fault.tensors == ["weight"]
 
@@ -120,13 +120,13 @@ def test_statistics_that_are_not_finite():
     model.backbone[1].running_mean.fill_(math.nan)
     with ForwardTrace(model.eval(), 21, named_tensors) as t:
         model(images())
-    assert (t.fault.kind, t.fault.module) == ("weights", "backbone.1")
-    assert t.fault.tensors == ["running_mean"]
+    assert (t.origin.kind, t.origin.module) == ("weights", "backbone.1")
+    assert t.origin.tensors == ["running_mean"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_the_model_is_given(value):
-    fault = trace(Detector(Block()), images(value)).fault
+    fault = trace(Detector(Block()), images(value)).origin
     assert (fault.kind, fault.module) == ("input", "")
 
 
@@ -135,7 +135,7 @@ def test_an_operation_in_place_does_not_hide_its_input():
     model = Detector(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True)))
     with torch.no_grad():
         model.backbone[0][0].weight.fill_(3e38)
-    fault = trace(model, images(-100.0)).fault
+    fault = trace(model, images(-100.0)).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.0.0")
 
 
@@ -144,7 +144,7 @@ def test_the_call_of_a_shared_module():
     nn.init.ones_(conv.weight)
     scale = nn.Conv2d(1, 1, 1)
     nn.init.constant_(scale.weight, 1e20)
-    fault = trace(Detector(conv, scale, conv, scale, conv), images()).fault
+    fault = trace(Detector(conv, scale, conv, scale, conv), images()).origin
     assert (fault.module, fault.frame.call) == ("backbone.1", 2)
 
 
@@ -155,13 +155,13 @@ class Mask(nn.Module):
 
 def test_masking_on_purpose_is_no_fault():
     model = Detector(Mask(), nn.Softmax(0), Block())
-    assert trace(model, images(-1.0)).fault is None
+    assert trace(model, images(-1.0)).origin is None
     mixed = torch.tensor([[[[1.0, -1.0]]], [[[-1.0, -1.0]]]])
-    assert trace(model, mixed).fault is None
+    assert trace(model, mixed).origin is None
 
 
 def test_a_mask_that_does_harm_is_named_for_it():
-    fault = trace(Detector(Mask(), nn.Softmax(0)), images()).fault
+    fault = trace(Detector(Mask(), nn.Softmax(0)), images()).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.0")
 
 
@@ -169,7 +169,7 @@ def test_minus_infinity_of_a_convolution_is_overflow():
     model = Detector(nn.Conv2d(1, 1, 1), nn.Softmax(0))
     with torch.no_grad():
         model.backbone[0].weight.fill_(-3e38)
-    fault = trace(model, images(100.0)).fault
+    fault = trace(model, images(100.0)).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.0")
 
 
@@ -177,9 +177,9 @@ def test_half_precision_overflows_where_it_is_computed():
     model = Detector(Block(), Block())
     with torch.no_grad():
         model.backbone[1].conv.weight.fill_(40000.0)
-    assert trace(model, images()).fault is None
+    assert trace(model, images()).origin is None
     with half_rehearsal():
-        fault = trace(model, images()).fault
+        fault = trace(model, images()).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.1.conv")
 
 
@@ -187,8 +187,8 @@ def test_a_mask_is_not_blamed_for_what_comes_later():
     """As in Grounding DINO, whose text masks are there in every forward pass."""
     later = Block(before=lambda x: (x - x).log() * 0)
     t = trace(Detector(Mask(), nn.Softmax(0), later), images_of_two())
-    assert (t.fault.kind, t.fault.module) == ("code", "backbone.2")
-    assert t.fault.consumer == "backbone.2.conv"
+    assert (t.origin.kind, t.origin.module) == ("code", "backbone.2")
+    assert t.origin.consumer == "backbone.2.conv"
 
 
 def images_of_two():
@@ -207,7 +207,7 @@ class Neck(nn.Module):
 
 
 def test_a_list_of_modules_has_no_code():
-    fault = trace(Detector(Neck()), images()).fault
+    fault = trace(Detector(Neck()), images()).origin
     assert (fault.kind, fault.module) == ("code", "backbone.0")
 
 
@@ -217,7 +217,7 @@ class Shifted(Detector):
 
 
 def test_code_of_the_detector_between_its_parts():
-    fault = trace(Shifted(Block()), images()).fault
+    fault = trace(Shifted(Block()), images()).origin
     assert (fault.kind, fault.module, fault.consumer) == ("code", "", "head.fc")
 
 
@@ -235,7 +235,7 @@ class Averaging(nn.Module):
 
 
 def test_a_buffer_that_the_fault_spoils_is_not_its_cause():
-    fault = trace(Detector(Averaging()), images()).fault
+    fault = trace(Detector(Averaging()), images()).origin
     assert (fault.kind, fault.module) == ("nan", "backbone.0")
     assert fault.operation.name == "log"
 
@@ -256,7 +256,7 @@ class Trying(nn.Module):
 
 
 def test_an_exception_that_the_model_bears():
-    fault = trace(Detector(Trying()), images()).fault
+    fault = trace(Detector(Trying()), images()).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.0.b")
 
 
@@ -294,14 +294,14 @@ def test_what_cannot_be_measured_stops_nothing(convert):
             self.odd(x)
             return x
 
-    fault = trace(Detector(Aside(), Block(own=lambda x: x / 0.0)), images()).fault
+    fault = trace(Detector(Aside(), Block(own=lambda x: x / 0.0)), images()).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.1")
 
 
 def test_a_complex_output():
     spectrum = Odd(lambda x: torch.fft.fft(x * 1e38 * 10))
     back = Odd(lambda x: x.abs())
-    fault = trace(Detector(spectrum, back), images()).fault
+    fault = trace(Detector(spectrum, back), images()).origin
     assert (fault.kind, fault.module) == ("overflow", "backbone.0")
 
 
@@ -313,7 +313,7 @@ def test_an_exception_leaves_no_hook():
     t = ForwardTrace(model, 21, named_tensors)
     with pytest.raises(ValueError, match="invalid numeric"), t:
         model(images())
-    assert t.fault is None
+    assert t.origin is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

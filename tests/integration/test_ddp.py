@@ -81,7 +81,7 @@ def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
     assert event["verdict"] == "STATE_NONFINITE"
 
 
-def test_a_clamp_strained_on_one_rank_delays_the_proof_on_both(digits, tmp_path):
+def test_a_clamp_needed_on_one_rank_delays_the_proof_on_both(digits, tmp_path):
     """Logits are each rank's own; the snapshot gone back to must be the same."""
     large = dict(where="bbox_head.retina_cls", value="x1000", rank=1)
     hooks = [

@@ -24,7 +24,7 @@ def test_at_the_floor_the_first_skip_is_a_collapse():
 
 
 def test_share_is_of_the_latest_steps_only():
-    counter = SkipCounter(patience=99, window=10)
+    counter = SkipCounter(patience=99, latest=10)
     feed(counter, "xxxxx.....")
     assert counter.share == 0.5
     feed(counter, "....")
@@ -35,7 +35,7 @@ def test_share_is_of_the_latest_steps_only():
 
 def test_state_goes_round_and_counting_goes_on():
     pattern = "xx..x.x.." * 150
-    whole, first, second = (SkipCounter(patience=3, window=50) for _ in range(3))
+    whole, first, second = (SkipCounter(patience=3, latest=50) for _ in range(3))
     feed(whole, pattern * 2)
     feed(first, pattern)
     second.load_state(first.state())

@@ -65,12 +65,12 @@ def test_without_probation_it_counts_at_once():
 def test_keeps_so_many_that_count_and_one_more():
     r = ring(keep=2, proven=[0, 5, 10])
     assert iters(r) == [5, 10]
-    assert r.spare == 0
+    assert r.reusable == 0
     r.add(15, 15)
     assert iters(r) == [5, 10, 15]
     r.healthy(17, 3)
     assert iters(r) == [10, 15]
-    assert r.spare == 5
+    assert r.reusable == 5
 
 
 @pytest.mark.parametrize(("second", "target"), [(22, 5), (32, 5), (33, 10)])

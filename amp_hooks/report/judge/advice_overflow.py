@@ -13,7 +13,7 @@ from ..read.curves import Curve
 from ..read.history import RunHistory
 from .advice import Advice
 from .hooks_of import has_hook
-from .incidents import Findings, any_within
+from .incidents import Incidents, any_within
 from .recipe import Recipe
 
 # An order of magnitude: a smaller spike is within what batches differ by.
@@ -23,7 +23,7 @@ _SPIKE = 10.0
 _CLIP_AT = 2.0
 
 
-def clip(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
+def clip(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
     """For spikes of the gradient norm before bad iterations, that pass uncut."""
     norms = run.curve("amp/gradnorm", "grad_norm").finite
     if not (recipe.known and len(norms) and found.streaks):
@@ -55,13 +55,13 @@ def clip(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
     )
 
 
-def _calm(norms: Curve, found: Findings) -> Curve:
+def _calm(norms: Curve, found: Incidents) -> Curve:
     """Without the points that a bad iteration or what led to it may be in."""
     near = any_within(found.bad, norms.iters - WINDOW, norms.iters + WINDOW)
     return Curve(norms.iters[~near], norms.values[~near])
 
 
-def clamp(run: RunHistory, found: Findings) -> Iterator[Advice]:
+def clamp(run: RunHistory, found: Incidents) -> Iterator[Advice]:
     """For large or non-finite logits that nothing bounds."""
     if has_hook(run, "HeadClampHook"):
         return
@@ -113,7 +113,7 @@ def _first_loss(run: RunHistory) -> Iterator[str]:
             )
 
 
-def bf16(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
+def bf16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
     """For a loss scale or a headroom that is used up."""
     if recipe.half != "float16":
         return
@@ -148,7 +148,7 @@ def bf16(run: RunHistory, found: Findings, recipe: Recipe) -> Iterator[Advice]:
             )
     if not evidence:
         return
-    device = (run.opening or {}).get("device")
+    device = (run.start_line or {}).get("device")
     yield Advice(
         "Train in BF16, if the device has it (NVIDIA: compute capability 8.0 or more"
         + (f"; this run was on {device})" if device else ")"),

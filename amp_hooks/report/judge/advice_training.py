@@ -12,8 +12,8 @@ from ...engine.words import first_names
 from ...rollback.defaults import LR_FACTOR, PATIENCE
 from ..read.history import RunHistory
 from .advice import Advice
-from .causes import Suspects
-from .incidents import Findings
+from .causes import Causes
+from .incidents import Incidents
 from .recipe import Recipe
 from .status import Judgement, Status
 
@@ -21,12 +21,12 @@ _SHOWN = 5  # pieces of evidence of one kind
 
 
 def images(
-    run: RunHistory, found: Findings, suspects: Suspects, recipe: Recipe
+    run: RunHistory, found: Incidents, causes: Causes, recipe: Recipe
 ) -> Iterator[Advice]:
     """Images that came back, else boxes of no size."""
     evidence = [
         f"{image} was in bad iterations {first_names(list(map(str, iters)), _SHOWN)}"
-        for image, iters in list(suspects.images.items())[:_SHOWN]
+        for image, iters in list(causes.images.items())[:_SHOWN]
     ]
     bad_boxes = list(islice(_bad_boxes(run, found), _SHOWN))
     evidence += bad_boxes
@@ -43,20 +43,20 @@ def images(
         hook = "'amp_hooks.StabilityHook', bad_batch=dict(skip=True)"
     skip = f"# in custom_hooks, to leave out images that come back:\ndict(type={hook}),"
     change = [] if recipe.box_filter else [boxes]
-    change += [skip] if suspects.images else []
+    change += [skip] if causes.images else []
     if bad_boxes:
         hook = "'amp_hooks.BoxSanityHook', action='drop'"
         if recipe.whole_suite:
             hook = "'amp_hooks.StabilityHook', boxes=dict(action='drop')"
         change += [f"# in custom_hooks, to leave such boxes out:\ndict(type={hook}),"]
     yield Advice(
-        "Look at these images and their boxes" if suspects.images else "Filter boxes",
+        "Look at these images and their boxes" if causes.images else "Filter boxes",
         "\n".join(change),
         evidence,
     )
 
 
-def _bad_boxes(run: RunHistory, found: Findings) -> Iterator[str]:
+def _bad_boxes(run: RunHistory, found: Incidents) -> Iterator[str]:
     """Boxes that BoxSanityHook found in the very iterations that were bad."""
     bad = set(map(int, found.bad))
     for h in run.having("boxes", lost=False):
@@ -68,7 +68,7 @@ def _bad_boxes(run: RunHistory, found: Findings) -> Iterator[str]:
             )
 
 
-def _lone_box_losses(run: RunHistory, found: Findings) -> Iterator[str]:
+def _lone_box_losses(run: RunHistory, found: Incidents) -> Iterator[str]:
     """Box losses that fail alone, in single iterations, beside calm logits.
 
     That is what boxes of no size do; a run that diverges fails for longer, and takes
@@ -90,8 +90,8 @@ def _lone_box_losses(run: RunHistory, found: Findings) -> Iterator[str]:
 
 def lower_lr(
     run: RunHistory,
-    found: Findings,
-    suspects: Suspects,
+    found: Incidents,
+    causes: Causes,
     recipe: Recipe,
     judged: Judgement,
 ) -> Iterator[Advice]:
@@ -110,7 +110,7 @@ def lower_lr(
         )
     if lost and found.poisoned_to_end:
         evidence.append(f"the logged loss was not finite from {found.first_bad} on")
-    rates = suspects.rates
+    rates = causes.rates
     if rates and rates.telling:
         evidence.append(
             f"all {rates.bad} bad iterations had a learning rate of at least "
@@ -139,7 +139,7 @@ def lower_lr(
     yield Advice(title, change, evidence)
 
 
-def warm_up(found: Findings, recipe: Recipe) -> Iterator[Advice]:
+def warm_up(found: Incidents, recipe: Recipe) -> Iterator[Advice]:
     """For a run that failed within or soon after its warm-up, or without one."""
     first = found.first_bad
     if not recipe.known or first is None or recipe.warmup == float("inf"):

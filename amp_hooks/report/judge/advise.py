@@ -6,22 +6,22 @@ from ..read.history import RunHistory
 from .advice import Advice
 from .advice_overflow import bf16, clamp, clip
 from .advice_training import images, lower_lr, warm_up
-from .causes import Suspects
-from .incidents import Findings
+from .causes import Causes
+from .incidents import Incidents
 from .recipe import read_recipe
 from .status import Judgement, Status
 
 
 def advise(
-    run: RunHistory, found: Findings, suspects: Suspects, judged: Judgement
+    run: RunHistory, found: Incidents, causes: Causes, judged: Judgement
 ) -> list[Advice]:
     """What is worth changing, in order; nothing for a healthy run."""
     if judged.status is Status.HEALTHY:
         return []
     recipe = read_recipe(run)
-    advice = list(images(run, found, suspects, recipe))
-    if not suspects.all_by_images:
-        advice += lower_lr(run, found, suspects, recipe, judged)
+    advice = list(images(run, found, causes, recipe))
+    if not causes.all_by_images:
+        advice += lower_lr(run, found, causes, recipe, judged)
         advice += warm_up(found, recipe)
         advice += clip(run, found, recipe)
         advice += clamp(run, found)

@@ -11,7 +11,7 @@ import numpy as np
 from ...engine.headroom import FP16_MAX
 from ...engine.words import count, first_names
 from ..read.history import Happening, RunHistory
-from .incidents import Findings, any_within
+from .incidents import Incidents, any_within
 
 _SHOWN = 5
 # A line names the first five gradients in the order of the model, so of more of them
@@ -47,7 +47,7 @@ class LearningRates:
 
 
 @dataclass
-class Suspects:
+class Causes:
     """Everything that points at a cause.
 
     Attributes:
@@ -106,11 +106,11 @@ class Suspects:
         return [*lines, f"and {more} more"] if more else lines
 
 
-def suspect(run: RunHistory, found: Findings) -> Suspects:
+def find_causes(run: RunHistory, found: Incidents) -> Causes:
     """Find what the bad iterations have in common."""
     batches = run.having("bad_batch")
     images, back = _images(run, batches)
-    return Suspects(
+    return Causes(
         images=images,
         all_by_images=_explained(found, images),
         images_back=back,
@@ -155,7 +155,7 @@ def _images(
     return dict(sorted(images.items(), key=lambda item: -len(item[1]))), len(back)
 
 
-def _explained(found: Findings, images: dict[str, list[int]]) -> bool:
+def _explained(found: Incidents, images: dict[str, list[int]]) -> bool:
     accused = np.unique([i for iters in images.values() for i in iters])
     streaks = np.array(found.streaks).reshape(-1, 2)
     if not len(accused) or not len(streaks):
@@ -194,7 +194,7 @@ def _layers(run: RunHistory) -> Iterable[str]:
         )
 
 
-def _rates(run: RunHistory, found: Findings) -> LearningRates | None:
+def _rates(run: RunHistory, found: Incidents) -> LearningRates | None:
     names = [n for n in run.curves if n.endswith("lr") and not n.startswith("amp/")]
     curve = run.curve("lr", *names).finite
     if not (len(curve) and len(found.bad)):

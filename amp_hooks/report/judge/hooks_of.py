@@ -16,8 +16,8 @@ def active_hooks(run: RunHistory) -> dict[str, dict[str, Any]]:
 
     From the ledger's ``start`` line; of a ledger without one, from the config.
     """
-    if run.opening:
-        hooks = run.opening.get("hooks")
+    if run.start_line:
+        hooks = run.start_line.get("hooks")
         return dict(hooks) if isinstance(hooks, dict) else {}
     found: dict[str, dict[str, Any]] = {}
     for hook in items_of(run.config.get("custom_hooks")):

@@ -14,7 +14,7 @@ from ..read.history import NO_ITERATION, Happening, RunHistory
 
 
 @dataclass(frozen=True)
-class Findings:
+class Incidents:
     """What is certain of a run's iterations; 0-based, rising arrays of integers.
 
     Attributes:
@@ -26,9 +26,9 @@ class Findings:
         collapses: Those of them that no loss scale helps against.
         undone: Iterations that left no trace: refused or rolled back.
         poisoned: Where all that is known is MMEngine's mean of the loss over the last
-            ``window`` iterations: points at which it was not finite.
+            ``mean_over`` iterations: points at which it was not finite.
         poisoned_to_end: The last mean is one of them.
-        window: Iterations in that mean.
+        mean_over: Iterations in that mean.
         rollbacks: Iterations of rollbacks.
         clamps: Iterations where the head clamp switched on.
         lost_bad: Bad iterations that a kill took back, with all they did.
@@ -42,7 +42,7 @@ class Findings:
     undone: frozenset[int] = frozenset()
     poisoned: Array = field(default_factory=lambda: _sorted([]))
     poisoned_to_end: bool = False
-    window: int = 10  # LogProcessor's default
+    mean_over: int = 10  # LogProcessor's default
     rollbacks: Array = field(default_factory=lambda: _sorted([]))
     clamps: Array = field(default_factory=lambda: _sorted([]))
     lost_bad: Array = field(default_factory=lambda: _sorted([]))
@@ -108,9 +108,9 @@ def _printed_only(run: RunHistory) -> Curve:
     return found
 
 
-def _unexplained(poisoned: Array, bad: set[int], window: int) -> Array:
+def _unexplained(poisoned: Array, bad: set[int], mean_over: int) -> Array:
     """Without the means that hold an iteration which is known to be bad."""
-    return poisoned[~any_within(_sorted(bad), poisoned - window + 1, poisoned)]
+    return poisoned[~any_within(_sorted(bad), poisoned - mean_over + 1, poisoned)]
 
 
 def any_within(iterations: Array, firsts: Array, lasts: Array) -> Array:
@@ -128,7 +128,7 @@ def any_within(iterations: Array, firsts: Array, lasts: Array) -> Array:
     return np.searchsorted(iterations, lasts, side="right") > before
 
 
-def find(run: RunHistory) -> Findings:
+def find(run: RunHistory) -> Incidents:
     """Put together what ledger, scalars and checkpoint tell."""
     overflow_lines = run.having("overflow", lost=False)
     bad = {h.iter for h in overflow_lines if _is_bad(h)}
@@ -148,17 +148,18 @@ def find(run: RunHistory) -> Findings:
         spans = overflows[COLLAPSE_SKIPS - 1 :] - overflows[: 1 - COLLAPSE_SKIPS]
         rows = np.flatnonzero(spans == COLLAPSE_SKIPS - 1)
         collapses |= set(overflows[rows + COLLAPSE_SKIPS - 1].tolist())
-    window = dig(run.config, "log_processor", "window_size")
-    window = window if isinstance(window, int) else Findings.window
+    mean_over = dig(run.config, "log_processor", "window_size")
+    if not isinstance(mean_over, int):
+        mean_over = Incidents.mean_over
     printed = _printed_only(run)
-    poisoned = _unexplained(printed.iters[~np.isfinite(printed.values)], bad, window)
+    poisoned = _unexplained(printed.iters[~np.isfinite(printed.values)], bad, mean_over)
     # Only of the last start do the last means tell how the run ended.
     to_end = len(poisoned) > 0 and (
         poisoned[-1] == printed.iters[-1] >= run.starts[-1].begins
     )
     openings = [h.iter for h in run.having("start", "resume")][:1]
     lost = {h.iter for h in run.having("overflow") if h.lost and _is_bad(h)}
-    return Findings(
+    return Incidents(
         first=min(openings, default=0),
         last=last_iteration(run),
         bad=_sorted(bad),
@@ -167,7 +168,7 @@ def find(run: RunHistory) -> Findings:
         undone=frozenset(h.iter for h in run.having("veto", "rollback", lost=False)),
         poisoned=poisoned,
         poisoned_to_end=bool(to_end),
-        window=window,
+        mean_over=mean_over,
         rollbacks=_sorted(h.iter for h in rollbacks),
         clamps=_sorted(h.iter for h in run.having("clamp_on", lost=False)),
         lost_bad=_sorted(lost),

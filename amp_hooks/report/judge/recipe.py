@@ -59,7 +59,7 @@ def read_recipe(run: RunHistory) -> Recipe:
         known=bool(cfg),
         lr=float(lr) if isinstance(lr, (int, float)) else None,
         warmup=warmup_iters(schedulers),
-        schedule="; ".join(map(_in_words, schedulers)) or "constant",
+        schedule="; ".join(map(_schedule_text, schedulers)) or "constant",
         clip=float(clip) if isinstance(clip, (int, float)) else None,
         wrapper=kind,
         half=_half(run, wrapper, kind),
@@ -70,7 +70,7 @@ def read_recipe(run: RunHistory) -> Recipe:
     )
 
 
-def _in_words(scheduler: dict[str, Any]) -> str:
+def _schedule_text(scheduler: dict[str, Any]) -> str:
     unit = "epochs" if scheduler.get("by_epoch", True) else "iterations"
     span = f"{scheduler.get('begin', 0)} to {scheduler.get('end') or 'the end'}"
     text = f"{scheduler.get('type')}, {unit} {span}"
@@ -82,12 +82,12 @@ def _in_words(scheduler: dict[str, Any]) -> str:
 
 
 def _half(run: RunHistory, wrapper: Any, kind: str) -> str:
-    optimizers = (run.opening or {}).get("optimizers")
-    told = str(optimizers or "") or str(dig(wrapper, "dtype") or "")
+    optimizers = (run.start_line or {}).get("optimizers")
+    text = str(optimizers or "") or str(dig(wrapper, "dtype") or "")
     for name in ("bfloat16", "float16"):
-        if name in told:
+        if name in text:
             return name
-    return "float16" if "Amp" in kind and "float32" not in told else "float32"
+    return "float16" if "Amp" in kind and "float32" not in text else "float32"
 
 
 def _holds(tree: Any, name: str) -> bool:

@@ -13,7 +13,7 @@ from ...engine.words import count, first_names
 from ...rollback.bad_streak import BadStreak
 from ...rollback.defaults import WINDOW
 from ..read.history import RunHistory
-from .incidents import Findings
+from .incidents import Incidents
 
 
 class Status(IntEnum):
@@ -43,7 +43,7 @@ class Judgement:
     reasons: list[str]
 
 
-def judge(run: RunHistory, found: Findings) -> Judgement:
+def judge(run: RunHistory, found: Incidents) -> Judgement:
     """Judge a run by what there is of it."""
     if lost := list(_lost(run, found)):
         return Judgement(Status.LOST, lost)
@@ -52,7 +52,7 @@ def judge(run: RunHistory, found: Findings) -> Judgement:
     return Judgement(Status.HEALTHY, [])
 
 
-def _lost(run: RunHistory, found: Findings) -> Iterator[str]:
+def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
     if abort := _given_up(run):
         yield abort
     checkpoint = run.checkpoint
@@ -76,16 +76,16 @@ def _given_up(run: RunHistory) -> str | None:
     aborts = [line for line in lines if line["event"] == "abort"]
     if not aborts:
         return None
-    told = in_words(aborts[-1]).rstrip(".")
-    return f"{told[:1].lower()}{told[1:]} (iteration {aborts[-1]['iter']})"
+    text = in_words(aborts[-1]).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]} (iteration {aborts[-1]['iter']})"
 
 
-def _ends_bad(found: Findings) -> str | None:
+def _ends_bad(found: Incidents) -> str | None:
     """The last iterations are not finite, and not because of one bad batch."""
     if found.poisoned_to_end:
         return (
             f"the last logged loss (iteration {found.poisoned[-1]}) is not finite: at "
-            f"least one of the {found.window} iterations that it is the mean of was "
+            f"least one of the {found.mean_over} iterations that it is the mean of was "
             "not, and no checkpoint tells more"
         )
     if not len(found.bad):
@@ -163,7 +163,7 @@ def _map_fell(run: RunHistory) -> str | None:
     return f"{name} was {best:.3f} at iteration {best_iter} and is 0 since"
 
 
-def _recovered(run: RunHistory, found: Findings) -> Iterator[str]:
+def _recovered(run: RunHistory, found: Incidents) -> Iterator[str]:
     if len(found.bad):
         first, last = int(found.bad[0]), int(found.bad[-1])
         where = (
@@ -173,7 +173,7 @@ def _recovered(run: RunHistory, found: Findings) -> Iterator[str]:
     if n := len(found.poisoned):
         yield (
             f"{count(n, 'logged mean')} of the loss not finite, each of "
-            f"{count(found.window, 'iteration')}"
+            f"{count(found.mean_over, 'iteration')}"
         )
     if n := len(found.collapses):
         yield (

@@ -57,7 +57,7 @@ class Start:
         return min(full, default=math.inf if self.lines else 0)
 
     @property
-    def opening(self) -> Line | None:
+    def start_line(self) -> Line | None:
         """The ledger's ``start`` line."""
         return next((x for x in self.lines if x["event"] == "start"), None)
 
@@ -146,7 +146,7 @@ class RunHistory:
         validations: In their order.
         checkpoint: The newest one, if it was read.
         exact_until: Before this iteration ``curves['loss']`` has the loss of every
-            iteration; from it on, MMEngine's means over a window.
+            iteration; from it on, MMEngine's means over several.
         notes: What could not be read, for the reader of the report.
     """
 
@@ -188,9 +188,9 @@ class RunHistory:
         return next((s.config for s in reversed(self.starts) if s.config), {})
 
     @property
-    def opening(self) -> Line | None:
+    def start_line(self) -> Line | None:
         """The ``start`` line of the last start that has one."""
-        return next((s.opening for s in reversed(self.starts) if s.opening), None)
+        return next((s.start_line for s in reversed(self.starts) if s.start_line), None)
 
 
 def last_training(starts: list[Start]) -> list[Start]:

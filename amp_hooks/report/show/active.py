@@ -6,18 +6,18 @@ from typing import Any
 
 from ...engine.words import count
 from ..judge.hooks_of import active_hooks
-from ..judge.incidents import Findings
+from ..judge.incidents import Incidents
 from ..judge.recipe import read_recipe
 from ..read.history import RunHistory
 
 ATTACH = "custom_hooks = [dict(type='amp_hooks.StabilityHook')]"
 
 
-def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
+def describe(run: RunHistory, found: Incidents) -> list[tuple[str, str]]:
     """``(label, text)`` of everything that is known to have been active."""
-    recipe, opening = read_recipe(run), run.opening or {}
-    versions = opening.get("versions")
-    optimizers = opening.get("optimizers")
+    recipe, start_line = read_recipe(run), run.start_line or {}
+    versions = start_line.get("versions")
+    optimizers = start_line.get("optimizers")
     optimizers = optimizers if isinstance(optimizers, list) else []
     rows = [
         ("run", _starts(run, found)),
@@ -25,7 +25,7 @@ def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
         *(("optimizer", str(o).removeprefix("optimizer: ")) for o in optimizers),
     ]
     if recipe.known:
-        if not opening:
+        if not start_line:
             clip = "none" if recipe.clip is None else f"{recipe.clip:g}"
             rows.append(
                 ("optimizer", f"{recipe.wrapper}, {recipe.half}, clip_grad {clip}")
@@ -41,13 +41,13 @@ def describe(run: RunHistory, found: Findings) -> list[tuple[str, str]]:
                 f"{'in' if recipe.box_filter else 'not in'} the training pipeline",
             ),
         ]
-    if opening:
+    if start_line:
         rows += [
             (
                 "batch",
-                f"{opening.get('batch_size') or 'unknown'} samples in each of "
-                f"{count(opening.get('world_size') or 1, 'process', 'es')}, "
-                f"{opening.get('device')}",
+                f"{start_line.get('batch_size') or 'unknown'} samples in each of "
+                f"{count(start_line.get('world_size') or 1, 'process', 'es')}, "
+                f"{start_line.get('device')}",
             ),
         ]
     if isinstance(versions, dict):
@@ -62,7 +62,7 @@ def _warmup(iterations: float) -> str:
     return f"{iterations:g} iterations" if iterations else "none"
 
 
-def _starts(run: RunHistory, found: Findings) -> str:
+def _starts(run: RunHistory, found: Incidents) -> str:
     names = [start.name for start in run.starts]
     text = f"{run.work_dir}: iterations {found.first} to {found.last}"
     if len(names) == 1:
@@ -79,8 +79,8 @@ def _hooks(run: RunHistory) -> str:
         )
     hooks = active_hooks(run)
     shown = ", ".join(f"{name}({_arguments(hooks[name])})" for name in hooks)
-    first = next((s.opening for s in run.starts if s.opening), None)
-    if first and run.opening and first.get("hooks") != run.opening.get("hooks"):
+    first = next((s.start_line for s in run.starts if s.start_line), None)
+    if first and run.start_line and first.get("hooks") != run.start_line.get("hooks"):
         shown += " (in the last start; others in the first)"
     return shown or "of amp_hooks, but neither ledger nor config names them"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..judge.incidents import Findings
+from ..judge.incidents import Incidents
 from ..read.curves import Array, Curve
 from ..read.history import RunHistory
 
@@ -88,7 +88,9 @@ class Stretch:
     rollbacks: int
 
 
-def stretches(found: Findings, shown: list[Quantity], limit: int = 16) -> list[Stretch]:
+def stretches(
+    found: Incidents, shown: list[Quantity], limit: int = 16
+) -> list[Stretch]:
     """Cut the run into at most ``limit`` stretches of about the same length."""
     number = min(limit, found.last - found.first + 1)
     edges = np.linspace(found.first, found.last + 1, number + 1).round().astype(int)
@@ -109,7 +111,7 @@ def _within(iterations: Array, first: int, end: int) -> int:
     return int(((iterations >= first) & (iterations < end)).sum())
 
 
-def _bad(found: Findings, first: int, end: int) -> str:
+def _bad(found: Incidents, first: int, end: int) -> str:
     bad = _within(found.bad, first, end)
     at_least = not bad and _within(found.poisoned, first, end)
     return ">=1" if at_least else str(bad)

@@ -8,8 +8,8 @@ from ...engine.config_values import dig
 from ...engine.words import count
 from ..judge.advice import Advice
 from ..judge.advise import advise
-from ..judge.causes import suspect
-from ..judge.incidents import Findings, find
+from ..judge.causes import find_causes
+from ..judge.incidents import Incidents, find
 from ..judge.status import Judgement, Status, judge, main_metric
 from ..read.history import RunHistory
 from .active import describe
@@ -33,19 +33,19 @@ class Page:
         shown: Curves worth a plot.
         health: Rows of the health table.
         groups: Events.
-        suspects: ``(label, text)`` of who is to blame.
+        causes: ``(label, text)`` of who is to blame.
         advice: In order.
     """
 
     run: RunHistory
-    found: Findings
+    found: Incidents
     judged: Judgement
     sentence: str
     active: list[tuple[str, str]]
     shown: list[Quantity]
     health: list[Stretch]
     groups: list[Group]
-    suspects: list[tuple[str, str]]
+    causes: list[tuple[str, str]]
     advice: list[Advice]
 
     def table(self) -> list[list[str]]:
@@ -69,8 +69,8 @@ def make_page(run: RunHistory) -> Page:
     """Draw the conclusions."""
     found = find(run)
     judged = judge(run, found)
-    suspects = suspect(run, found)
-    advice = advise(run, found, suspects, judged)
+    causes = find_causes(run, found)
+    advice = advise(run, found, causes, judged)
     shown = quantities(run)
     return Page(
         run=run,
@@ -81,13 +81,13 @@ def make_page(run: RunHistory) -> Page:
         shown=shown,
         health=stretches(found, shown),
         groups=group(run.happenings),
-        suspects=suspects.lines(),
+        causes=causes.lines(),
         advice=advice,
     )
 
 
 def verdict_sentence(
-    run: RunHistory, found: Findings, judged: Judgement, advice: list[Advice]
+    run: RunHistory, found: Incidents, judged: Judgement, advice: list[Advice]
 ) -> str:
     """Status, what happened, what to do first."""
     total = found.last - found.first + 1
@@ -129,10 +129,10 @@ def _metric(run: RunHistory) -> str:
     return f"Last {name}: {values[-1]:.3f}." if values else ""
 
 
-def _unfinished(run: RunHistory, found: Findings) -> str:
+def _unfinished(run: RunHistory, found: Incidents) -> str:
     """Whether it stopped before its time; nothing if that is not known."""
-    opening = run.opening or {}
-    planned = opening.get("max_iters") or dig(run.config, "train_cfg", "max_iters")
+    start_line = run.start_line or {}
+    planned = start_line.get("max_iters") or dig(run.config, "train_cfg", "max_iters")
     if not isinstance(planned, int) or found.last + 1 >= planned:
         return ""
     if run.starts and any(x["event"] in ("end", "abort") for x in run.starts[-1].lines):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ...engine.headroom import FP16_MAX
-from ..judge.incidents import Findings
+from ..judge.incidents import Incidents
 from ..read.curves import Curve
 from ..read.history import RunHistory
 from .health import Quantity
@@ -115,7 +115,7 @@ def _shade(ax: Any, curve: Curve) -> None:
         ax.axvspan(first - 0.5, last + 0.5, color=_NOT_FINITE, alpha=0.25, lw=0)
 
 
-def _histogram(ax: Any, found: Findings) -> None:
+def _histogram(ax: Any, found: Incidents) -> None:
     number = max(found.last - found.first + 1, 1)
     edges = np.linspace(found.first, found.first + number, min(_BINS, number) + 1)
     ax.hist(

@@ -62,8 +62,8 @@ def render(page: Page, encoding: str = "utf-8", colour: bool = False) -> str:
         *_health(page, bars),
         title("Events"),
         *_events(page),
-        title("Suspects"),
-        *_labelled(page.suspects),
+        title("Causes"),
+        *_labelled(page.causes),
         title("Advice"),
         *_advice(page),
     ]

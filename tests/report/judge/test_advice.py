@@ -6,7 +6,7 @@ from amp_hooks import HeadClampHook
 from amp_hooks.engine.words import first_names
 from amp_hooks.report.judge.advice_training import TRIGGER
 from amp_hooks.report.judge.advise import advise
-from amp_hooks.report.judge.causes import suspect
+from amp_hooks.report.judge.causes import find_causes
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import judge
 
@@ -205,7 +205,7 @@ CASES = {
 
 def advice_on(history):
     found = find(history)
-    return advise(history, found, suspect(history, found), judge(history, found))
+    return advise(history, found, find_causes(history, found), judge(history, found))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -243,6 +243,6 @@ def test_images_of_which_most_come_back_do_not_stand_out():
     """A small data set and many bad iterations: every image has bad luck twice."""
     lines = [x for i in range(500, 700, 10) for x in (*bad(i), batch(i, i % 3, i % 7))]
     history = run([START, *lines, END])
-    suspects = suspect(history, find(history))
-    assert suspects.images == {}
-    assert suspects.images_back > suspects.images_seen / 2
+    causes = find_causes(history, find(history))
+    assert causes.images == {}
+    assert causes.images_back > causes.images_seen / 2
