@@ -16,7 +16,7 @@ from .data.bad_batch_hook import BadBatchHook
 from .data.box_sanity_hook import BoxSanityHook
 from .engine.checks import check_known_arguments
 from .engine.hook import AmpHook
-from .engine.wrappers import iter_wrappers
+from .engine.run import iter_wrappers
 from .forensics.forensics_hook import ForensicsHook
 from .guard.step_guard_hook import StepGuardHook
 from .members import MEMBERS

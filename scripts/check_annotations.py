@@ -50,8 +50,7 @@ from amp_hooks.data.coco import (
     check_structure,
     without_findings,
 )
-from amp_hooks.data.coco_kinds import KINDS
-from amp_hooks.data.coco_records import file_name, is_number, of_images
+from amp_hooks.data.coco_records import KINDS, file_name, is_number, of_images
 from amp_hooks.engine.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed
 from amp_hooks.engine.files import publish
 

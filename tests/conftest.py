@@ -3,10 +3,7 @@
 import functools
 import gc
 import os
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import mmengine.config.config
 import mmengine.runner.runner
@@ -17,21 +14,15 @@ from mmengine.utils.dl_utils import collect_env
 
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.engine.ledger import Ledger
-from tests import helpers
-
-ROOT = Path(__file__).parent.parent
+from tests import helpers, processes
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """24 + 8 images of 64 pixels, made by the script that users run."""
     out = tmp_path_factory.mktemp("digits")
-    subprocess.run(
-        [sys.executable, str(ROOT / "scripts/make_digits.py"), "--out", str(out)]
-        + ["--size", "64", "--train", "24", "--val", "8"],
-        check=True,
-        capture_output=True,
-    )
+    size = "--size 64 --train 24 --val 8"
+    processes.script("make_digits.py", "--out", out, *size.split())
     # Every data set that MMEngine builds has the garbage collected: a fifth of a second
     # over all modules, and a third of a short run.
     import_module("mmdet.utils").register_all_modules(init_default_scope=False)

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,8 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from amp_hooks.engine.runtime import Runtime
-from tests import helpers
-from tests.integration.test_ddp import ENV
+from tests import helpers, processes
 
 # Said once per process, by mmdet's encoders.
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
@@ -197,16 +194,7 @@ def test_a_recipe_on_two_ranks(coco, tmp_path):
     config, out = tmp_path / "config.py", tmp_path / "out"
     cfg.dump(config)
     program = helpers.ROOT / "tests/integration/ddp_program.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, "--standalone", str(program), str(config), str(out)],
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    processes.run(*processes.TWO_RANKS, program, config, out, timeout=300)
     a, b = (torch.load(f"{out}.{rank}") for rank in (0, 1))
     assert a["iter"] == b["iter"] == 2
     assert a["records"] == b["records"]

@@ -2,14 +2,13 @@
 
 import inspect
 import re
-import subprocess
-import sys
 
 import pytest
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 
 import amp_hooks
 from amp_hooks.registry import HOOKS, OPTIM_WRAPPERS
+from tests import processes
 from tests.helpers import REQUIRED
 
 
@@ -33,7 +32,7 @@ for name in {NAMES}:
     assert type(HOOKS.build(config)).__name__ == name
 assert OPTIM_WRAPPERS.get('amp_hooks.CpuAmpOptimWrapper') is not None
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    processes.code(code)
 
 
 def test_import_needs_neither_mmdet_nor_mmcv_nor_tensorboard():
@@ -43,22 +42,27 @@ for name in ('mmdet', 'mmcv', 'tensorboard', 'torch.utils.tensorboard'):
     sys.modules[name] = None
 import amp_hooks
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    processes.code(code)
 
 
-def test_core_imports_torch_only():
-    code = """
-import sys
-sys.modules['mmengine'] = None
-import importlib.util, pathlib, types
-root = pathlib.Path('amp_hooks')
-package = types.ModuleType('amp_hooks'); package.__path__ = [str(root)]
-sys.modules['amp_hooks'] = package
-import importlib
-for path in (root / 'core').glob('*.py'):
-    importlib.import_module('amp_hooks.core.' + path.stem)
+def test_the_lazy_package_has_every_public_name():
+    """``amp_hooks.X`` in a process that has imported the package and nothing else."""
+    code = f"""
+import amp_hooks, sys
+assert 'torch' not in sys.modules
+for name in {amp_hooks.__all__}:
+    assert getattr(amp_hooks, name) is not None, name
+assert set(amp_hooks.__all__) <= set(dir(amp_hooks))
+for name in {NAMES}:
+    assert getattr(amp_hooks.hooks, name) is getattr(amp_hooks, name), name
+try:
+    amp_hooks.nothing
+except AttributeError as e:
+    assert "has no attribute 'nothing'" in str(e)
+else:
+    raise AssertionError
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    processes.code(code)
 
 
 def documented():

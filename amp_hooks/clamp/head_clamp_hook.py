@@ -18,15 +18,14 @@ from ..engine.checks import (
 )
 from ..engine.hook import AmpHook, check_targets
 from ..engine.messages import warn
-from ..engine.model import bare_model
 from ..engine.recorder import IterationRecord
+from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..monitor.logit_watch import LogitWatch
 from ..registry import HOOKS
-from .defaults import LIMIT, TRIGGER
 from .head_guard import HeadGuard
-from .trigger import beyond_trigger, check_trigger
+from .trigger import LIMIT, TRIGGER, beyond_trigger, check_trigger
 
 _FORWARD_BAD = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
 

@@ -1,4 +1,4 @@
-"""From which magnitude of logits on a clamp is needed."""
+"""From which magnitude of logits on a clamp is needed, and its default limit."""
 
 from __future__ import annotations
 
@@ -57,3 +57,8 @@ def beyond_trigger(
         return any(value > trigger for value in absmax.values())
     bits = trigger["headroom_bits"]
     return any(headroom_bits(v, largest[name]) < bits for name, v in absmax.items())
+
+
+# A sigmoid is 0 or 1 to FP32 precision beyond about 17, a softmax beyond about 104.
+LIMIT = 100.0
+TRIGGER = 1000.0  # 6 doublings below the largest FP16 number

@@ -12,7 +12,7 @@ from ..engine import private
 from ..engine.config_values import dig
 from ..engine.describe import batch_size
 from ..engine.hook import AmpHook
-from ..engine.wrappers import active_scaler, iter_wrappers
+from ..engine.run import active_scaler, iter_wrappers
 from ..rollback.checkpoint_file import read_header
 from .facts import MIXED, Facts, HookFacts, WrapperFacts, number
 

@@ -13,12 +13,11 @@ from ..engine.checks import check_bool, check_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
+from ..engine.run import accumulating
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import accumulating
 from ..registry import HOOKS
-from .stand_ins import StandIns
-from .suspects import Batch, Suspects, to_blame
+from .suspects import Batch, StandIns, Suspects, to_blame
 
 _NAMED = 5  # images in a warning
 _MAX_LINES = 10_000  # a tenth of the ledger: room must be left for all other events

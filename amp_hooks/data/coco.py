@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .coco_annotations import Annotations, Progress
-from .coco_kinds import KINDS
 from .coco_records import (
+    KINDS,
     Record,
     check_categories,
     check_images,

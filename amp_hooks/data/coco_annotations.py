@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .boxes import NAMES, box_flaws, is_flat
-from .coco_kinds import KEYS
 from .coco_records import (
+    KEYS,
     NUMBERS,
     Record,
     is_id,

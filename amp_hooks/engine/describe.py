@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from ..version import __version__
 from . import private
-from .wrappers import active_scaler, iter_wrappers
+from .run import active_scaler, iter_wrappers
 
 
 def utc_now() -> str:

@@ -9,8 +9,8 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from . import private
+from .run import iter_wrappers
 from .step_tap import StepTap
-from .wrappers import iter_wrappers
 
 # Returns whether it dealt with the exception, so that training may go on.
 ErrorHandler = Callable[[Exception], bool]

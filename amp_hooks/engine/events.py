@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from . import event_words as words
-from .event_words import Line
+from ..engine import words as words
+from .words import Line
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from mmengine.runner import Runner
 from . import private
 from .checks import check_known_arguments, match_names
 from .messages import warn
-from .model import bare_model
 from .recorder import IterationRecord
+from .run import bare_model
 from .runtime import Runtime
 from .safe_load import allow_mmengine_checkpoints
 

@@ -10,9 +10,9 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from . import private
-from .gradients import parameter_grad_norms
 from .recorder import FlightRecorder
-from .wrappers import active_scaler, iter_wrappers, trained_parameters
+from .run import active_scaler, iter_wrappers, trained_parameters
+from .tensors import parameter_grad_norms
 
 # Called with (optimizer name, wrapper, per-parameter norms, loss scale or None).
 GradientListener = Callable[[str, OptimWrapper, Tensor, "Tensor | None"], None]

@@ -1,6 +1,9 @@
-"""Pieces of sentences for a person."""
+"""Sentences for a person: pieces of them, and those on lines of the ledger."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 def first_names(names: list[str], limit: int = 3) -> str:
@@ -12,3 +15,185 @@ def first_names(names: list[str], limit: int = 3) -> str:
 def count(n: int, what: str, plural: str = "s") -> str:
     """``3 rollbacks``, ``1 rollback``."""
     return f"{n} {what}{plural * (n != 1)}"
+
+
+Line = Mapping[str, Any]
+
+
+_VERDICTS = {
+    "SCALE_OVERFLOW": "scaled gradients overflowed, as they do now and then",
+    "FORWARD_NONFINITE": "the forward pass was not finite",
+    "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
+    "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
+    "RAISED": "the training step raised because of NaN",
+}
+
+
+def names_in(value: Any) -> str:
+    """The first of the items or keys of a field."""
+    names = value if isinstance(value, (list, tuple, dict)) else [value]
+    return first_names([str(name) for name in names])
+
+
+def all_of(values: list[Any]) -> str:
+    """All items of a field."""
+    return ", ".join(map(str, values))
+
+
+def number(value: Any) -> str:
+    """A number for a sentence."""
+    return f"{value:.6g}" if isinstance(value, (int, float)) else str(value)
+
+
+def reason(line: Line) -> str:
+    """The verdict of a line in plain words, with where, as far as it is known."""
+    text = _VERDICTS.get(str(line.get("verdict")), "")
+    if where := line.get("losses"):
+        text += f"; not finite: {names_in(where)}"
+    if where := line.get("layers"):
+        text += f"; logits of {names_in(where)}"
+    if where := line.get("nonfinite_state"):
+        text += f": {names_in(where)}"
+    if where := line.get("nonfinite_grads"):
+        text += f"; gradients of {names_in(where)}"
+    if where := line.get("error"):
+        text += f": {where}"
+    return text
+
+
+def start(line: Line) -> str:
+    """Of a ``start`` line."""
+    resumed = f" from iteration {line['iter']}" if line["iter"] else ""
+    return (
+        f"Training begins{resumed}, until iteration {line['max_iters']}, with "
+        f"{names_in(line['optimizers'])}; hooks: {', '.join(line['hooks'])}."
+    )
+
+
+def overflow(line: Line) -> str:
+    """Of a ``overflow`` line."""
+    scale = f" The loss scale was {number(line['scale'])}." if "scale" in line else ""
+    ranks = f" On ranks {names_in(line['ranks'])}." if line.get("ranks") else ""
+    text = reason(line)
+    return f"{text[:1].upper()}{text[1:]}.{scale}{ranks}"
+
+
+def veto(line: Line) -> str:
+    """Of a ``veto`` line."""
+    scale = line.get("scale")
+    return "The step was refused and the iteration undone" + (
+        f"; loss scale now {number(scale)}." if scale is not None else "."
+    )
+
+
+def rollback(line: Line) -> str:
+    """Of a ``rollback`` line."""
+    scale = line.get("scale")
+    return (
+        f"Rollback {line['rollbacks']}: {reason(line)}. Weights, optimizer, loss scale "
+        f"and EMA went back to iteration {line['target_iter']}; learning rate now "
+        f"x{number(line['lr_factor'])}"
+        + (f", loss scale {number(scale)}." if scale is not None else ".")
+    )
+
+
+def clamp_on(line: Line) -> str:
+    """Of a ``clamp_on`` line."""
+    return (
+        f"Head clamp on: {line['reason']}, largest |logit| {number(line['absmax'])}. "
+        "Classifier layers and losses run in FP32 from the next iteration on, logits "
+        f"within ±{number(line['limit'])}."
+    )
+
+
+def clamp_off(line: Line) -> str:
+    """Of a ``clamp_off`` line."""
+    return (
+        f"Head clamp off after {line['clean_iterations']} calm iterations; it was on "
+        f"since iteration {line['since']}."
+    )
+
+
+def early_warning(line: Line) -> str:
+    """Of a ``early_warning`` line."""
+    return (
+        f"The logits of {line['layer']} are heading for an overflow: |logit| is "
+        f"{number(line['absmax'])}, usually {number(line['usual'])}; FP16 overflows "
+        f"in about {line['iterations_left']} iterations at this rate."
+    )
+
+
+def fallback(line: Line) -> str:
+    """Of a ``fallback`` line."""
+    if "reason" not in line:
+        return f"Training is back in {line['to']}."
+    end = "for good" if line["until"] is None else f"until iteration {line['until']}"
+    return f"Training goes on in {line['to']} {end}, because of {line['reason']}."
+
+
+def boxes(line: Line) -> str:
+    """Of a ``boxes`` line."""
+    counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
+    named = line["images"][:5]
+    images = all_of(named)
+    if more := line["images_total"] - len(named):
+        images += f" and {more} more images"
+    rank = f" on rank {line['rank']}" if line["rank"] else ""
+    done = {"drop": ", left out", "raise": ", which ended training"}
+    return f"Bad boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
+
+
+def resume(line: Line) -> str:
+    """Of a ``resume`` line."""
+    return (
+        f"Resumed from {line['checkpoint']}: {line['rollbacks']} rollbacks so far, "
+        f"learning rate x{number(line['lr_factor'])}."
+    )
+
+
+def abort(line: Line) -> str:
+    """Of a ``abort`` line."""
+    if "error" in line:
+        return f"Training ended: {reason(line)}."
+    return (
+        f"Training ended after {line['rollbacks']} rollbacks: {reason(line)}. "
+        f"{line['limit']} allows no more. The last good checkpoint is "
+        f"{line['checkpoint']}."
+    )
+
+
+def preflight(line: Line) -> str:
+    """Of a ``preflight`` line."""
+    found = line["findings"]
+    if not found:
+        return f"Pre-flight found nothing in {line['seconds']} s."
+    fails = f"; fails: {all_of(line['fails'])}" if line["fails"] else ""
+    done = {"told": "Training went on", "raised": "Training was not begun"}.get(
+        line["done"], f"Now {line['done']}"
+    )
+    return f"Pre-flight found {all_of(found)}{fails}. {done}."
+
+
+def forensics(line: Line) -> str:
+    """Of a ``forensics`` line."""
+    return f"{line['finding']} The whole story is in {line['folder']}."
+
+
+def bad_batch(line: Line) -> str:
+    """Of a ``bad_batch`` line."""
+    return f"Bad batch on rank {line['rank']}: {names_in(line['images'])}."
+
+
+def suspect(line: Line) -> str:
+    """Of a ``suspect`` line."""
+    return f"{line['image']} was in bad iterations {all_of(line['iters'])}."
+
+
+def replaced(line: Line) -> str:
+    """Of a ``replaced`` line."""
+    return f"{line['image']} was left out; {line['by'] or 'another'} instead."
+
+
+def fault(line: Line) -> str:
+    """Of a ``fault`` line."""
+    return f"Injected: {line['what']} {line['value']}, {names_in(line['where'])}."

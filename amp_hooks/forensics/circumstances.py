@@ -8,12 +8,11 @@ import mmengine.dist as dist
 from mmengine.runner import Runner
 
 from ..engine.describe import describe_optimizer, utc_now
-from ..engine.model import bare_model
 from ..engine.recorder import IterationRecord
+from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
 from ..engine.verdict import Verdict
-from ..engine.wrappers import active_scaler, iter_wrappers
 
 
 def circumstances(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..engine.batches import batch_tensors
 from ..engine.files import remove
 from ..engine.ledger import strict_json
-from ..engine.model import left_out_buffers
 from ..engine.rng import capture_rng, rng_state, set_rng_state, undisturbed_rng
+from ..engine.run import left_out_buffers
 from ..engine.safe_load import allow_mmengine_checkpoints
 from .replay import Call
 from .report import as_text

@@ -14,13 +14,18 @@ from torch import nn
 from ..engine.checks import check_bool, check_int, check_iterations, check_number
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.model import bare_model, refuse_sharded
 from ..engine.recorder import IterationRecord
 from ..engine.rng import capture_rng
+from ..engine.run import (
+    accumulating,
+    active_scaler,
+    bare_model,
+    iter_wrappers,
+    refuse_sharded,
+)
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import accumulating, active_scaler, iter_wrappers
-from ..guard.nan_errors import is_nan_error
+from ..guard.nan_steps import is_nan_error
 from ..registry import HOOKS
 from .circumstances import circumstances
 from .dump import save_dump

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.batches import Contents, batch_tensors
-from ..engine.model import bare_model
 from ..engine.rng import States, restore_rng, undisturbed_rng
+from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
-from ..engine.wrappers import iter_wrappers
 from ..precision.half_rehearsal import rehearsing_half
 from .first_operation import raised_at
 from .forward_trace import ForwardTrace, Frame, Origin

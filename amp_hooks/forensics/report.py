@@ -179,7 +179,7 @@ def images(tree: Any) -> Iterator[dict[str, Any]]:
 def as_text(data: dict[str, Any]) -> str:
     """The report for a person; ``data`` is of :func:`report`."""
     lines = [
-        f"Origin at iteration {data['iter']} ({data['verdict']}), rank {data['rank']}",
+        f"Fault at iteration {data['iter']} ({data['verdict']}), rank {data['rank']}",
         "",
         data["finding"],
     ]

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.averaging import ema_hooks
-from ..engine.model import bare_model
-from ..engine.wrappers import iter_wrappers
+from ..engine.run import bare_model, iter_wrappers
 
 
 class AccumulationStart:

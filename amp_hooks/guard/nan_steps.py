@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import linecache
+import re
 from collections.abc import Sequence
+from datetime import timedelta
 
 import mmengine.dist as dist
+import torch
+import torch.distributed
 from mmengine.runner import Runner
 
 from ..engine.messages import warn
 from ..engine.runtime import Raised, Runtime
 from ..engine.verdict import Verdict
 from ..errors import TrainingDivergedError
-from .nan_errors import is_nan_error
-from .vote import Vote
 
 
 class RaisedElsewhere(Exception):
@@ -118,3 +121,71 @@ class NanSteps:
                 "where no vote reaches them. Resume from the last checkpoint with a "
                 "lower learning rate."
             ) from error
+
+
+# How code reports that it was given NaN or infinities, as regular expressions.
+NAN_ERRORS = (
+    # scipy's linear_sum_assignment, in Hungarian assigners (mmdetection#8155, #4549)
+    r"matrix contains invalid numeric entries",
+    r"cost matrix is infeasible",
+    # binary_cross_entropy on a CPU, in SimOTAAssigner (YOLOX)
+    r"all elements of (input|target) should be between 0 and 1",
+    # mmdet's PISASSDHead and YOLACTHead
+    r"become infinite or NaN",
+    # asserts without a message, by their source line: mmdet's ATSSHead and
+    # CenterNetUpdateHead
+    r"assert .*\b(isnan|isfinite|isinf)\(",
+    r"cannot convert float (NaN|infinity) to integer",
+)
+
+
+def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> bool:
+    """Whether an exception says that it was caused by NaN or infinities.
+
+    Args:
+        error: As caught. Of an AssertionError the source line that failed is looked at
+            too, since such asserts often have no message.
+        patterns: Regular expressions, searched in both without regard to case.
+    """
+    text = str(error)
+    if isinstance(error, AssertionError):
+        text += "\n" + _failed_line(error)
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+
+
+def _failed_line(error: BaseException) -> str:
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    filename = traceback.tb_frame.f_code.co_filename
+    return linecache.getline(filename, traceback.tb_lineno).strip()
+
+
+class Vote:
+    """One small collective per iteration, on CPU tensors in a group of its own.
+
+    In the default group a vote could be paired with a collective of the model's loss.
+
+    Args:
+        timeout: Seconds to wait for the other ranks.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        self.timeout = timeout
+        # Its construction is a collective as well.
+        self._group = torch.distributed.new_group(
+            backend="gloo", timeout=timedelta(seconds=timeout)
+        )
+
+    def cast(self, raised: bool) -> list[int]:
+        """Ranks that raised. Waits for every rank.
+
+        Raises:
+            RuntimeError: The others did not come within the timeout.
+        """
+        ballots = torch.zeros(torch.distributed.get_world_size())
+        ballots[torch.distributed.get_rank()] = float(raised)
+        torch.distributed.all_reduce(ballots, group=self._group)
+        return ballots.nonzero().flatten().tolist()

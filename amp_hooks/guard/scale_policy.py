@@ -8,8 +8,8 @@ from mmengine.optim import OptimWrapper
 
 from ..engine import private
 from ..engine.recorder import IterationRecord
+from ..engine.run import active_scaler
 from ..engine.verdict import Verdict
-from ..engine.wrappers import active_scaler
 
 # What no loss scale can cure.
 _NOT_ITS_FAULT = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)

@@ -18,18 +18,15 @@ from ..engine.checks import (
 )
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.model import bare_model, refuse_sharded
 from ..engine.recorder import IterationRecord
+from ..engine.run import accumulating, bare_model, iter_wrappers, refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import accumulating, iter_wrappers
 from ..registry import HOOKS
 from .accumulation import AccumulationStart
-from .nan_errors import NAN_ERRORS
-from .nan_steps import NanSteps
+from .nan_steps import NAN_ERRORS, NanSteps, Vote
 from .scale_policy import ScalePolicy
 from .step_gate import StepGate
-from .vote import Vote
 
 
 @HOOKS.register_module()

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from ..engine.batches import boxes_of, data_samples, image_size
 from ..engine.files import Save
-from ..engine.model import bare_model
 from ..engine.patch import replace
+from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import map_tensors
-from ..engine.wrappers import iter_wrappers
 from .damage import damage_loss, spoil_boxes
 from .occurrence import Occurrence, ema_models
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..engine.averaging import ema_hooks
 from ..engine.checks import match_names
-from ..engine.model import bare_model
+from ..engine.run import bare_model
 from .damage import choose, damage
 from .fault_spec import Fault
 from .fault_table import KINDS

@@ -12,12 +12,12 @@ from torch import nn
 from ..engine.checks import check_int, check_patterns
 from ..engine.hook import AmpHook, check_targets
 from ..engine.messages import warn
-from ..engine.model import bare_model
 from ..engine.recorder import IterationRecord
+from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..registry import HOOKS
 from .logit_watch import LogitWatch
-from .trend import Forecast, LogitTrend
+from .logits import Forecast, LogitTrend
 
 
 @HOOKS.register_module()

@@ -20,13 +20,11 @@ from ..engine.checks import (
     match_names,
 )
 from ..engine.hook import AmpHook
-from ..engine.model import bare_model
 from ..engine.recorder import FlightRecorder, IterationRecord
+from ..engine.run import bare_model, clip_max_norm, iter_wrappers, trained_parameters
 from ..engine.runtime import Runtime
-from ..engine.wrappers import clip_max_norm, iter_wrappers, trained_parameters
 from ..registry import HOOKS
-from .adaptive_clip import AdaptiveClip, multiply_gradients
-from .gradnorm import group_norms
+from .gradnorm import AdaptiveClip, group_norms, multiply_gradients
 
 _NAMED = 5  # parameters with non-finite gradients that are named
 

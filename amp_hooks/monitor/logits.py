@@ -1,8 +1,10 @@
-"""Measure and bound the magnitude of logits."""
+"""Measure the magnitude of logits, and see an overflow coming."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,3 +61,72 @@ def infinity_is_overflow(module: nn.Module) -> bool:
 def largest_number(logits: Tensor) -> float:
     """The largest finite number of the precision that the logits were computed in."""
     return FP16_MAX if rehearsing_half() else torch.finfo(logits.dtype).max
+
+
+# The usual magnitude is an exponential average over so many iterations.
+LATEST = 20
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """An overflow that the logits are heading for.
+
+    Attributes:
+        absmax: Largest |logit| of this iteration.
+        usual: Its usual magnitude, the geometric mean of the last iterations.
+        iterations_left: Until it passes 65504, if it goes on rising like this.
+    """
+
+    absmax: float
+    usual: float
+    iterations_left: int
+
+
+class LogitTrend:
+    """Extrapolates the magnitude of one layer's logits to the limit of FP16.
+
+    Divergence makes logits grow by a factor per iteration, so their logarithm grows
+    steadily. An exponential average over ``W`` iterations lags behind a steady rise of
+    ``s`` per iteration by ``s * W``: the distance between now and the average, over
+    ``W``, is the speed. One average is all the state there is; non-finite and zero
+    magnitudes leave it alone.
+
+    Args:
+        horizon: A forecast is made if the limit is at most so many iterations away.
+        floor: None is made below this magnitude. A softmax or sigmoid in FP32 has no
+            use for logits beyond about 100 (:class:`HeadClampHook`'s default limit),
+            and a new classifier may well grow towards that quickly.
+    """
+
+    def __init__(self, horizon: int, floor: float = 100.0) -> None:
+        self.horizon = horizon
+        self.floor = floor
+        self._usual = 0.0  # log2
+        self._seen = 0
+
+    def add(self, absmax: float) -> Forecast | None:
+        """Take one iteration's largest finite |logit|; returns a forecast or None."""
+        if not (math.isfinite(absmax) and absmax > 0):
+            return None
+        level = math.log2(absmax)
+        seen = min(self._seen, LATEST)
+        usual = self._usual if self._seen else level
+        rise = level - usual
+        self._seen += 1
+        self._usual = usual + rise / min(self._seen, LATEST)
+        bits_left = max(0.0, math.log2(FP16_MAX) - level)
+        # Half of them must be known before a distance to its average means anything.
+        if absmax < self.floor or seen < LATEST // 2 or not rise > 0:
+            return None
+        left = bits_left * seen / rise
+        if left > self.horizon:
+            return None
+        return Forecast(absmax, 2.0**usual, math.ceil(left))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return dict(usual=self._usual, seen=self._seen)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._usual, self._seen = float(state["usual"]), int(state["seen"])

@@ -14,8 +14,8 @@ from ..engine.describe import describe_optimizer
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
+from ..engine.run import iter_wrappers
 from ..engine.runtime import Runtime
-from ..engine.wrappers import iter_wrappers
 from ..registry import HOOKS
 from .skips import PATIENCE, SkipCounter, SkipKind
 

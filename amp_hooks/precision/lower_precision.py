@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..engine import private
-from ..engine.wrappers import active_scaler, iter_wrappers
+from ..engine.run import active_scaler, iter_wrappers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
 

@@ -14,11 +14,10 @@ from ..engine import private
 from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.model import bare_model
 from ..engine.recorder import IterationRecord
+from ..engine.run import accumulating, active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Raised, Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import accumulating, active_scaler, iter_wrappers
 from ..registry import HOOKS
 from .lower_precision import DTYPES, MixedPrecision, bfloat16_runs_on
 

@@ -18,7 +18,7 @@ from ..engine.finding import Finding, numbered
 from ..engine.headroom import headroom_bits
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.model import refuse_sharded
+from ..engine.run import refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..errors import PreflightError

@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..engine.finding import Finding
+from ..engine.run import active_scaler, trained_parameters
 from ..engine.runtime import Runtime
-from ..engine.wrappers import active_scaler, trained_parameters
 from ..forensics.preserved import IMPOSSIBLE
 from ..forensics.report import conclusion
 from ..guard.step_gate import why_no_gradient

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..clamp.defaults import LIMIT
+from ..clamp.trigger import LIMIT
 from ..engine.finding import Finding, source
 from ..engine.headroom import FP16_MAX, headroom_bits
 from ..engine.words import first_names

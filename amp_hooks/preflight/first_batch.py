@@ -12,10 +12,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..engine import private
-from ..engine.model import bare_model
 from ..engine.rng import capture_rng, undisturbed_rng
+from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
-from ..engine.wrappers import active_scaler, iter_wrappers
 from ..forensics.preserved import alone, preserved
 from ..forensics.replay import Call, Replay, dense, in_a_line, run_call
 from ..monitor.classifiers import ClassifierFinder

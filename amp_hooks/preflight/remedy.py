@@ -9,10 +9,9 @@ from mmengine.runner import Runner
 
 from ..engine.finding import Finding
 from ..engine.messages import warn
-from ..engine.ranks import any_rank
+from ..engine.run import any_rank, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import iter_wrappers
 from ..precision.lower_precision import MixedPrecision, bfloat16_runs_on
 from ..precision.precision_fallback_hook import PrecisionFallbackHook
 from .batch_rules import OF_PRECISION

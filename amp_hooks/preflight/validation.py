@@ -16,8 +16,8 @@ from ..engine import private
 from ..engine.batches import batch_tensors
 from ..engine.describe import batch_size
 from ..engine.finding import Finding
-from ..engine.model import bare_model
 from ..engine.rng import undisturbed_rng
+from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
 from ..forensics.preserved import alone, preserved

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from ..engine.files import publish
 from ..engine.messages import warn
 from ..engine.patch import replace
-from ..engine.ranks import any_rank
+from ..engine.run import any_rank
 from ..engine.safe_load import allow_mmengine_checkpoints
 from ..engine.words import first_names
 from .checkpoint_file import REFUSED, damage

@@ -5,13 +5,13 @@ from __future__ import annotations
 import mmengine.dist as dist
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.messages import warn
-from ..engine.ranks import any_rank
+from ..engine.run import active_scaler, any_rank, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..errors import TrainingDivergedError
 from . import messages
-from .adjust import lower_loss_scale
 from .attempts import Attempts
 from .lr_policy import LRPolicy
 from .run_state import overflowed
@@ -159,3 +159,34 @@ class GoBack:
                 checkpoint=checkpoint,
             )
         )
+
+
+def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | None:
+    """Multiply every loss scale, static ones too, but not below ``floor``.
+
+    Returns:
+        The smallest scale now, or ``None`` if there is no loss scale.
+    """
+    scales = []
+    for _, wrapper in iter_wrappers(runner.optim_wrapper):
+        if (scaler := active_scaler(wrapper)) is not None:
+            state = scaler.state_dict()
+            # A scale that was configured below the floor is not raised to it.
+            lowest = min(floor, max(state["scale"], 1.0))
+            scale = max(lowest, state["scale"] * factor)
+            if scale != state["scale"]:
+                scaler.load_state_dict(dict(state, scale=scale, _growth_tracker=0))
+            scales.append(scale)
+    pin_static_scale(runner)
+    return min(scales, default=None)
+
+
+def pin_static_scale(runner: Runner) -> None:
+    """Let a static loss scale stay what the scaler now holds.
+
+    MMEngine writes the configured number back at the end of every step.
+    """
+    for _, wrapper in iter_wrappers(runner.optim_wrapper):
+        scaler = active_scaler(wrapper)
+        if scaler and private.static_scale(wrapper) is not None:
+            private.set_static_scale(wrapper, scaler.get_scale())

@@ -1,4 +1,4 @@
-"""What rollbacks do to the learning rate."""
+"""What rollbacks do to the learning rate of a run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import Tensor
 
-from .adjust import all_param_groups, change_lr
-from .learning_rate import TemporaryLR, recovered, warmup_factor
+from ..engine.run import iter_wrappers
+from .learning_rate import TemporaryLR, recovered, scale_lr, warmup_factor
 
 
 class LRPolicy:
@@ -162,3 +162,28 @@ class LRTrust:
         """Take back what :meth:`state` gave."""
         self._last = [float(lr) for lr in state["last"]]
         self._healthy = int(state["healthy"])
+
+
+def all_param_groups(runner: Runner) -> list[dict[str, Any]]:
+    """The param groups of every optimizer, with those that hold the base LR."""
+    wrappers = iter_wrappers(runner.optim_wrapper)
+    return [group for _, wrapper in wrappers for group in wrapper.param_groups]
+
+
+def all_schedulers(runner: Runner) -> list[Any]:
+    """The parameter schedulers of every optimizer."""
+    schedulers: Any = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        return [s for own in schedulers.values() for s in own]
+    return list(schedulers)
+
+
+def change_lr(runner: Runner, factor: float) -> None:
+    """Multiply the learning rate, now and for the rest of every schedule.
+
+    Args:
+        runner: In training; what is changed goes into its checkpoints.
+        factor: Greater than 0; the inverse takes a change back.
+    """
+    # In one go, because optimizers may share a scheduler or a learning rate tensor.
+    scale_lr(all_param_groups(runner), all_schedulers(runner), factor)

@@ -11,22 +11,18 @@ from ..engine import private
 from ..engine.checks import check_bool, check_int, check_number, check_optional_int
 from ..engine.hook import CHECKPOINT_KEY, AmpHook
 from ..engine.messages import warn
-from ..engine.model import refuse_sharded
-from ..engine.ranks import any_rank
 from ..engine.recorder import IterationRecord
 from ..engine.rng import set_rng_of_rank
+from ..engine.run import accumulating, any_rank, refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..engine.wrappers import accumulating
 from ..registry import HOOKS
 from . import messages
-from .adjust import pin_static_scale
 from .attempts import Attempts
-from .bad_streak import BadStreak
 from .checkpoint_guard import CheckpointGuard
-from .defaults import LR_FACTOR, PATIENCE, SHARE, WINDOW
-from .go_back import GoBack
+from .go_back import GoBack, pin_static_scale
 from .lr_policy import LRPolicy
+from .policy import LR_FACTOR, PATIENCE, SHARE, WINDOW, BadStreak
 from .resume import choose_resume
 from .ring import SnapshotRing
 from .run_state import infinite_by_design, nonfinite_state

@@ -5,8 +5,7 @@ from __future__ import annotations
 from mmengine.runner import Runner
 
 from ..engine.averaging import begin_with_the_weights
-from ..engine.ranks import any_rank
-from ..engine.wrappers import accumulating
+from ..engine.run import accumulating, any_rank
 from .run_state import nonfinite_state
 from .snapshot_store import SnapshotStore
 

@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from ..engine import private
 from ..engine.files import remove
 from ..engine.messages import warn
-from ..engine.ranks import any_rank
 from ..engine.rng import rng_state
+from ..engine.run import any_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from .checkpoint_file import damage, read_header
@@ -22,8 +22,7 @@ from .disk import Pointer, RollbackFiles
 from .host_copy import HostCopier
 from .resume import Candidate, of_older_runs
 from .ring import Entry, SnapshotRing
-from .run_checkpoint import RunCheckpoint
-from .run_state import Snapshot
+from .run_state import RunCheckpoint, Snapshot
 from .writer import SnapshotWriter, Written
 
 _LAST_WAIT = 600.0  # seconds, for the last file of a run

@@ -4,8 +4,7 @@ import pytest
 
 from amp_hooks.config_check import check as config_check
 from amp_hooks.config_check import cli
-from tests import helpers
-from tests.scripts.test_scripts import call
+from tests import helpers, processes
 
 HEALTHY = str(helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16.py")
 HOT = str(helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16_hot.py")
@@ -129,6 +128,5 @@ def test_resume(build, tmp_path, capsys):
 
 
 def test_the_script():
-    done = call("check_config.py", HOT, check=False)
-    assert done.returncode == 1
+    done = processes.script("check_config.py", HOT, status=1)
     assert done.stdout.startswith("1. optim_wrapper.optimizer.lr=0.15 for 4 images")

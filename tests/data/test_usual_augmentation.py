@@ -67,7 +67,6 @@ def test_nothing_is_found(digits, recipe, clip):
         )
         beyond = (boxes[:, :2] < -1).any(1) | (boxes[:, 2] > width + 1)
         seen["sticking out"] += (beyond | (boxes[:, 3] > height + 1)).sum().item()
-    print(recipe, dict(seen))
     assert seen["boxes"] > 100
     if not clip and "affine" in recipe:
         assert seen["sticking out"] > 5

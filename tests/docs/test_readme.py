@@ -1,5 +1,6 @@
 """What the README shows is what the code does."""
 
+import inspect
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from mmengine.hub import get_config
 
 import amp_hooks.hooks  # noqa: F401  (registers)
 from amp_hooks.engine.events import EVENTS
+from amp_hooks.members import MEMBERS
 from amp_hooks.panel.scalars import SCALARS
 from amp_hooks.registry import HOOKS
 from tests import helpers
@@ -107,10 +109,20 @@ def test_the_table_of_events_is_complete():
 @pytest.mark.parametrize("name", [n for n in amp_hooks.__all__ if n.endswith("Hook")])
 def test_the_table_of_hooks_gives_the_real_defaults(name):
     row = re.search(rf"^\| `{name}` \|.*\| (.*) \|$", README, re.MULTILINE)
-    hook = HOOKS.get(name)(**helpers.REQUIRED.get(name, {}))
-    for argument, shown in re.findall(r"`(\w+)=([^`]+)`", row[1]):
-        value = getattr(hook, argument)
-        assert repr(value) == shown or (value in ([], {}) and shown == "None")
+    cls = HOOKS.get(name)
+    hook = cls(**helpers.REQUIRED.get(name, {}))
+    shown = dict(re.findall(r"`(\w+)(?:=([^`]+))?`", row[1]))
+    shown.pop("None", None)  # what leaves a member out
+    assert shown, "no argument of this hook is in the table"
+    assert set(shown) <= set(inspect.signature(cls.__init__).parameters)
+    for argument, default in shown.items():
+        if default:
+            value = getattr(hook, argument)
+            assert repr(value) == default or (value in ([], {}) and default == "None")
+        elif name == "StabilityHook":
+            assert argument in MEMBERS
+        else:
+            assert argument in helpers.REQUIRED[name]
 
 
 def test_nothing_unfinished():

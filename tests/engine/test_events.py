@@ -1,7 +1,7 @@
 import pytest
 
-from amp_hooks.engine.event_words import reason
 from amp_hooks.engine.events import EVENTS, in_words
+from amp_hooks.engine.words import reason
 
 
 @pytest.mark.parametrize("event", EVENTS)

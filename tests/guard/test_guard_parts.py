@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy
 
 from amp_hooks.guard.accumulation import SavedTensors
-from amp_hooks.guard.nan_errors import is_nan_error
+from amp_hooks.guard.nan_steps import is_nan_error
 from amp_hooks.guard.scale_policy import Hysteresis
 from amp_hooks.guard.step_gate import has_gradient, why_no_gradient
 

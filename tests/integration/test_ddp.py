@@ -3,14 +3,12 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
-from tests import helpers
+from tests import helpers, processes
 
 
 def command_for(digits, work_dir, **options):
@@ -28,26 +26,18 @@ def command_for(digits, work_dir, **options):
     config, out = work_dir.with_suffix(".py"), work_dir.with_suffix(".out")
     cfg.dump(config)
     program = helpers.ROOT / "tests/integration/ddp_program.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    return [*command, "--standalone", str(program), str(config), str(out)], out
+    return [*processes.TWO_RANKS, program, config, out], out
 
 
-ENV = dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1")
-
-
-def run_on_two_ranks(digits, work_dir, **options):
+def run_on_two_ranks(digits, work_dir, status=None, **options):
     """Train in two processes; the finished process, and where results are."""
     command, out = command_for(digits, work_dir, **options)
-    done = subprocess.run(
-        command, env=ENV, capture_output=True, text=True, timeout=300, check=False
-    )
-    return done, out
+    return processes.run(*command, status=status, timeout=300), out
 
 
 def train_on_two_ranks(digits, work_dir, **options):
     """What each rank has to tell after training."""
-    done, out = run_on_two_ranks(digits, work_dir, **options)
-    assert done.returncode == 0, done.stderr[-4000:]
+    _, out = run_on_two_ranks(digits, work_dir, status=0, **options)
     return [torch.load(f"{out}.{rank}") for rank in (0, 1)]
 
 
@@ -109,9 +99,7 @@ def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
     ]
     work_dir = tmp_path / "w"
     command, out = command_for(digits, work_dir, iters=10**6, hooks=hooks)
-    killed = subprocess.Popen(
-        command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    killed = processes.start(*command)
     pointer, end = work_dir / "last_checkpoint", time.monotonic() + 200
     try:
         while not pointer.exists() or "iter_8.pth" not in pointer.read_text():

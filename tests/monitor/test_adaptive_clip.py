@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from amp_hooks.monitor.adaptive_clip import AdaptiveClip, multiply_gradients
+from amp_hooks.monitor.gradnorm import AdaptiveClip, multiply_gradients
 from tests.count_reads import CountReads
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from amp_hooks.engine.gradients import parameter_grad_norms
+from amp_hooks.engine.tensors import parameter_grad_norms
 from amp_hooks.monitor.gradnorm import group_norms
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from amp_hooks.clamp.clamp_logits import clamp_logits
+from amp_hooks.clamp.head_guard import clamp_logits
 from amp_hooks.engine.headroom import headroom_bits
 from amp_hooks.monitor.logits import infinity_is_overflow, largest_number, logit_stats
 from amp_hooks.precision.half_rehearsal import half_rehearsal

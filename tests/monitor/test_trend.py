@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from amp_hooks.monitor.trend import LogitTrend
+from amp_hooks.monitor.logits import LogitTrend
 
 
 def first_forecast(trend, values):

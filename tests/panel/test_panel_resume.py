@@ -13,8 +13,8 @@ import torch
 from mmengine.hooks import Hook
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from amp_hooks.panel.charts import LAYOUT
-from tests import helpers
+from amp_hooks.panel.tensorboard_panel import LAYOUT
+from tests import helpers, processes
 
 LAYER = "roi_head.bbox_head.fc_cls"
 (CHARTS,) = LAYOUT.values()
@@ -128,13 +128,9 @@ class Board:
     """A TensorBoard process, and what it answers."""
 
     def __init__(self, folder, load_fast):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
-            + ["--port", "0", "--load_fast", load_fast],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder]
+        command += ["--port", 0, "--load_fast", load_fast]
+        self.process = processes.start(*command, stderr=subprocess.PIPE)
         for line in self.process.stderr:
             if found := re.search(r"http://localhost:(\d+)", line):
                 self.url = f"http://localhost:{found[1]}/data/plugin"

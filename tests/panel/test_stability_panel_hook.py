@@ -12,8 +12,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from amp_hooks.engine.runtime import Runtime
 from amp_hooks.hooks import StabilityPanelHook
-from amp_hooks.panel.charts import CARDS, LAYOUT, card_text
 from amp_hooks.panel.scalars import SCALARS
+from amp_hooks.panel.tensorboard_panel import CARDS, LAYOUT, card_text
 from tests import helpers
 
 PANEL = dict(type="amp_hooks.StabilityPanelHook", interval=3)

@@ -1,15 +1,11 @@
 """The report on runs that were trained: what it says, and its exit status."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from amp_hooks.report.cli import main
 from amp_hooks.report.judge.status import Status
 from amp_hooks.report.show.terminal import render
-from tests import helpers
+from tests import helpers, processes
 
 
 def text_of(page):
@@ -30,7 +26,7 @@ def test_healthy(page_of):
     assert "RollbackHook(interval=4, probation=0)" in text
     assert "CpuAmpOptimWrapper, AdamW, dtype torch.float16" in text
     assert "2 samples in each of 1 process, cpu" in text
-    assert "3 verified checkpoints" in section(text, "Events", "Causes")
+    assert "3 verified checkpoints" in section(text, "Events", "Suspects")
     assert page.advice == []
 
 
@@ -44,10 +40,10 @@ def test_rescued(page_of):
     assert "The last 4 iterations were healthy." in text
     assert "did damage on purpose (3 times)" in text
     assert "First: lower the learning rate, to x0.1 (0.001 to 0.0001)." in text
-    events = section(text, "Events", "Causes")
+    events = section(text, "Events", "Suspects")
     assert "iteration 5: The forward pass was not finite" in events
     assert "iteration 7: Rollback 1:" in events
-    suspects = section(text, "Causes", "Advice")
+    suspects = section(text, "Suspects", "Advice")
     assert "none stands out among 6 images in bad iterations: none" in suspects
     assert "its logits were not finite in 3 iterations" in suspects
     assert "8 iterations in all; below it there were 4, none" in suspects
@@ -88,7 +84,7 @@ def test_stock_run_without_any_of_our_hooks(page_of):
     assert "not finite: state_dict.backbone.conv1.weight" in text
     assert "from iteration 1 to the last one, 7, the run is not finite" in text
     assert "custom_hooks = [dict(type='amp_hooks.StabilityHook')]" in text
-    assert "No stability.jsonl" in section(text, "Events", "Causes")
+    assert "No stability.jsonl" in section(text, "Events", "Suspects")
     assert "BF16" not in section(text, "Advice")  # it was FP32
 
 
@@ -103,7 +99,7 @@ def test_killed_and_resumed_is_one_run(page_of):
     assert (9, "overflow") in lost
     assert page.run.starts[1].begins == 8
     assert "iteration 9: Injected: images inf, inputs. (lost:" in text
-    assert "Resumed from" in section(text, "Events", "Causes")
+    assert "Resumed from" in section(text, "Events", "Suspects")
 
 
 def test_tensorboard_only(page_of):
@@ -120,20 +116,14 @@ def test_exit_status(work_dirs, capsys, name, status):
     assert main([str(work_dirs(name)), "--no-checkpoint"]) == status
 
 
-def call(*args, **env):
-    return subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", *map(str, args)],
-        capture_output=True,
-        cwd=helpers.ROOT,
-        env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), **env),
-        check=False,
-    )
+def call(*args, status, **env):
+    strict = ["-W", "error::UserWarning", *args]
+    return processes.python(*strict, status=status, text=False, cwd=helpers.ROOT, **env)
 
 
 def test_as_a_program_on_a_terminal_that_knows_ascii_only(work_dirs):
     page = ["-m", "amp_hooks.report", work_dirs("lost")]
-    done = call(*page, PYTHONIOENCODING="ascii")
-    assert done.returncode == 2, done.stderr.decode()
+    done = call(*page, status=2, PYTHONIOENCODING="ascii")
     assert done.stderr == b""
     assert b"Lost: " in done.stdout
     assert b"within +-100" in done.stdout
@@ -142,8 +132,8 @@ def test_as_a_program_on_a_terminal_that_knows_ascii_only(work_dirs):
 
 def test_the_script_is_the_same_program(work_dirs, tmp_path):
     out = tmp_path / "report.html"
-    done = call("scripts/stability_report.py", work_dirs("rescued"), "--html", out)
-    assert done.returncode == 1, done.stderr.decode()
+    program = ["scripts/stability_report.py", work_dirs("rescued"), "--html", out]
+    call(*program, status=1)
     assert out.stat().st_size > 10_000
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from amp_hooks.rollback.bad_streak import BadStreak
+from amp_hooks.rollback.policy import BadStreak
 
 
 def first_due(pattern, **options):

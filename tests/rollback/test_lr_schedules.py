@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
-from amp_hooks.rollback.adjust import all_param_groups, change_lr
 from amp_hooks.rollback.learning_rate import TemporaryLR, warmup_factor
+from amp_hooks.rollback.lr_policy import all_param_groups, change_lr
 from tests.schedules import CHAINS, EPOCH, EVERY
 
 # Of any parameter, with param_name='lr': the code of the others, tested in tests/core.

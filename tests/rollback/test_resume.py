@@ -4,7 +4,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from mmengine.runner import find_latest_checkpoint
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
 from amp_hooks.engine.tensors import nonfinite_names
-from tests import helpers
+from tests import helpers, processes
 
 ROOT = helpers.ROOT
 CLS = "bbox_head.retina_cls.weight"
@@ -57,17 +56,9 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     cfg.custom_imports = dict(imports=["tests.helpers"])
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.dump(tmp_path / "config.py")
-    train = [
-        sys.executable,
-        str(ROOT / "scripts/train.py"),
-        str(tmp_path / "config.py"),
-    ]
-    train += ["--work-dir", str(work_dir)]
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    process = subprocess.Popen(
-        train, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    with process:
+    train = [sys.executable, ROOT / "scripts/train.py", tmp_path / "config.py"]
+    train += ["--work-dir", work_dir]
+    with processes.start(*train) as process:
         after_rollback = work_dir / "rollback" / "iter_6.pth"
         wait_for(after_rollback.exists, process)
         wait_for(lambda: "iter_6" in pointer(work_dir), process)
@@ -88,14 +79,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     if "epochs" in loop:
         options = [f"train_cfg.max_epochs={saved['meta']['epoch'] + 1}"]
     # The script as a user calls it, in a fresh process.
-    done = subprocess.run(
-        [*train, "--resume", "--cfg-options", *options],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.run(*train, "--resume", "--cfg-options", *options)
     events = [
         line
         for path in sorted(work_dir.glob("*/stability.jsonl"))
@@ -197,13 +181,7 @@ def test_without_us_torch_refuses_a_stock_checkpoint(build, tmp_path):
         "import mmengine.logging\n"
         f"torch.load({str(tmp_path / 'w' / 'iter_1.pth')!r})"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
+    done = processes.code(code, status=1)
     assert "HistoryBuffer" in done.stderr
     assert torch_load(tmp_path / "w" / "iter_1.pth")["meta"]["iter"] == 1
 

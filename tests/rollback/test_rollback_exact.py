@@ -6,17 +6,14 @@ that both see the same data from there on. Nothing of the position in the run (l
 rate, order of the data) depends on the iteration.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
 from amp_hooks.engine.tensors import named_tensors
-from tests import helpers
+from tests import helpers, processes
 from tests.integration.test_optim_wrapper_dict import options as two_optimizers
 
 K, DISTURBED, AFTER = 4, 20, 50
@@ -75,14 +72,7 @@ def config(digits, work_dir, loop, last, case, **more):
 def train(cfg, path):
     """In a process of its own, as a user trains."""
     cfg.dump(path)
-    done = subprocess.run(
-        [sys.executable, str(helpers.ROOT / "scripts/train.py"), str(path)],
-        env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.script("train.py", path)
 
 
 def learned(path):

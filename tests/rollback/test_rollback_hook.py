@@ -1,7 +1,5 @@
 import math
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from amp_hooks import TrainingDivergedError
 from amp_hooks.engine.tensors import nonfinite_names
 from amp_hooks.rollback.checkpoint_file import damage
 from amp_hooks.rollback.run_state import Snapshot
-from tests import helpers
+from tests import helpers, processes
 
 LOOPS = [dict(iters=8), dict(epochs=1)]  # 24 images, 2 a batch: 12 iterations
 BN = "backbone.bn1.running_mean"
@@ -640,14 +638,7 @@ def test_the_last_file_is_finished_though_training_raises(digits, tmp_path):
     cfg = helpers.make_config("retinanet", digits, tmp_path / "w", iters=9, hooks=hooks)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.dump(tmp_path / "c.py")
-    done = subprocess.run(
-        [sys.executable, helpers.ROOT / "scripts/train.py", tmp_path / "c.py"],
-        env=dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
+    done = processes.script("train.py", tmp_path / "c.py", status=1)
     assert "matrix contains invalid numeric entries" in done.stderr
     (path,) = (tmp_path / "w" / "rollback").glob("*.pth")
     assert damage(str(path)) is None

@@ -1,11 +1,10 @@
 """A fault that never ends: the run does, after the attempts configured."""
 
 import os
-import subprocess
 import sys
 import time
 
-from tests import helpers
+from tests import helpers, processes
 
 CLS = "bbox_head.retina_cls.weight"
 ROLLBACKS = 4
@@ -40,12 +39,9 @@ def test_killed_and_resumed_between_the_attempts(digits, tmp_path):
     cfg = helpers.make_config("retinanet", digits, work_dir, hooks=hooks, epochs=10**6)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.dump(tmp_path / "config.py")
-    command = [sys.executable, str(helpers.ROOT / "scripts/train.py")]
-    command += [str(tmp_path / "config.py"), "--resume"]
-    env = dict(os.environ, PYTHONPATH=str(helpers.ROOT), OMP_NUM_THREADS="1")
-    killed = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, helpers.ROOT / "scripts/train.py"]
+    command += [tmp_path / "config.py", "--resume"]
+    killed = processes.start(*command)
     end = time.monotonic() + 200
     try:
         while len(rollbacks(work_dir)) < 2:
@@ -57,10 +53,7 @@ def test_killed_and_resumed_between_the_attempts(digits, tmp_path):
         killed.wait()
     before = len(rollbacks(work_dir))
 
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 1
+    done = processes.run(*command, status=1, timeout=300)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("amp_hooks.errors.TrainingDivergedError: training diverged")
     assert f"Tried: {ROLLBACKS} rollbacks, at 3 to 2 (STATE_NONFINITE); at 7 to" in last

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 import cv2
 import pytest
 
-from amp_hooks.data.coco_kinds import KINDS
-from tests import helpers
+from amp_hooks.data.coco_records import KINDS
+from tests import helpers, processes
 from tests.bad_boxes import voc
 from tests.coco_made import healthy, plant
-from tests.scripts.test_scripts import call
 
 
 @pytest.fixture
@@ -89,7 +88,6 @@ def test_a_hundred_thousand_boxes_and_the_fixed_copy_trains(
     assert done.returncode == 1
     counts = {k: n for k, n in found(done).items() if not KINDS[k].note}
     assert counts == {kind: len(places) for kind, places in planted.items()}
-    print(done.stdout.splitlines()[3])
     assert f"{sum(counts.values())} findings" in done.stdout
     assert ann.read_bytes() == before
     bad = {i for places in planted.values() for i in places}
@@ -109,7 +107,7 @@ def test_a_hundred_thousand_boxes_and_the_fixed_copy_trains(
 
 def test_a_healthy_file(digits):
     """As a user calls it."""
-    done = call("check_annotations.py", digits / "train.json")
+    done = processes.script("check_annotations.py", digits / "train.json")
     assert done.returncode == 0
     assert "24 images" in done.stdout
     assert "no findings" in done.stdout

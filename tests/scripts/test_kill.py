@@ -1,22 +1,10 @@
 """A sample of scripts/kill_test.py; its 200 kills take too long here."""
 
-import os
-import subprocess
-import sys
-
-from tests import helpers
+from tests import processes
 
 
 def test_killed_ten_times_and_resumed_each_time():
-    done = subprocess.run(
-        [sys.executable, helpers.ROOT / "scripts/kill_test.py", "--kills", "10"],
-        env=dict(os.environ, PYTHONPATH=str(helpers.ROOT)),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    done = processes.script("kill_test.py", "--kills", "10", timeout=900)
     lines = done.stdout.splitlines()
     kills = [line for line in lines if line.startswith("kill ")]
     assert len(kills) == 10

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import helpers
-from tests.scripts.test_scripts import call as call_in_a_process
+from tests import helpers, processes
 
 HOOKS = [
     *helpers.MONITORS,
@@ -56,7 +55,7 @@ def cells(output):
 
 
 def test_every_precision_and_remedy(overflown):
-    done = call_in_a_process("replay_fault.py", *overflown)
+    done = processes.script("replay_fault.py", *overflown)
     assert "iteration 2, FORWARD_NONFINITE" in done.stdout
     report = json.loads((overflown[0] / "report.json").read_text())
     assert (report["kind"], report["module"]) == ("overflow", "bbox_head.retina_cls")

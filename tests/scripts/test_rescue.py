@@ -1,14 +1,13 @@
 """The rescue benchmark: its rival policy, its tables, and the whole of it in small."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 
 import pytest
 import torch
 
-from tests import helpers
+from tests import helpers, processes
 
 sys.path.insert(0, str(helpers.ROOT / "scripts"))
 
@@ -211,17 +210,16 @@ def test_what_the_pages_show_is_what_was_measured():
 
 @pytest.mark.slow
 def test_the_whole_in_small_and_once_more(tmp_path):
-    command = [sys.executable, str(helpers.ROOT / "scripts/rescue_benchmark.py")]
-    command += ["--out", str(tmp_path), "--images", "12", "--epochs", "2"]
+    command = ["rescue_benchmark.py", "--out", tmp_path]
+    command += ["--images", "12", "--epochs", "2"]
     command += ["--pretrain-epochs", "1", "--jobs", "1", "--detectors", "faster_rcnn"]
     command += ["--faults", "weight_nan", "--policies", "ladder"]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert "4 runs, 4 of them to be made" in run.stdout, run.stderr
+    run = processes.script(*command)
+    assert "4 runs, 4 of them to be made" in run.stdout
     assert "| NaN in a weight" in (tmp_path / "rescue.md").read_text()
     assert (tmp_path / "rescue.png").stat().st_size > 10_000
     (tmp_path / "cells/faster_rcnn.weight_nan.ladder.json").unlink()
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert "4 runs, 1 of them to be made" in run.stdout, run.stderr
-    run = subprocess.run([*command, "--images", "16"], capture_output=True, text=True)
-    assert run.returncode == 1
+    run = processes.script(*command)
+    assert "4 runs, 1 of them to be made" in run.stdout
+    run = processes.script(*command, "--images", "16", status=1)
     assert "Give another folder with --out" in run.stderr

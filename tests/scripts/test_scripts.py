@@ -1,31 +1,15 @@
 """The scripts, called as a user calls them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import cv2
 import pytest
 
-from tests import helpers
-
-
-def call(script, *args, check=True):
-    done = subprocess.run(
-        [sys.executable, str(helpers.ROOT / "scripts" / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-    )
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
+from tests import helpers, processes
 
 
 def small_set(out, seed=0):
-    call(
+    processes.script(
         "make_digits.py",
         "--out",
         out,
@@ -52,7 +36,7 @@ def test_digits_are_deterministic_per_seed(tmp_path):
 
 
 def test_digits_are_a_coco_set_of_small_large_and_overlapping_ones(tmp_path):
-    call("make_digits.py", "--out", tmp_path, "--train", 150, "--val", 5)
+    processes.script("make_digits.py", "--out", tmp_path, "--train", 150, "--val", 5)
     from pycocotools.coco import COCO
 
     coco = COCO(str(tmp_path / "train.json"))
@@ -90,8 +74,7 @@ def test_digits_are_a_coco_set_of_small_large_and_overlapping_ones(tmp_path):
 
 
 def test_digits_refuse_nonsense(tmp_path):
-    done = call("make_digits.py", "--out", tmp_path, "--train", 0, check=False)
-    assert done.returncode == 2
+    done = processes.script("make_digits.py", "--out", tmp_path, "--train", 0, status=2)
     assert "--train must be at least 1" in done.stderr
 
 
@@ -100,17 +83,15 @@ def test_a_work_dir_that_cannot_be_written(tmp_path, digits, folder):
     (tmp_path / "file").write_text("not a folder")
     cfg = helpers.make_config("retinanet", digits, tmp_path / "w", iters=1)
     cfg.dump(tmp_path / "c.py")
-    done = call(
-        "train.py", tmp_path / "c.py", "--work-dir", tmp_path / folder, check=False
+    done = processes.script(
+        "train.py", tmp_path / "c.py", "--work-dir", tmp_path / folder, status=1
     )
-    assert done.returncode == 1
     assert "--work-dir" in done.stderr
     assert str(tmp_path / folder) in done.stderr
 
 
 def test_a_config_that_is_not_there():
-    done = call("train.py", "no_such.py", check=False)
-    assert done.returncode == 1
+    done = processes.script("train.py", "no_such.py", status=1)
     assert "no_such.py" in done.stderr
 
 
@@ -143,7 +124,7 @@ def test_compare_runs(build, tmp_path):
     )
     guarded.train()
     pair = [f"stock={stock.work_dir}", f"ours={guarded.work_dir}"]
-    done = call("compare_runs.py", *pair)
+    done = processes.script("compare_runs.py", *pair)
     rows = {
         cells[1].strip(): [c.strip() for c in cells[2:4]]
         for cells in (line.split("|") for line in done.stdout.splitlines())
@@ -155,11 +136,14 @@ def test_compare_runs(build, tmp_path):
     ]
     assert rows["rollbacks"] == ["0", "1"]
     assert rows["head clamps"] == ["0", "1"]
-    assert call("compare_runs.py", *pair, "--check", "0").returncode == 0
-    undertrained = call("compare_runs.py", *pair, "--check", "0.9", check=False)
-    assert undertrained.returncode == 1
+    processes.script("compare_runs.py", *pair, "--check", "0")
+    undertrained = processes.script(
+        "compare_runs.py", *pair, "--check", "0.9", status=1
+    )
     assert "mAP50 0.9" in undertrained.stderr
-    swapped = call("compare_runs.py", *pair[::-1], "--check", "0", check=False)
+    swapped = processes.script(
+        "compare_runs.py", *pair[::-1], "--check", "0", status=None
+    )
     assert "the stock run has a non-finite loss" in swapped.stderr
 
 

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ...clamp.defaults import TRIGGER
+from ...clamp.trigger import TRIGGER
 from ...engine.words import count
-from ...rollback.defaults import WINDOW
+from ...rollback.policy import WINDOW
 from ..read.curves import Curve
 from ..read.history import RunHistory
 from .advice import Advice
-from .hooks_of import has_hook
 from .incidents import Incidents, any_within
-from .recipe import Recipe
+from .recipe import Recipe, has_hook
 
 # An order of magnitude: a smaller spike is within what batches differ by.
 _SPIKE = 10.0

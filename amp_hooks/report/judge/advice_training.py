@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from ...clamp.defaults import TRIGGER
+from ...clamp.trigger import TRIGGER
 from ...config_check.warmup import USUAL_WARMUP, remedy_warmup
 from ...data.boxes import FLAWS
 from ...engine.words import first_names
-from ...rollback.defaults import LR_FACTOR, PATIENCE
+from ...rollback.policy import LR_FACTOR, PATIENCE
 from ..read.history import RunHistory
 from .advice import Advice
 from .causes import Causes

@@ -1,4 +1,4 @@
-"""What a config says about learning rate, warm-up, clipping and precision."""
+"""What was configured: hooks, learning rate, warm-up, clipping and precision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from ...config_check.warmup import warmup_iters
 from ...engine.config_values import dig, items_of
+from ...members import MEMBERS
 from ..read.history import RunHistory
 
 
@@ -107,3 +108,33 @@ def _find(tree: Any, key: str) -> Any:
     if isinstance(tree, (list, tuple)):
         return next((x for x in (_find(t, key) for t in tree) if x is not None), None)
     return None
+
+
+_PREFIX = "amp_hooks."
+
+
+def active_hooks(run: RunHistory) -> dict[str, dict[str, Any]]:
+    """Class names (numbered, if there are several) and the arguments given to each.
+
+    From the ledger's ``start`` line; of a ledger without one, from the config.
+    """
+    if run.start_line:
+        hooks = run.start_line.get("hooks")
+        return dict(hooks) if isinstance(hooks, dict) else {}
+    found: dict[str, dict[str, Any]] = {}
+    for hook in items_of(run.config.get("custom_hooks")):
+        name, arguments = str(hook.get("type")), dict(hook)
+        if name.startswith(_PREFIX):
+            arguments.pop("type")
+            found[name[len(_PREFIX) :]] = arguments
+    return found
+
+
+def has_hook(run: RunHistory, name: str) -> bool:
+    """Whether a hook of that class was active, by itself or within StabilityHook."""
+    hooks = active_hooks(run)
+    if any(key.split(".")[0] == name for key in hooks):
+        return True
+    left_out = {k for k, v in hooks.get("StabilityHook", {}).items() if not v}
+    members = {member for key, member in MEMBERS.items() if key not in left_out}
+    return "StabilityHook" in hooks and name in members

@@ -10,8 +10,7 @@ from enum import IntEnum
 from ...engine.config_values import dig
 from ...engine.events import in_words
 from ...engine.words import count, first_names
-from ...rollback.bad_streak import BadStreak
-from ...rollback.defaults import WINDOW
+from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
 from .incidents import Incidents
 

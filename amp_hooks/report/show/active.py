@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine.words import count
-from ..judge.hooks_of import active_hooks
 from ..judge.incidents import Incidents
-from ..judge.recipe import read_recipe
+from ..judge.recipe import active_hooks, read_recipe
 from ..read.history import RunHistory
 
 ATTACH = "custom_hooks = [dict(type='amp_hooks.StabilityHook')]"

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.event_words import reason
 from ...engine.events import in_words
-from ...engine.words import count, first_names
+from ...engine.words import count, first_names, reason
 from ..read.history import Happening
 
 # Lines that come again and again; of the rest each is told by itself.

@@ -73,7 +73,7 @@ def render(page: Page) -> str:
                 "</div>",
                 "<h2>Events</h2>",
                 _events(page.groups),
-                "<h2>Causes</h2>",
+                "<h2>Suspects</h2>",
                 _labelled(page.causes),
                 "<h2>Advice</h2>",
                 _advice(page),

@@ -62,7 +62,7 @@ def render(page: Page, encoding: str = "utf-8", colour: bool = False) -> str:
         *_health(page, bars),
         title("Events"),
         *_events(page),
-        title("Causes"),
+        title("Suspects"),
         *_labelled(page.causes),
         title("Advice"),
         *_advice(page),

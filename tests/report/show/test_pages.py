@@ -70,7 +70,7 @@ def test_the_html_page_has_every_section_in_order(page_of):
     html = render_html(page_of("rescued"))
     text = " ".join(parse(html).text)
     titles = ["Recovered:", "What was active", "Health over time", "Events"]
-    titles += ["Causes", "Advice"]
+    titles += ["Suspects", "Advice"]
     places = [text.index(title) for title in titles]
     assert places == sorted(places)
     drawn = " ".join(ET.fromstring(svg_of(html)).itertext())

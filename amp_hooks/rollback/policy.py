@@ -1,10 +1,13 @@
-"""When bad iterations are too many."""
+"""When bad iterations are too many; RollbackHook's defaults, with their reasons."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from .defaults import PATIENCE, SHARE, WINDOW
+PATIENCE = 3  # bad iterations in a row: one bad batch is data, two are bad luck
+# 7 of 20: a run that limps without ever failing three times in a row.
+WINDOW, SHARE = 20, 0.35
+LR_FACTOR = 0.1  # what dlib takes when training diverges
 
 
 class BadStreak:

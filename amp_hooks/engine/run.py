@@ -1,14 +1,39 @@
-"""A run's optimizer wrappers, their scalers and their parameters."""
+"""The model, the optimizer wrappers and the processes of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import mmengine.dist as dist
+import torch
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from torch import Tensor
+from mmengine.runner import Runner
+from torch import Tensor, nn
 
-from . import private
+from ..engine import private
+
+
+def bare_model(runner: Runner) -> nn.Module:
+    """The model without DDP around it."""
+    model = runner.model
+    return model.module if is_model_wrapper(model) else model
+
+
+def refuse_sharded(hook: object, runner: Runner) -> None:
+    """Refuse a model of which each rank has a part of the gradients only."""
+    kind = type(runner.model).__name__
+    if "FullySharded" in kind or kind == "DeepSpeedEngine":
+        raise NotImplementedError(
+            f"{type(hook).__name__} cannot work with a sharded model ({kind}); use "
+            "MMDistributedDataParallel, or take it out of custom_hooks."
+        )
+
+
+def left_out_buffers(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Buffers that a checkpoint leaves out; ``state`` is the model's state dict."""
+    return {name: b for name, b in model.named_buffers() if name not in state}
 
 
 def iter_wrappers(optim_wrapper: Any) -> Iterator[tuple[str, OptimWrapper]]:
@@ -44,3 +69,12 @@ def clip_max_norm(wrapper: OptimWrapper) -> float | None:
     if not clip or wrapper.grad_name != "grad_norm" or clip.get("norm_type", 2) != 2:
         return None
     return float(clip["max_norm"])
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank. A collective: call it on every rank."""
+    if dist.get_world_size() == 1:
+        return flag
+    votes = torch.tensor(float(flag))
+    dist.all_reduce(votes, "max")
+    return bool(votes.item())

@@ -1,0 +1,37 @@
+"""``python -m amp_hooks COMMAND``: one door to the package's command lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from .engine.command_line import USAGE
+
+# Command to the module with its ``main``; imported when it is called.
+COMMANDS = {
+    "report": "amp_hooks.report.cli",
+    "check-config": "amp_hooks.config_check.cli",
+}
+_HELP = f"""usage: python -m amp_hooks {{{",".join(COMMANDS)}}} ...
+
+  report        explain a run from the files it left
+  check-config  find what is known to hurt training in a config
+
+'python -m amp_hooks COMMAND --help' tells the arguments and the exit status.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Call a command; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = given[0] if given else ""
+    if command in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0
+    if command not in COMMANDS:
+        problem = f"there is no command {command!r}" if command else "name a command"
+        print(f"{_HELP}\nerror: {problem}", file=sys.stderr)
+        return USAGE
+    status: int = import_module(COMMANDS[command]).main(given[1:])
+    return status

@@ -1,0 +1,67 @@
+"""Programs in processes of their own, called as a user calls them."""
+
+import os
+import subprocess
+import sys
+
+from tests.helpers import ROOT
+
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+TWO_RANKS += ["--standalone"]
+
+
+def environment(**more):
+    """Of this process, with this checkout first, and one thread each."""
+    return dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **more)
+
+
+def run(*command, status=0, timeout=600, text=True, cwd=None, **env):
+    """Run a command to its end.
+
+    Args:
+        command: Program and arguments; all but strings are converted.
+        status: The exit status that it must have; ``None`` for any.
+        timeout: Seconds.
+        text: Decode what it prints.
+        cwd: The folder to run it in; this process's, if it is not given.
+        env: Added to the environment.
+    """
+    done = subprocess.run(
+        list(map(str, command)),
+        env=environment(**env),
+        cwd=cwd,
+        capture_output=True,
+        text=text,
+        timeout=timeout,
+        check=False,
+    )
+    if status is not None and done.returncode != status:
+        printed = f"{done.stdout[-3000:]}\n{done.stderr[-4000:]}"
+        raise AssertionError(f"exit status {done.returncode}, not {status}\n{printed}")
+    return done
+
+
+def python(*arguments, **options):
+    """Run Python with these arguments; options as of :func:`run`."""
+    return run(sys.executable, *arguments, **options)
+
+
+def script(name, *arguments, **options):
+    """Run a script of the project."""
+    return python(ROOT / "scripts" / name, *arguments, **options)
+
+
+def code(text, **options):
+    """Run a few lines in a fresh interpreter, without its warnings."""
+    return python("-W", "ignore", "-c", text, **options)
+
+
+def start(*command, stderr=subprocess.DEVNULL):
+    """Begin a command that will be killed; what it prints goes nowhere."""
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        text=True,
+    )

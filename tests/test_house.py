@@ -1,0 +1,163 @@
+"""The house: who imports whom, what is private, what is pure, how long files are."""
+
+import ast
+import configparser
+import re
+
+import pytest
+from importlinter import cli
+
+from tests import processes
+from tests.helpers import ROOT
+
+PACKAGE = ROOT / "amp_hooks"
+FILES = {
+    path.relative_to(ROOT).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))
+}
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+
+
+def modules(section):
+    return SETUP[f"importlinter:contract:{section}"]["source_modules"].split()
+
+
+def tree(path):
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def test_contracts(monkeypatch, capsys):
+    """Those of setup.cfg; the output names the arrow that broke one."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    status = cli.lint_imports(str(ROOT / "setup.cfg"), no_cache=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def test_pure_modules_work_without_mmengine():
+    """As they are: with torch and numpy, in a folder that is not the checkout."""
+    names = modules("pure") + modules("numpy")
+    assert len(names) > 40
+    code = f"""
+import sys, importlib
+for name in ('mmengine', 'mmcv', 'mmdet', 'tensorboard'):
+    sys.modules[name] = None
+for name in {names}:
+    importlib.import_module(name)
+"""
+    processes.code(code, cwd=ROOT.parent)
+
+
+def test_pure_modules_are_those_that_mypy_holds_to_its_strict_rules():
+    (strict,) = [s for s in SETUP.sections() if s.startswith("mypy-amp_hooks")]
+    assert sorted(strict[len("mypy-") :].split(",")) == sorted(
+        modules("pure") + modules("numpy")
+    )
+
+
+def test_a_report_and_its_help_need_no_training_stack(tmp_path):
+    """Nor does the HTML page; a checkpoint does."""
+    run = ROOT / "tests/data/run_0.1.0"
+    code = f"""
+import sys
+from amp_hooks.report.cli import main
+main([{str(run)!r}, '--no-checkpoint', '--html', {str(tmp_path / "r.html")!r}])
+found = sorted({{'torch', 'mmengine', 'mmcv', 'mmdet'}} & set(sys.modules))
+assert not found, found
+try:
+    main(['--help'])
+except SystemExit as e:
+    assert e.code == 0
+assert 'torch' not in sys.modules
+"""
+    done = processes.code(code)
+    assert "Recovered: 3 iterations not finite" in done.stdout
+    assert "exit status" in done.stdout
+    assert (tmp_path / "r.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_of_one_idea(name):
+    assert len(FILES[name].read_text().splitlines()) <= 300
+
+
+# What takes long to import, and is needed for a part of the work only.
+LATE = {
+    "amp_hooks/report/cli.py": {"show.html_page"},
+    "amp_hooks/report/read/work_dir.py": {"checkpoint"},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_import_hides_in_a_function_because_that_one_imports_us(name):
+    late = {
+        node.module or ""
+        for function in ast.walk(tree(FILES[name]))
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom)
+        and (node.level or (node.module or "").startswith("amp_hooks"))
+    }
+    assert late == LATE.get(name, set())
+
+
+def private_names(path):
+    """Attributes of others that begin with an underscore, and such imports."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not own:
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and len(node.args) > 1:
+            name = getattr(node.func, "id", "")
+            constant = isinstance(node.args[1], ast.Constant)
+            if name in ("getattr", "hasattr", "setattr") and constant:
+                yield str(node.args[1].value)
+
+
+# Of the standard library, and of this package's own classes.
+ALLOWED = {
+    "amp_hooks/clamp/head_clamp_hook.py": {"_layers"},
+    "amp_hooks/engine/tensors.py": {"_fields"},
+    "amp_hooks/forensics/dump.py": {"_fields"},
+    "amp_hooks/forensics/first_operation.py": {"_getframe"},
+    "amp_hooks/forensics/report.py": {"_asdict"},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name != "amp_hooks/engine/private.py"]
+)
+def test_private_names_of_others_are_in_one_module(name):
+    """What an upgrade of MMEngine or torch can break is found in one place."""
+    found = {n for n in private_names(FILES[name]) if re.match(r"_[^_]", n)}
+    assert found == ALLOWED.get(name, set())
+
+
+def test_private_names_are_looked_for_where_there_are_some():
+    assert {"_inner_count", "_resume", "_scale"} <= set(
+        private_names(FILES["amp_hooks/engine/private.py"])
+    )
+
+
+def test_tests_are_a_mirror_of_the_folders():
+    folders = {p.parent.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py")}
+    for folder in folders:
+        tests = ROOT / "tests" / folder
+        assert list(tests.glob("test_*.py")), f"{tests} has no test"
+
+
+def test_few_modules_lie_at_the_root():
+    flat = {path.name for path in PACKAGE.glob("*.py")}
+    assert flat == {
+        "__init__.py",
+        "__main__.py",
+        "cli.py",
+        "errors.py",
+        "hooks.py",
+        "members.py",
+        "registry.py",
+        "suite.py",
+        "version.py",
+    }
