@@ -104,6 +104,14 @@ def main():
         measure(live, args)
 
 
+def take(hook, runner):
+    """A snapshot that is due, as between two iterations."""
+    hook._schedule._due = True
+    hook._schedule.take_what_is_due(
+        runner, hook._snapshots, resumed=False, calm=True, ignore=hook._ignore
+    )
+
+
 def measure(live, args):
     """Time every part in turn."""
     runner, watch = live.runner, Stopwatch(args.device)
@@ -113,8 +121,7 @@ def measure(live, args):
     hook._snapshots.finish()
     for number in range(args.rounds):
         watch("iteration", lambda: live.run(1))
-        hook._due = True
-        watch("snapshot", lambda: hook._take_what_is_due(runner))
+        watch("snapshot", lambda: take(hook, runner))
         watch("in the background", hook._snapshots.finish)
         target = hook._ring.entries[-1].item
         watch("rollback", partial(target.restore, runner))

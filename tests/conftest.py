@@ -17,6 +17,13 @@ from amp_hooks.engine.ledger import Ledger
 from tests import helpers, processes
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that train on the digits, or call a program, take seconds each."""
+    for item in items:
+        if "digits" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """24 + 8 images of 64 pixels, made by the script that users run."""

@@ -166,6 +166,7 @@ def family(monkeypatch, tmp_path):
         runner.visualizer.close()
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_cascade(family):
     runner = family("cascade_rcnn", limit=1e-3)
     heads = [*runner.model.roi_head.bbox_head, runner.model.rpn_head]
@@ -193,6 +194,7 @@ def test_every_stage_of_a_cascade(family):
 LAST = "decoder.layers.5.ffn"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:To copy construct")  # of mmdet, told by torch
 @pytest.mark.parametrize("targets", [[], ["*.ffn"], ["*.ffn*"]])
 def test_overflow_in_a_decoder(family, targets):

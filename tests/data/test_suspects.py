@@ -97,7 +97,7 @@ def test_blame_goes_to_everyone_for_gradients_and_to_nobody_twice():
     first, second = Batch(0, ["a"]), Batch(1, ["b"])
     windows = [[first, second], [Batch(1, ["c"])]]
     assert [b.images for _, b in to_blame(windows, [])] == [["a"], ["b"], ["c"]]
-    first.told = True
+    first.blamed = True
     assert to_blame(windows, [0]) == [(0, second)]
     # The verdict of a window stays bad after the batch that was to blame for it.
     first.failed = True

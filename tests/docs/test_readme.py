@@ -15,7 +15,7 @@ from amp_hooks.registry import HOOKS
 from tests import helpers
 
 README = (helpers.ROOT / "README.md").read_text()
-PAGES = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
+PAGES = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").rglob("*.md"))]
 # Every fenced block as (page and line, tag, content).
 FENCES = [
     (f"{page.name}:{page.read_text()[: m.start()].count(chr(10)) + 1}", m[1], m[2])

@@ -238,6 +238,7 @@ DYNAMIC = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
 @pytest.mark.parametrize(
     ("name", "options"),

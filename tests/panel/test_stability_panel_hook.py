@@ -12,6 +12,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from amp_hooks.engine.runtime import Runtime
 from amp_hooks.hooks import StabilityPanelHook
+from amp_hooks.monitor.logit_watch import LogitWatch
 from amp_hooks.panel.scalars import SCALARS
 from amp_hooks.panel.tensorboard_panel import CARDS, LAYOUT, card_text
 from tests import helpers
@@ -259,7 +260,7 @@ def test_histograms_cost_nothing_in_other_iterations(build):
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             runtime = Runtime.of(runner)
-            listening[runner.iter] = len(runtime.logits.listeners)
+            listening[runner.iter] = len(runtime.watch_forward(LogitWatch).listeners)
             listening[runner.iter] += len(runtime.tap.listeners)
 
     runner.register_hook(Look())

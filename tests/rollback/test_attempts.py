@@ -69,10 +69,10 @@ def test_a_disk_that_refuses_costs_no_run(tmp_path):
     assert len(attempts.done) == 1
 
 
-def test_since_and_told():
+def test_since_and_summary():
     attempts = made((5, 0, "RAISED", 0), (9, 4, "STATE_NONFINITE", 0))
     assert [attempts.since(i) for i in (5, 6, 9, 10)] == [2, 1, 1, 0]
-    assert attempts.told() == "at 5 to 0 (RAISED); at 9 to 4 (STATE_NONFINITE)"
+    assert attempts.summary() == "at 5 to 0 (RAISED); at 9 to 4 (STATE_NONFINITE)"
 
 
 def test_last_resorts_are_counted_too():

@@ -1,8 +1,11 @@
 """A sample of scripts/kill_test.py; its 200 kills take too long here."""
 
+import pytest
+
 from tests import processes
 
 
+@pytest.mark.slow
 def test_killed_ten_times_and_resumed_each_time():
     done = processes.script("kill_test.py", "--kills", "10", timeout=900)
     lines = done.stdout.splitlines()

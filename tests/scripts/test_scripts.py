@@ -29,6 +29,7 @@ def small_set(out, seed=0):
     }
 
 
+@pytest.mark.slow
 def test_digits_are_deterministic_per_seed(tmp_path):
     first = small_set(tmp_path / "a")
     assert first == small_set(tmp_path / "b")
