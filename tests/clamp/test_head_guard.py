@@ -1,4 +1,4 @@
-"""What a guard does to one module at a time; with real runners in tests/hooks."""
+"""What a guard does to one module at a time; with real runners in the hook's."""
 
 import pytest
 import torch

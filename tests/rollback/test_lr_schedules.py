@@ -17,7 +17,8 @@ from amp_hooks.rollback.learning_rate import TemporaryLR, warmup_factor
 from amp_hooks.rollback.lr_policy import all_param_groups, change_lr
 from tests.schedules import CHAINS, EPOCH, EVERY
 
-# Of any parameter, with param_name='lr': the code of the others, tested in tests/core.
+# Of any parameter, with param_name='lr': the code of the others, tested in
+# test_learning_rate.py.
 SCHEDULES = [case for case in EVERY if "param_name" not in case.values[0][0]]
 EPOCHS = 6
 
