@@ -54,7 +54,7 @@ class Suspects:
     the first one is: weights that are broken make every batch bad, and without this
     rule a long streak would accuse the whole data set. A rollback does not end it
     either, since it may go back to a state that is broken already. And where an image
-    is present that is a suspect by now, it explains the fault, so the images beside it
+    is present that is a suspect by now, it explains the incident, so images beside it
     are not accused.
 
     Memory is bounded: of more than ``max_images`` images, those with the fewest counts

@@ -58,8 +58,8 @@ class Runtime:
         clamped: Layers whose logits HeadClampHook bounds at present: infinities in
             them do no harm.
         clamp_limits: Largest |value| that each HeadClampHook lets through.
-        nonfinite_here: What was not finite in the present iteration's forward pass on
-            this rank.
+        nonfinite_on_this_rank: What was not finite in the forward pass of the present
+            iteration.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
@@ -68,7 +68,7 @@ class Runtime:
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
         replayed: Contexts in which a forward pass of this iteration is run again as it
-            was: nonfinite that were injected into it.
+            was: faults that were injected into it.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -89,7 +89,7 @@ class Runtime:
         self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
-        self.nonfinite_here = NonfiniteForward()
+        self.nonfinite_on_this_rank = NonfiniteForward()
         self._nonfinite = NonfiniteForward()  # since the last optimizer step
         self._hooks = 0  # attached at present
 
@@ -104,7 +104,7 @@ class Runtime:
         """The runner's one watch of that kind, made for the first hook that asks.
 
         Args:
-            kind: A class of :class:`ForwardWatch` es.
+            kind: What makes it of the recorder: a class such as LogitWatch.
         """
         watch = next((w for w in self.forward_watches if type(w) is kind), None)
         if watch is None:
@@ -168,8 +168,8 @@ class Runtime:
             for watch in self.forward_watches
             for layer in watch.nonfinite_layers(record, self.clamped)
         ]
-        self.nonfinite_here = NonfiniteForward()
-        for nonfinite in (self.nonfinite_here, self._nonfinite):
+        self.nonfinite_on_this_rank = NonfiniteForward()
+        for nonfinite in (self.nonfinite_on_this_rank, self._nonfinite):
             nonfinite.add(record, layers)
         nonfinite = self._nonfinite
         grads_finite = not any(record.all("found_inf"))

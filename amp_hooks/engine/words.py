@@ -71,7 +71,7 @@ def start(line: Line) -> str:
 
 
 def overflow(line: Line) -> str:
-    """Of a ``overflow`` line."""
+    """Of an ``overflow`` line."""
     scale = f" The loss scale was {number(line['scale'])}." if "scale" in line else ""
     ranks = f" On ranks {names_in(line['ranks'])}." if line.get("ranks") else ""
     text = reason(line)
@@ -115,7 +115,7 @@ def clamp_off(line: Line) -> str:
 
 
 def early_warning(line: Line) -> str:
-    """Of a ``early_warning`` line."""
+    """Of an ``early_warning`` line."""
     return (
         f"The logits of {line['layer']} are heading for an overflow: |logit| is "
         f"{number(line['absmax'])}, usually {number(line['usual'])}; FP16 overflows "
@@ -152,7 +152,7 @@ def resume(line: Line) -> str:
 
 
 def abort(line: Line) -> str:
-    """Of a ``abort`` line."""
+    """Of an ``abort`` line."""
     if "error" in line:
         return f"Training ended: {reason(line)}."
     return (

@@ -53,7 +53,7 @@ class ForensicsHook(AmpHook):
     the log and the ledger's ``forensics`` line tell the finding. After that, the next
     incident is looked into once a healthy step has been taken.
 
-    Training afterwards is bit for bit what it would have been. Before that, the hook
+    Training afterwards is bit for bit what it would have been. All the while the hook
     notes at each forward pass what the batch consists of and the state of the random
     number generators, some 0.2 ms on the host; the device does nothing more and is not
     waited for. The second run needs about as much memory as the first; if there is not
@@ -142,9 +142,11 @@ class ForensicsHook(AmpHook):
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
-        """Look into an incident, once for each incident."""
+        """Look into an incident, once for each."""
         self._training = False
-        self._failed = self._failed or (self._calls if runtime.nonfinite_here else [])
+        self._failed = self._failed or (
+            self._calls if runtime.nonfinite_on_this_rank else []
+        )
         # Verdicts are the same on every rank, so all of them come to the same places.
         if record.verdict.is_bad and not self._looked:
             self._looked = True

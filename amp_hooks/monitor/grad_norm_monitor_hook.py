@@ -168,7 +168,7 @@ class GradNormMonitorHook(AmpHook):
             recorder.note("top_index", indices[i], f"{name}:{i}")
 
     def _name_nonfinite(self, record: IterationRecord) -> dict[str, Any]:
-        """Which gradients were not finite; reads the device, after a fault only."""
+        """Which gradients were not finite; reads the device, after an incident."""
         bad = []
         for name, found_inf in record.values.get("found_inf", {}).items():
             if found_inf and name in self._norms:

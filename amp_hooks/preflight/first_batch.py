@@ -138,7 +138,7 @@ class FirstBatch:
         Args:
             wrapper: Takes no step.
             scale: The loss is multiplied by it.
-            frames: Watch every module, to see where a fault arises; slow.
+            frames: Watch every module, to see where NaN arises; slow.
 
         Raises:
             OutOfMemoryError: Forward or backward pass do not fit.

@@ -24,7 +24,7 @@ class LRPolicy:
     Attributes:
         total: What it has been multiplied by for good.
         warmup_iters: As given.
-        trust: Whether it would be to blame for a fault.
+        trust: Whether it would be to blame for an incident.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class LRTrust:
             self._healthy += iterations
 
     def begin_anew(self) -> None:
-        """After a fault."""
+        """After an incident."""
         self._last, self._healthy = [], 0
 
     def state(self) -> dict[str, Any]:
