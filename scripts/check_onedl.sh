@@ -37,7 +37,7 @@ pip() { "$PY" -m pip "$@"; }
 
 say "torch and the development tools, in $VENV"
 pip install -q "setuptools<81" wheel ninja psutil torch tensorboard opencv-python-headless \
-    scikit-learn tqdm pycocotools pytest pytest-xdist wandb mlflow-skinny
+    scikit-learn tqdm pycocotools pytest pytest-xdist import-linter wandb mlflow-skinny
 TORCH=$("$PY" -c 'import torch; print(torch.__version__)')
 WHEELS=$CACHE/wheels/torch-$TORCH
 mkdir -p "$WHEELS" || die "cannot write $WHEELS; name another place: AMP_HOOKS_CACHE=..."
