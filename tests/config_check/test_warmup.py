@@ -4,7 +4,7 @@ import pytest
 
 from amp_hooks.config_check.warmup import all_known, warmup_iters
 from amp_hooks.engine.finding import short_source, source
-from tests.schedules import CHAINS, registered
+from tests.rollback.schedules import CHAINS, registered
 
 
 def linear(**more):

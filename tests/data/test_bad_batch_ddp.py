@@ -3,7 +3,7 @@
 import torch
 
 from tests import helpers
-from tests.bad_images import with_bad_images
+from tests.data.bad_images import with_bad_images
 from tests.integration.test_ddp import train_on_two_ranks
 
 BAD = 3
@@ -21,7 +21,7 @@ def test_the_rank_and_its_images_are_named_then_left_out(digits, tmp_path):
             dict(type="amp_hooks.StepGuardHook"),
             dict(type="amp_hooks.LossScaleMonitorHook"),
             dict(type="amp_hooks.BadBatchHook", skip=True),
-            dict(type="tests.bad_images.Spy", out=str(out)),
+            dict(type="tests.data.bad_images.Spy", out=str(out)),
         ],
         options={"train_dataloader.dataset.indices": 8, **with_bad_images(BAD)},
     )

@@ -9,7 +9,7 @@ from amp_hooks import BadBatchHook
 from amp_hooks.engine.batches import BatchView
 from amp_hooks.engine.tensors import nonfinite_names
 from tests import helpers
-from tests.bad_images import Spy, with_bad_images
+from tests.data.bad_images import Spy, with_bad_images
 from tests.integration.test_cost import reads_per_iteration
 
 CLS = "bbox_head.retina_cls.weight"

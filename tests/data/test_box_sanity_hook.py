@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from amp_hooks import BoxSanityHook
 from amp_hooks.engine.events import EVENTS
 from tests import helpers
-from tests.bad_boxes import voc
+from tests.data.bad_boxes import voc
 
 BAD = [(3, 0, "zero"), (7, 0, "negative"), (11, 0, "outside")]
 KIND = {image: kind for image, _, kind in BAD}

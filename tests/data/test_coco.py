@@ -7,7 +7,7 @@ import pytest
 
 from amp_hooks.data.coco import NotCocoError, check_coco, without_findings
 from amp_hooks.data.coco_records import KINDS
-from tests.coco_made import PLANTS, healthy, plant, plant_images
+from tests.data.coco_made import PLANTS, healthy, plant, plant_images
 
 
 @pytest.fixture(scope="module")

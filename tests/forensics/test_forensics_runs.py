@@ -12,7 +12,7 @@ from amp_hooks.engine.rng import restore_rng
 from amp_hooks.forensics.dump import load_call, load_weights
 from amp_hooks.precision.half_rehearsal import half_rehearsal
 from tests import helpers
-from tests.first_bad import FirstBad
+from tests.forensics.first_bad import FirstBad
 from tests.integration.test_ddp import fault_on_rank_1, train_on_two_ranks
 
 SCRIPTS = helpers.ROOT / "scripts"

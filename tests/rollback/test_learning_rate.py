@@ -16,7 +16,7 @@ from amp_hooks.rollback.learning_rate import (
     scale_lr,
     warmup_factor,
 )
-from tests.schedules import CHAINS, EPOCH, EVERY, OPTIONS, kind, registered
+from tests.rollback.schedules import CHAINS, EPOCH, EVERY, OPTIONS, kind, registered
 
 STEPS = 24
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
 from amp_hooks.rollback.learning_rate import TemporaryLR, warmup_factor
 from amp_hooks.rollback.lr_policy import all_param_groups, change_lr
-from tests.schedules import CHAINS, EPOCH, EVERY
+from tests.rollback.schedules import CHAINS, EPOCH, EVERY
 
 # Of any parameter, with param_name='lr': the code of the others, tested in
 # test_learning_rate.py.

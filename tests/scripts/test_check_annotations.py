@@ -11,8 +11,8 @@ import pytest
 
 from amp_hooks.data.coco_records import KINDS
 from tests import helpers, processes
-from tests.bad_boxes import voc
-from tests.coco_made import healthy, plant
+from tests.data.bad_boxes import voc
+from tests.data.coco_made import healthy, plant
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class InfinitePixels:
 
 def with_bad_images(*ids):
     """Options of a config whose data set has such images."""
-    bad = dict(type="tests.bad_images.InfinitePixels", ids=list(ids))
+    bad = dict(type="tests.data.bad_images.InfinitePixels", ids=list(ids))
     pipeline = [*PIPELINE[:-1], bad, PIPELINE[-1]]
     return {"train_dataloader.dataset.pipeline": pipeline}
 
