@@ -3,8 +3,6 @@
 import ast
 import re
 
-import pytest
-
 from tests.helpers import ROOT
 
 PACKAGE = ROOT / "amp_hooks"
@@ -25,9 +23,12 @@ def defined():
                         yield f"{node.name}.{child.name}"
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_every_path_is_there(path):
-    assert (PACKAGE / path).exists() or (ROOT / path).exists()
+def test_every_path_is_there():
+    assert [
+        path
+        for path in PATHS
+        if not ((PACKAGE / path).exists() or (ROOT / path).exists())
+    ] == []
 
 
 def test_every_name_is_there():
