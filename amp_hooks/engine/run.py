@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..engine import private
+from . import private
 
 
 def bare_model(runner: Runner) -> nn.Module:
