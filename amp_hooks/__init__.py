@@ -4,9 +4,9 @@ Everything is attached through a config::
 
     custom_hooks = [dict(type='amp_hooks.RollbackHook')]
 
-Importing the package imports nothing else: each name below is fetched when it is first
-asked for, so that :mod:`amp_hooks.report` needs neither torch nor mmengine. The hooks
-need these two only.
+Importing the package imports neither torch nor mmengine, which :mod:`amp_hooks.report`
+can do without: each name below is fetched when it is first asked for. The hooks need
+these two only.
 """
 
 from importlib import import_module

@@ -33,5 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = f"there is no command {command!r}" if command else "name a command"
         print(f"{_HELP}\nerror: {problem}", file=sys.stderr)
         return USAGE
-    status: int = import_module(COMMANDS[command]).main(given[1:])
+    prog = f"python -m amp_hooks {command}"
+    status: int = import_module(COMMANDS[command]).main(given[1:], prog)
     return status

@@ -11,11 +11,41 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.priority import get_priority
 
+from .clamp.head_clamp_hook import HeadClampHook
+from .data.bad_batch_hook import BadBatchHook
+from .data.box_sanity_hook import BoxSanityHook
 from .engine.checks import check_known_arguments
+from .engine.hook import AmpHook
 from .engine.run import iter_wrappers
+from .forensics.forensics_hook import ForensicsHook
+from .guard.step_guard_hook import StepGuardHook
 from .members import MEMBERS
+from .monitor.cls_score_monitor_hook import ClsScoreMonitorHook
+from .monitor.grad_norm_monitor_hook import GradNormMonitorHook
+from .monitor.loss_scale_monitor_hook import LossScaleMonitorHook
+from .panel.stability_panel_hook import StabilityPanelHook
+from .precision.precision_fallback_hook import PrecisionFallbackHook
+from .preflight.amp_preflight_hook import AmpPreflightHook
 from .registry import HOOKS
+from .rollback.rollback_hook import RollbackHook
 
+_CLASSES: dict[str, type[AmpHook]] = {
+    cls.__name__: cls
+    for cls in (
+        AmpPreflightHook,
+        BadBatchHook,
+        BoxSanityHook,
+        ClsScoreMonitorHook,
+        ForensicsHook,
+        GradNormMonitorHook,
+        HeadClampHook,
+        LossScaleMonitorHook,
+        PrecisionFallbackHook,
+        RollbackHook,
+        StabilityPanelHook,
+        StepGuardHook,
+    )
+}
 _SEVERAL = ("head_clamp",)  # members of which a run may have more than one
 
 
@@ -217,7 +247,7 @@ def build(name: str, value: Any) -> list[Any]:
     Raises:
         TypeError, ValueError: Names the argument, its value and what there is.
     """
-    cls = HOOKS.get(MEMBERS[name])  # whose registry knows where hooks are
+    cls = _CLASSES[MEMBERS[name]]
     if value is None or value is False:
         return []
     several = name in _SEVERAL and isinstance(value, (list, tuple))

@@ -106,7 +106,7 @@ def main():
 
 def take(hook, runner):
     """A snapshot that is due, as between two iterations."""
-    hook._schedule._due = True
+    hook._schedule.make_due()
     hook._schedule.take_what_is_due(
         runner, hook._snapshots, resumed=False, calm=True, ignore=hook._ignore
     )

@@ -195,9 +195,9 @@ class Checks:
 
     def run(self, work: str, *options: str, status: int = 0, **env: str) -> str:
         """Train in a process of its own; its output."""
-        here = [sys.executable, osp.abspath(__file__), "--train", self.path(work)]
+        command = [sys.executable, osp.abspath(__file__), "--train", self.path(work)]
         done = subprocess.run(
-            [*here, *options],
+            [*command, *options],
             env=dict(os.environ, PYTHONPATH=ROOT, OMP_NUM_THREADS="1", **env),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

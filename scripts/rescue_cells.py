@@ -256,9 +256,11 @@ def _code(with_hooks: bool) -> str:
     # Every cell rehearses FP16 and injects faults with ours.
     names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]
     names += ["scripts/make_digits.py"]
+    names += [f"amp_hooks/precision/{m}.py" for m in ("cpu_amp", "half_rehearsal")]
     files = [Path(ROOT, name) for name in names]
-    for folder in ("",) if with_hooks else ("precision", "inject"):
-        files += sorted(Path(ROOT, "amp_hooks", folder).rglob("*.py"))
+    files += sorted(
+        Path(ROOT, "amp_hooks", "" if with_hooks else "inject").rglob("*.py")
+    )
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 

@@ -98,12 +98,12 @@ def every_cell(results: list[Result]) -> str:
             row = [named(cells, detector, fault), detector]
             for policy in policies:
                 result = cells.get((detector, fault, policy))
-                row.append(in_words(cells, result) if result else "")
+                row.append(cell_words(cells, result) if result else "")
             table.append(row)
     return show(table)
 
 
-def in_words(cells: Index, result: Result) -> str:
+def cell_words(cells: Index, result: Result) -> str:
     """Ratio of mAP, iterations lost, time over clean."""
     if not result["finished"]:
         return f"ended at {result['iters']} ({result['error'].split(':')[0]})"

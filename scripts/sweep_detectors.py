@@ -152,8 +152,8 @@ def num_classes(node: Any) -> list[int]:
         return [n for value in node for n in num_classes(value)]
     if not isinstance(node, dict):
         return []
-    here = [v for k, v in node.items() if k.endswith("_classes") and v]
-    return [n for n in here if isinstance(n, int)] + num_classes(list(node.values()))
+    counts = [v for k, v in node.items() if k.endswith("_classes") and v]
+    return [n for n in counts if isinstance(n, int)] + num_classes(list(node.values()))
 
 
 def build_runner(

@@ -18,7 +18,7 @@ from tests import helpers, processes
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that train on the digits, or call a program, take seconds each."""
+    """Tests that train on the digits take seconds each."""
     for item in items:
         if "digits" in item.fixturenames:
             item.add_marker(pytest.mark.slow)

@@ -40,7 +40,8 @@ def test_import_needs_neither_mmdet_nor_mmcv_nor_tensorboard():
 import sys
 for name in ('mmdet', 'mmcv', 'tensorboard', 'torch.utils.tensorboard'):
     sys.modules[name] = None
-import amp_hooks
+import amp_hooks.hooks, amp_hooks.precision.cpu_amp
+assert 'mmengine' in sys.modules
 """
     processes.code(code)
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Union
 
 from ..engine.checks import check_number
-from ..engine.headroom import FP16_MAX, headroom_bits
+from ..engine.headroom import FP16_MAX, USELESS_LOGIT, headroom_bits
 
 Trigger = Union[float, dict[str, float]]
+
+# HeadClampHook's defaults.
+LIMIT = USELESS_LOGIT
+TRIGGER = 1000.0  # 6 doublings below the largest FP16 number
 
 
 def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
@@ -57,8 +61,3 @@ def beyond_trigger(
         return any(value > trigger for value in absmax.values())
     bits = trigger["headroom_bits"]
     return any(headroom_bits(v, largest[name]) < bits for name, v in absmax.items())
-
-
-# A sigmoid is 0 or 1 to FP32 precision beyond about 17, a softmax beyond about 104.
-LIMIT = 100.0
-TRIGGER = 1000.0  # 6 doublings below the largest FP16 number

@@ -1,1 +1,1 @@
-"""What is known to hurt a training run, found in its config before it starts."""
+"""Rules on the config of a run, and facts about the run that they need."""

@@ -30,10 +30,10 @@ class _UserError(Exception):
     """A message and an exit status."""
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """The arguments."""
     parser = Parser(
-        prog="check_config.py",
+        prog=prog,
         description="Find what is known to hurt training in a config, before it "
         "starts. Needs no GPU and no data set.",
         epilog=_EPILOG,
@@ -66,9 +66,9 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "check_config.py") -> int:
     """Print the findings; returns the exit status."""
-    args = parse_args(arguments)
+    args = parse_args(arguments, prog)
     return or_failed(lambda: _check(args))
 
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from ..engine.batches import BatchView, plain_id
 from ..engine.checks import check_bool, check_int
 from ..engine.hook import AmpHook
-from ..engine.messages import warn
+from ..engine.messages import WarnOnce, warn
 from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating
 from ..engine.runtime import Runtime
@@ -87,7 +87,7 @@ class BadBatchHook(AmpHook):
         self._of_step: deque[Batch] = deque(maxlen=_MOST_BATCHES)
         self._stand_ins = StandIns(self.suspects)
         self._lines = 0
-        self._warned_of: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -98,11 +98,11 @@ class BadBatchHook(AmpHook):
         view = BatchView(data_batch)
         images = view.images()
         if not images:
-            self._tell_once(
-                "names",
+            self._warn_once(
                 "BadBatchHook: the batch has no image names, so bad batches cannot be "
                 "written down. Add 'img_path' to the meta_keys of the transform that "
                 "packs the inputs (PackDetInputs, say).",
+                "names",
             )
         elif self.skip and self.suspects.images:
             self._leave_out(runner, view)
@@ -200,11 +200,11 @@ class BadBatchHook(AmpHook):
     def _leave_out(self, runner: Runner, view: BatchView) -> None:
         for image, by in self._stand_ins.apply(view):
             if by is None:
-                self._tell_once(
-                    "stays",
+                self._warn_once(
                     f"BadBatchHook could not leave {image} out of iteration "
                     f"{runner.iter}: there is no healthy sample yet that fits in its "
                     "place. It is trained on; this is said once.",
+                    "stays",
                 )
                 continue
             self.replaced += 1
@@ -232,13 +232,8 @@ class BadBatchHook(AmpHook):
         if self._lines <= _MAX_LINES:
             runtime.emit(event, iteration, verdict, **fields)
         else:
-            self._tell_once(
-                "lines",
+            self._warn_once(
                 f"BadBatchHook has written {_MAX_LINES} lines to stability.jsonl and "
                 "writes no more, to leave room for other events.",
+                "lines",
             )
-
-    def _tell_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            warn(message)

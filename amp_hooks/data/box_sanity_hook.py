@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from ..engine.checks import check_choice, check_number
 from ..engine.hook import AmpHook
-from ..engine.messages import warn
+from ..engine.messages import WarnOnce, warn
 from ..engine.recorder import IterationRecord
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
@@ -84,7 +84,7 @@ class BoxSanityHook(AmpHook):
         self.counts: Counter[str] = Counter()  # rank 0: of all ranks, so far as known
         self._waiting: list[dict[str, Any]] = []  # of this rank, for the ledger
         self._warnings = self._lines = 0
-        self._warned_of: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -93,17 +93,17 @@ class BoxSanityHook(AmpHook):
         try:
             found, odd = check_boxes(data_batch, self.min_size)
         except Exception as e:  # of a data set of one's own; it must not cost the run
-            self._tell_once(
-                "unreadable",
+            self._warn_once(
                 "BoxSanityHook cannot read the boxes of this batch, and passes it over "
                 f"({e!r}). This is said once.",
+                "unreadable",
             )
             return
         if odd:
-            self._tell_once(
-                "odd",
+            self._warn_once(
                 "BoxSanityHook passes over boxes that are no (x1, y1, x2, y2): "
                 f"{', '.join(sorted(odd))}.",
+                "odd",
             )
         if found:
             self._report(runner, found)
@@ -150,10 +150,10 @@ class BoxSanityHook(AmpHook):
                 try:
                     image.drop()
                 except Exception as e:  # of fields that cannot be indexed
-                    self._tell_once(
-                        "stay",
+                    self._warn_once(
                         f"BoxSanityHook cannot leave boxes out of {image.name} "
                         f"({e!r}); they are trained on. This is said once.",
+                        "stay",
                     )
 
     def _report(self, runner: Runner, found: list[FlawedImage]) -> None:
@@ -193,10 +193,10 @@ class BoxSanityHook(AmpHook):
             runtime = Runtime.of(runner)
             runtime.emit("boxes", line["iter"], Verdict.HEALTHY, rank=rank, **fields)
         else:
-            self._tell_once(
-                "lines",
+            self._warn_once(
                 f"BoxSanityHook has written {_MAX_LINES} lines to stability.jsonl and "
                 "writes no more, to leave room for other events. It goes on counting.",
+                "lines",
             )
 
     def _exchange(self, runner: Runner) -> None:
@@ -207,11 +207,6 @@ class BoxSanityHook(AmpHook):
             for line in lines if dist.is_main_process() else []:
                 self._write(runner, rank, line)
         self._waiting = []
-
-    def _tell_once(self, what: str, message: str) -> None:
-        if what not in self._warned_of:
-            self._warned_of.add(what)
-            warn(message)
 
 
 def _shown(counts: Counter[str]) -> str:

@@ -13,6 +13,9 @@ NUMBERS = frozenset((int, float))
 _HUGE = 2**1022  # of an int; a sum of two is within the range of a float still
 _LVIS = "http://images.cocodataset.org/"
 
+# Without these CocoDataset cannot read an annotation.
+KEYS = ("id", "image_id", "category_id", "bbox", "area")
+
 
 def is_number(value: Any) -> bool:
     """A number, no bool, within the range of a float; NaN and infinity are."""
@@ -82,10 +85,6 @@ def check_images(
         elif exists is not None and not exists(name):
             found["missing_file"].append(i)
     return sizes
-
-
-# Without these CocoDataset cannot read an annotation.
-KEYS = ("id", "image_id", "category_id", "bbox", "area")
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What the hooks of one run share, and nothing that a user switches on."""
+"""What hooks, checks and report share, and nothing that a user switches on."""

@@ -141,7 +141,7 @@ EVENTS = {
         },
     ),
     "forensics": Event(
-        "a fault was looked into",
+        "an incident was looked into",
         words.forensics,
         {
             "folder": "where report, batch and weights are",

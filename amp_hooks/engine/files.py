@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+# Writes an object to a path, as torch.save does.
+Save = Callable[[Any, str], None]
+
 
 def flush_to_disk(path: str) -> None:
     """Wait until a file's content, or a directory's entries, are on the disk."""
@@ -38,7 +41,3 @@ def write_text(path: str, text: str) -> None:
     with open(temporary, "w", encoding="utf-8") as f:
         f.write(text)
     publish(temporary, path)
-
-
-# Writes an object to a path, as torch.save does.
-Save = Callable[[Any, str], None]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 FP16_MAX = 65504.0  # the largest finite half-precision number
+# Softmax and sigmoid in FP32 have no use for larger logits: a sigmoid is 0 or 1 to FP32
+# precision beyond about 17, a softmax beyond about 104.
+USELESS_LOGIT = 100.0
 
 
 def headroom_bits(absmax: float, limit: float = FP16_MAX) -> float:

@@ -7,6 +7,24 @@ import logging
 from mmengine.logging import print_log
 
 
+class WarnOnce:
+    """Warns of each thing once."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, message: str, what: str = "") -> None:
+        """Warn.
+
+        Args:
+            message: As for :func:`warn`.
+            what: Of what; the message itself, if it is left out.
+        """
+        if (what or message) not in self._known:
+            self._known.add(what or message)
+            warn(message)
+
+
 def warn(message: str) -> None:
     """Log a warning through the runner's logger."""
     print_log(f"[amp_hooks] {message}", logger="current", level=logging.WARNING)

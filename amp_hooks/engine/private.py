@@ -44,8 +44,8 @@ def static_scale(wrapper: Any) -> float | None:
     return scale
 
 
-def set_static_scale(wrapper: Any, scale: float) -> None:
-    """Let MMEngine write back another one."""
+def set_static_scale(wrapper: Any, scale: float | None) -> None:
+    """Let MMEngine write back another one, or none: then the scale is dynamic."""
     wrapper._scale_update_param = scale
 
 
@@ -143,6 +143,10 @@ def vis_backends(visualizer: Any) -> Mapping[str, Any]:
 def save_dir(backend: Any) -> str:
     """The folder that a visualization backend writes to."""
     return str(backend._save_dir)
+
+
+# CheckpointHook's methods that save a checkpoint; where they are called is its own.
+CHECKPOINT_METHODS = ("_save_checkpoint_with_step", "_save_best_checkpoint")
 
 
 def base_configs(config: Any, path: str) -> Iterator[str]:

@@ -43,7 +43,7 @@ def judge(
     state_finite: bool = True,
     raised: bool = False,
 ) -> Verdict:
-    """Judge one iteration; the gravest finding wins.
+    """Judge one iteration; the gravest wins.
 
     Args:
         loss_finite: Every loss of the iteration is finite.

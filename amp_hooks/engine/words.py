@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+Line = Mapping[str, Any]
+_VERDICTS = {
+    "SCALE_OVERFLOW": "scaled gradients overflowed, as they do now and then",
+    "FORWARD_NONFINITE": "the forward pass was not finite",
+    "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
+    "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
+    "RAISED": "the training step raised because of NaN",
+}
+
 
 def first_names(names: list[str], limit: int = 3) -> str:
     """The first of many names, and how many more there are."""
@@ -15,18 +24,6 @@ def first_names(names: list[str], limit: int = 3) -> str:
 def count(n: int, what: str, plural: str = "s") -> str:
     """``3 rollbacks``, ``1 rollback``."""
     return f"{n} {what}{plural * (n != 1)}"
-
-
-Line = Mapping[str, Any]
-
-
-_VERDICTS = {
-    "SCALE_OVERFLOW": "scaled gradients overflowed, as they do now and then",
-    "FORWARD_NONFINITE": "the forward pass was not finite",
-    "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
-    "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
-    "RAISED": "the training step raised because of NaN",
-}
 
 
 def names_in(value: Any) -> str:

@@ -23,6 +23,11 @@ from ..engine.tensors import named_tensors
 _LIMIT = 10_000  # operations remembered: masks are made by some, too
 _UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty")
 
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+# Files of torch and of this package are on the way to every operation.
+_ON_THE_WAY = (_TORCH + os.sep, _PACKAGE + os.sep, "<")
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -118,12 +123,6 @@ def _has_nonfinite_number(tree: Any) -> bool:
     if isinstance(tree, (list, tuple)):
         return any(_has_nonfinite_number(value) for value in tree)
     return False
-
-
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
-# Files of torch and of this package are on the way to every operation.
-_ON_THE_WAY = (_TORCH + os.sep, _HERE + os.sep, "<")
 
 
 def _shown(path: str, line: int, function: str) -> str:

@@ -29,6 +29,7 @@ from ..guard.nan_steps import is_nan_error
 from ..registry import HOOKS
 from .circumstances import circumstances
 from .dump import save_dump
+from .forward_trace import FRAMES
 from .replay import Call, Replay, run_again
 from .report import kind_of, report
 
@@ -50,8 +51,8 @@ class ForensicsHook(AmpHook):
     Written to ``<work_dir>/<timestamp>/faults/iter_<N>/``: ``report.txt``,
     ``report.json``, ``batch.pth`` and ``weights.pth``. With
     ``scripts/replay_fault.py`` the batch is run again, in other precisions. One line of
-    the log and the ledger's ``forensics`` line tell the finding. After that, the next
-    incident is looked into once a healthy step has been taken.
+    the log and the ledger's ``forensics`` line tell the conclusion. The next incident
+    is looked into once a healthy step has been taken.
 
     Training afterwards is bit for bit what it would have been. All the while the hook
     notes at each forward pass what the batch consists of and the state of the random
@@ -70,7 +71,7 @@ class ForensicsHook(AmpHook):
             Defaults to None.
         max_dumps (int): Incidents that are looked into in the whole run, also if it is
             resumed; those of ``at`` do not count. Defaults to 3.
-        save_weights (bool): Keep the weights; without them the incident cannot be run
+        save_weights (bool): Keep the weights; without them the batch cannot be run
             again. Defaults to True.
         max_mib (float): Size of all folders of the run together, in MiB; weights or
             batch that do not fit are left out. Defaults to 1024.0.
@@ -95,7 +96,7 @@ class ForensicsHook(AmpHook):
         max_dumps: int = 3,
         save_weights: bool = True,
         max_mib: float = 1024.0,
-        frames: int = 21,
+        frames: int = FRAMES,
     ) -> None:
         owner = "ForensicsHook"
         self.at = check_iterations(owner, "at", at)
@@ -103,7 +104,7 @@ class ForensicsHook(AmpHook):
         self.save_weights = check_bool(owner, "save_weights", save_weights)
         self.max_mib = check_number(owner, "max_mib", max_mib, above=0)
         self.frames = check_int(owner, "frames", frames, 1)
-        self.dumps = 0  # looks into incidents, in this run
+        self.dumps = 0  # incidents looked into, in this run
         self.bytes = 0  # of all folders
         self._looked = False  # into this incident: no healthy step since
         self._calls: list[Call] = []  # of this iteration

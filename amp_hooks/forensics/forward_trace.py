@@ -18,6 +18,8 @@ from .magnitude import Magnitude, magnitudes
 # Named tensors of what a model is called with, whatever its classes.
 Walk = Callable[[Any], Iterator[tuple[str, Tensor]]]
 
+FRAMES = 21  # module calls that are shown, as by DebugUnderflowOverflow
+
 
 @dataclass(frozen=True)
 class Frame:

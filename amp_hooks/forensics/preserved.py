@@ -20,6 +20,17 @@ _OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _CONTAINERS = (list, dict, set, deque)
 _DEPTH = 3  # a head's list of assigners, an assigner, its numbers
 
+# Collectives whose result, of one process, is what it gave.
+_IN_PLACE = ("all_reduce", "broadcast", "reduce", "broadcast_object_list", "barrier")
+_GATHER = ("all_gather", "all_gather_object")
+_INTO_TENSOR = ("all_gather_into_tensor", "reduce_scatter_tensor")
+_IMPOSSIBLE = (
+    "all_to_all all_to_all_single gather gather_object scatter scatter_object_list "
+    "reduce_scatter send recv isend irecv batch_isend_irecv new_group"
+).split()
+# What anything else raises.
+IMPOSSIBLE = "a collective that one process cannot do alone"
+
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
@@ -130,19 +141,6 @@ def _is_plain_object(value: Any) -> bool:
         and not isinstance(value, (Tensor, nn.Module, type, dict, ModuleType))
         and not callable(value)
     )
-
-
-# Collectives whose result, of one process, is what it gave.
-_IN_PLACE = ("all_reduce", "broadcast", "reduce", "broadcast_object_list", "barrier")
-_GATHER = ("all_gather", "all_gather_object")
-_INTO_TENSOR = ("all_gather_into_tensor", "reduce_scatter_tensor")
-_IMPOSSIBLE = (
-    "all_to_all all_to_all_single gather gather_object scatter scatter_object_list "
-    "reduce_scatter send recv isend irecv batch_isend_irecv new_group"
-).split()
-
-# What anything else raises.
-IMPOSSIBLE = "a collective that one process cannot do alone"
 
 
 class _Done:

@@ -19,7 +19,7 @@ _GRADS = 50  # parameters with non-finite gradients that are named
 
 
 def kind_of(replay: Replay) -> str:
-    """In one word: of the incident, or ``raised``, ``gradient``, ``unknown``."""
+    """In one word: the origin's kind, or ``raised``, ``gradient``, ``unknown``."""
     if replay.origin is not None:
         return replay.origin.kind
     if replay.error:

@@ -17,6 +17,21 @@ from ..engine.runtime import Raised, Runtime
 from ..engine.verdict import Verdict
 from ..errors import TrainingDivergedError
 
+# How code reports that it was given NaN or infinities, as regular expressions.
+NAN_ERRORS = (
+    # scipy's linear_sum_assignment, in Hungarian assigners (mmdetection#8155, #4549)
+    r"matrix contains invalid numeric entries",
+    r"cost matrix is infeasible",
+    # binary_cross_entropy on a CPU, in SimOTAAssigner (YOLOX)
+    r"all elements of (input|target) should be between 0 and 1",
+    # mmdet's PISASSDHead and YOLACTHead
+    r"become infinite or NaN",
+    # asserts without a message, by their source line: mmdet's ATSSHead and
+    # CenterNetUpdateHead
+    r"assert .*\b(isnan|isfinite|isinf)\(",
+    r"cannot convert float (NaN|infinity) to integer",
+)
+
 
 class RaisedElsewhere(Exception):
     """Another rank gave up this iteration, so this one does."""
@@ -121,22 +136,6 @@ class NanSteps:
                 "where no vote reaches them. Resume from the last checkpoint with a "
                 "lower learning rate."
             ) from error
-
-
-# How code reports that it was given NaN or infinities, as regular expressions.
-NAN_ERRORS = (
-    # scipy's linear_sum_assignment, in Hungarian assigners (mmdetection#8155, #4549)
-    r"matrix contains invalid numeric entries",
-    r"cost matrix is infeasible",
-    # binary_cross_entropy on a CPU, in SimOTAAssigner (YOLOX)
-    r"all elements of (input|target) should be between 0 and 1",
-    # mmdet's PISASSDHead and YOLACTHead
-    r"become infinite or NaN",
-    # asserts without a message, by their source line: mmdet's ATSSHead and
-    # CenterNetUpdateHead
-    r"assert .*\b(isnan|isfinite|isinf)\(",
-    r"cannot convert float (NaN|infinity) to integer",
-)
 
 
 def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> bool:

@@ -12,7 +12,7 @@ from ..engine.run import active_scaler
 from ..engine.verdict import Verdict
 
 # What no loss scale can cure.
-_NOT_ITS_FAULT = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
+_NOT_OF_THE_SCALE = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
 
 
 class ScalePolicy:
@@ -62,7 +62,7 @@ class ScalePolicy:
             self._growth[name] = record.get("growth_tracker", name) or 0.0
             return None
         growth = 0.0
-        if record.verdict in _NOT_ITS_FAULT:
+        if record.verdict in _NOT_OF_THE_SCALE:
             scale, growth = used, self._growth.get(name, 0.0)
         elif not hysteresis.overflow():
             scale = used

@@ -9,6 +9,8 @@ import mmengine.dist as dist
 import torch
 from torch import Tensor
 
+_SHOWN = 3
+
 
 class StepGate:
     """Stands before every optimizer step; :class:`StepTap` asks it.
@@ -20,7 +22,7 @@ class StepGate:
         missing: Called with a message when an optimizer has no gradient at all.
 
     Attributes:
-        dropped: Optimizers whose accumulation has been given up: its next step
+        dropped: Optimizers whose accumulation has been given up: their next step
             is not taken.
         skipped: Such optimizers whose step was not taken in this iteration.
         on_backward: Called before each backward pass.
@@ -88,9 +90,6 @@ class StepGate:
         why = why_no_gradient(params, self._names, name in self._detached)
         whose = f"optimizer {name}" if name else "the optimizer"
         return f"{whose} has no gradient to step with, because {why}"
-
-
-_SHOWN = 3
 
 
 def has_gradient(params: Sequence[Tensor]) -> bool:

@@ -17,7 +17,7 @@ from ..engine.checks import (
     check_regexes,
 )
 from ..engine.hook import AmpHook
-from ..engine.messages import warn
+from ..engine.messages import WarnOnce, warn
 from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating, bare_model, iter_wrappers, refuse_sharded
 from ..engine.runtime import Runtime
@@ -35,7 +35,7 @@ class StepGuardHook(AmpHook):
 
     After such an iteration parameters, buffers (BatchNorm statistics first of all),
     optimizer state and EMA are bit for bit what they were before it; under gradient
-    accumulation, before the first iteration of the step, which are dropped together.
+    accumulation, before the first iteration that feeds the step; all are dropped.
     It works in any precision. With a GradScaler nothing waits for the device that did
     not before; without one, the optimizer step waits once.
 
@@ -113,7 +113,7 @@ class StepGuardHook(AmpHook):
         self.vetoes = 0
         self._streak = 0
         self._policy = ScalePolicy(self.scale_floor, self.hysteresis)
-        self._warned_of: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Stand before every optimizer step."""
@@ -201,9 +201,7 @@ class StepGuardHook(AmpHook):
     def _on_missing(self, message: str) -> None:
         if self.on_missing_grads == "raise":
             raise RuntimeError(f"StepGuardHook: {message}.")
-        if message not in self._warned_of:
-            self._warned_of.add(message)
-            warn(f"{message}. Such steps are skipped; this is said once.")
+        self._warn_once(f"{message}. Such steps are skipped; this is said once.")
 
     def _on_event(self, runner: Runner, line: dict[str, Any]) -> None:
         if line["event"] == "rollback":

@@ -31,8 +31,8 @@ class ClsScoreMonitorHook(AmpHook):
 
     Values are logits before any sigmoid or softmax: the largest finite magnitude, how
     many are NaN or infinite, and the headroom in bits to the largest number of the
-    layer's precision. An infinity counts as a fault in a convolution or linear layer,
-    which gives one only by overflow; other modules may mask positions with it.
+    layer's precision. An infinity counts in a convolution or linear layer, which gives
+    one only by overflow; other modules may mask positions with it.
 
     **Early warning.** When a layer's logits are beyond 100 and rise so fast that they
     would pass FP16's limit of 65504 within ``warn_ahead`` iterations, a warning names

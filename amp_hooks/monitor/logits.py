@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import private
-from ..engine.headroom import FP16_MAX
+from ..engine.headroom import FP16_MAX, USELESS_LOGIT
 from ..precision.half_rehearsal import rehearsing_half
+
+# The usual magnitude is an exponential average over so many iterations.
+LATEST = 20
 
 
 class LogitStats(NamedTuple):
@@ -63,10 +66,6 @@ def largest_number(logits: Tensor) -> float:
     return FP16_MAX if rehearsing_half() else torch.finfo(logits.dtype).max
 
 
-# The usual magnitude is an exponential average over so many iterations.
-LATEST = 20
-
-
 @dataclass(frozen=True)
 class Forecast:
     """An overflow that the logits are heading for.
@@ -98,7 +97,7 @@ class LogitTrend:
             and a new classifier may well grow towards that quickly.
     """
 
-    def __init__(self, horizon: int, floor: float = 100.0) -> None:
+    def __init__(self, horizon: int, floor: float = USELESS_LOGIT) -> None:
         self.horizon = horizon
         self.floor = floor
         self._usual = 0.0  # log2

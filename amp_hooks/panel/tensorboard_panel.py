@@ -21,6 +21,51 @@ from ..engine.words import Line
 
 _MOST_CARDS = 200  # of a start; the ledger has them all
 
+# One Custom Scalars layout. Tags are regular expressions; titles are fixed, because
+# TensorBoard merges the layouts of several runs by them. The order tells a collapse:
+# what happened to the loss, the scale, the gradients, the logits; what was done; what
+# it cost in learning rate.
+LAYOUT = {
+    "amp_hooks stability": {
+        "Loss (train)": ["Multiline", [r"^loss$"]],
+        # In a collapse the one falls while the other rises.
+        "Loss scale (log2), steps skipped in a row": [
+            "Multiline",
+            [r"^amp/scale_log2", r"^amp/skipped_streak$"],
+        ],
+        "Unscaled gradient norm, clip line": [
+            "Multiline",
+            [r"^amp/gradnorm(/|$)", r"^amp/clip_max_norm(/|$)"],
+        ],
+        # Magnitudes from 1 to 65504 on a linear axis would show nothing.
+        "|cls_score| per head (log2), FP16 limit, clamp limit": [
+            "Multiline",
+            [
+                r"^amp/cls_score_log2/",
+                r"^amp/fp16_limit_log2$",
+                r"^amp/clamp_limit_log2$",
+            ],
+        ],
+        "Headroom to the FP16 limit (bits)": ["Multiline", [r"^amp/headroom_bits$"]],
+        "Non-finite iterations, vetoes, rollbacks (total)": [
+            "Multiline",
+            [r"^amp/nonfinite_total$", r"^amp/vetoes_total$", r"^amp/rollbacks_total$"],
+        ],
+        "Non-finite, clamp, fallback (0 or 1)": [
+            "Multiline",
+            [r"^amp/nonfinite$", r"^amp/clamp_active$", r"^amp/fallback_active$"],
+        ],
+        # Not in one chart with the learning rate itself, a hundred times smaller.
+        "LR factor": ["Multiline", [r"^amp/lr_factor$"]],
+        "Learning rate": ["Multiline", [r"^(.*\.)?(base_)?lr$"]],
+    }
+}
+# Events that are shown as text.
+CARDS = frozenset(
+    "rollback clamp_on clamp_off fallback recover abort early_warning forensics resume"
+    "".split()
+)
+
 
 class TensorBoardPanel:
     """Writes through the ``SummaryWriter`` of MMEngine's own backend, on rank 0.
@@ -105,53 +150,6 @@ def _restart(writer: Any, step: int) -> None:
     for _ in range(2):
         start = SessionLog(status=SessionLog.START)
         file_writer.add_event(Event(step=step, session_log=start))
-
-
-# One Custom Scalars layout. Tags are regular expressions; titles are fixed, because
-# TensorBoard merges the layouts of several runs by them. The order tells a collapse:
-# what happened to the loss, the scale, the gradients, the logits; what was done; what
-# it cost in learning rate.
-LAYOUT = {
-    "amp_hooks stability": {
-        "Loss (train)": ["Multiline", [r"^loss$"]],
-        # In a collapse the one falls while the other rises.
-        "Loss scale (log2), steps skipped in a row": [
-            "Multiline",
-            [r"^amp/scale_log2", r"^amp/skipped_streak$"],
-        ],
-        "Unscaled gradient norm, clip line": [
-            "Multiline",
-            [r"^amp/gradnorm(/|$)", r"^amp/clip_max_norm(/|$)"],
-        ],
-        # Magnitudes from 1 to 65504 on a linear axis would show nothing.
-        "|cls_score| per head (log2), FP16 limit, clamp limit": [
-            "Multiline",
-            [
-                r"^amp/cls_score_log2/",
-                r"^amp/fp16_limit_log2$",
-                r"^amp/clamp_limit_log2$",
-            ],
-        ],
-        "Headroom to the FP16 limit (bits)": ["Multiline", [r"^amp/headroom_bits$"]],
-        "Non-finite iterations, vetoes, rollbacks (total)": [
-            "Multiline",
-            [r"^amp/nonfinite_total$", r"^amp/vetoes_total$", r"^amp/rollbacks_total$"],
-        ],
-        "Non-finite, clamp, fallback (0 or 1)": [
-            "Multiline",
-            [r"^amp/nonfinite$", r"^amp/clamp_active$", r"^amp/fallback_active$"],
-        ],
-        # Not in one chart with the learning rate itself, a hundred times smaller.
-        "LR factor": ["Multiline", [r"^amp/lr_factor$"]],
-        "Learning rate": ["Multiline", [r"^(.*\.)?(base_)?lr$"]],
-    }
-}
-
-# Events that are shown as text.
-CARDS = frozenset(
-    "rollback clamp_on clamp_off fallback recover abort early_warning forensics resume"
-    "".split()
-)
 
 
 def card_text(line: Line) -> str:

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
+from ..engine import private
 from ..registry import OPTIM_WRAPPERS
 from .half_rehearsal import half_rehearsal
 
@@ -83,11 +84,11 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         # else of it (backward, step, state_dict, load_state_dict) is used as it is.
         OptimWrapper.__init__(self, **kwargs)
         self.cast_dtype = getattr(torch, name)
-        self._scale_update_param = None
+        private.set_static_scale(self, None)
         if loss_scale == "dynamic":
             self.loss_scaler = torch.amp.GradScaler("cpu")
         elif isinstance(loss_scale, float):
-            self._scale_update_param = loss_scale
+            private.set_static_scale(self, loss_scale)
             self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale)
         elif isinstance(loss_scale, dict):
             self.loss_scaler = torch.amp.GradScaler("cpu", **loss_scale)

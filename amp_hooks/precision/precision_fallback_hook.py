@@ -36,7 +36,7 @@ class PrecisionFallbackHook(AmpHook):
     checkpoints hold its state as it was, so that they remain good for FP16. After
     ``iters`` iterations the configured precision and the scaler come back; a scale that
     had collapsed then starts at its initial value. All of it happens between two
-    windows of gradient accumulation.
+    optimizer steps.
 
     Args:
         after_rollbacks (int): Rollbacks, since the last change of precision, that cause

@@ -1,1 +1,1 @@
-"""Look at the first batch before anything is learned from it."""
+"""The first batch before it is trained on: run it, judge it, act on it."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..engine.finding import Finding
 from ..engine.run import active_scaler, trained_parameters
 from ..engine.runtime import Runtime
+from ..forensics.forward_trace import FRAMES
 from ..forensics.preserved import IMPOSSIBLE
 from ..forensics.report import conclusion
 from ..guard.step_gate import why_no_gradient
@@ -87,7 +88,7 @@ def _nonfinite(
 ) -> Finding:
     """Run it once more, watching every module."""
     with suppress(torch.cuda.OutOfMemoryError):  # then without the module
-        seen = first.run(wrapper, 1.0, frames=21)
+        seen = first.run(wrapper, 1.0, frames=FRAMES)
     where = conclusion(seen.seen, [])
     return batch_rules.nonfinite(where, seen.seen.dtype, in_fp32)
 

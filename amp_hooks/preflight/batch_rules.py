@@ -12,9 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..clamp.trigger import LIMIT
 from ..engine.finding import Finding, source
-from ..engine.headroom import FP16_MAX, headroom_bits
+from ..engine.headroom import FP16_MAX, USELESS_LOGIT, headroom_bits
 from ..engine.words import first_names
 
 # A loss term may differ by a quarter. Measured in FP16: 0.2%, but for RTMDet; in BF16:
@@ -25,7 +24,7 @@ LOSS_TOLERANCE = 0.25
 LOSS_FLOOR = 0.05
 # Measured: 5.1 at most. Trained heads stay far below it as well, since a sigmoid of 17
 # is 1.0 in FP32.
-LARGE_LOGIT = LIMIT
+LARGE_LOGIT = USELESS_LOGIT
 # GradScaler's 65536 takes so many halvings to 8. Measured: 8 for DETR, whose largest
 # gradient is 208; 2 at most for the others.
 MANY_SKIPS = 13

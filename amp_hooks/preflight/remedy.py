@@ -20,14 +20,15 @@ from .validation import fp16_off
 
 
 class Remedy:
-    """Leaves a precision in which the first batch failed.
+    """Leaves a precision in which the first batch, or FP16 validation, failed.
 
     Args:
         runner: About to train.
         on_fail: As of AmpPreflightHook.
 
     Attributes:
-        precision: That was left for by this, and not by a PrecisionFallbackHook.
+        precision: What training was changed to; ``None`` if it was not, or if a
+            PrecisionFallbackHook did it.
     """
 
     def __init__(self, runner: Runner, on_fail: str) -> None:

@@ -25,10 +25,10 @@ _EPILOG = """exit status:
 """
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """The arguments."""
     parser = Parser(
-        prog="python -m amp_hooks.report",
+        prog=prog,
         description="Explain how a mixed-precision training run went, and what to "
         "change.",
         epilog=_EPILOG,
@@ -55,9 +55,11 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "python -m amp_hooks.report"
+) -> int:
     """Print the report; returns the exit status."""
-    args = parse_args(arguments)
+    args = parse_args(arguments, prog)
     return or_failed(lambda: _report(args))
 
 

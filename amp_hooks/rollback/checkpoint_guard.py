@@ -11,6 +11,7 @@ import mmengine.dist as dist
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.files import publish
 from ..engine.messages import warn
 from ..engine.patch import replace
@@ -71,7 +72,7 @@ class CheckpointGuard:
         self._ignore = infinite_by_design(self._runner)
         for hook in self._runner.hooks:
             if isinstance(hook, CheckpointHook):
-                for name in ("_save_checkpoint_with_step", "_save_best_checkpoint"):
+                for name in private.CHECKPOINT_METHODS:
                     replace(hook, name, self._guarded(hook, name), self._undo)
 
     def detach(self) -> None:

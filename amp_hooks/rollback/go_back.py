@@ -113,7 +113,7 @@ class GoBack:
     ) -> bool:
         """Whether something else than training made the state non-finite.
 
-        Where every step is guarded, training does not make NaN; unless the fault is
+        Where every step is guarded, training does not make NaN; unless it is
         back. It can make infinities, all losses and gradients being finite: of
         BatchNorm's statistics, Adam's squares, or a weight, which finite numbers
         overflow to; NaN made from these comes with them.

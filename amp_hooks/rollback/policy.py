@@ -1,4 +1,4 @@
-"""When bad iterations are too many; RollbackHook's defaults, with their reasons."""
+"""When bad iterations are too many; the defaults of RollbackHook that others use."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class RollbackHook(AmpHook):
     no loss scale is left to lower; an ordinary overflow of a dynamic loss scale is not.
     After ``patience`` bad ones in a row, or ``share`` of the last ``window``, or at
     once if the learned state itself is not finite, the state goes back to the newest
-    snapshot that counts; if the fault returns within ``cooldown`` iterations, to an
+    snapshot that counts; if it comes back within ``cooldown`` iterations, to an
     older one. Loss scale and learning rate are lowered, and training goes on with the
     next batch: iteration, schedulers and logs never go back.
 

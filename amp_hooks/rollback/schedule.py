@@ -22,6 +22,10 @@ class SnapshotSchedule:
         self._first, self._due = True, True
         self._after_rollback = False  # the new counts must get into a file
 
+    def make_due(self) -> None:
+        """The next opportunity is taken, wherever in the interval."""
+        self._due = True
+
     def rolled_back(self) -> None:
         """The state is a snapshot's: the next one waits for the next interval."""
         self._due, self._after_rollback = False, True

@@ -1,4 +1,5 @@
-"""What a guard does to one module at a time; with real runners in the hook's."""
+"""What a guard does to one module at a time; with real runners in
+test_head_clamp_hook.py."""
 
 import pytest
 import torch

@@ -59,7 +59,7 @@ def test_every_config_trains(build, block, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("block", INHERITS)
 def test_every_config_that_inherits_keeps_the_hooks_it_had(block, tmp_path):
-    """That they train together is in test_stability_hook.py."""
+    """That they train together is in tests/test_suite.py."""
     path = tmp_path / "config.py"
     path.write_text(block)
     (base,) = re.findall(r'^_base_ = "(.*)"$', block, re.M)

@@ -11,7 +11,7 @@ from ...engine.words import count
 from ...rollback.policy import WINDOW
 from ..read.curves import Curve
 from ..read.history import RunHistory
-from .advice import Advice
+from .change import Advice
 from .incidents import Incidents, any_within
 from .recipe import Recipe, has_hook
 

@@ -11,8 +11,8 @@ from ...data.boxes import FLAWS
 from ...engine.words import first_names
 from ...rollback.policy import LR_FACTOR, PATIENCE
 from ..read.history import RunHistory
-from .advice import Advice
 from .causes import Causes
+from .change import Advice
 from .incidents import Incidents
 from .recipe import Recipe
 from .status import Judgement, Status

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..read.history import RunHistory
-from .advice import Advice
 from .advice_overflow import bf16, clamp, clip
 from .advice_training import images, lower_lr, warm_up
 from .causes import Causes
+from .change import Advice
 from .incidents import Incidents
 from .recipe import read_recipe
 from .status import Judgement, Status

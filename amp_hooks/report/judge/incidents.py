@@ -102,7 +102,7 @@ def _printed_only(run: RunHistory) -> Curve:
     found = EMPTY
     for i, start in enumerate(run.starts):
         end = min((s.begins for s in run.starts[i + 1 :]), default=float("inf"))
-        first = max(run.exact_until, start.begins, start.told_until)
+        first = max(run.exact_until, start.begins, start.complete_until)
         if "loss" in start.curves:
             found = found.then(start.curves["loss"].within(first, end))
     return found
@@ -157,10 +157,10 @@ def find(run: RunHistory) -> Incidents:
     to_end = len(poisoned) > 0 and (
         poisoned[-1] == printed.iters[-1] >= run.starts[-1].begins
     )
-    openings = [h.iter for h in run.having("start", "resume")][:1]
+    starts = [h.iter for h in run.having("start", "resume")][:1]
     lost = {h.iter for h in run.having("overflow") if h.lost and _is_bad(h)}
     return Incidents(
-        first=min(openings, default=0),
+        first=min(starts, default=0),
         last=last_iteration(run),
         bad=_sorted(bad),
         overflows=overflows,

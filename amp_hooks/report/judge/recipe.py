@@ -10,6 +10,8 @@ from ...engine.config_values import dig, items_of
 from ...members import MEMBERS
 from ..read.history import RunHistory
 
+_PREFIX = "amp_hooks."
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -108,9 +110,6 @@ def _find(tree: Any, key: str) -> Any:
     if isinstance(tree, (list, tuple)):
         return next((x for x in (_find(t, key) for t in tree) if x is not None), None)
     return None
-
-
-_PREFIX = "amp_hooks."
 
 
 def active_hooks(run: RunHistory) -> dict[str, dict[str, Any]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...engine.words import Line
 from .curves import EMPTY, Curve
 
-Line = Mapping[str, Any]
 NO_ITERATION = ("start", "resume", "end")  # their iter is not one that was trained
 
 
@@ -51,7 +50,7 @@ class Start:
         return bool(self.lines) or any(c.startswith("amp/") for c in self.curves)
 
     @property
-    def told_until(self) -> float:
+    def complete_until(self) -> float:
         """Before this iteration the ledger has every bad iteration."""
         full = [int(x["iter"]) for x in self.lines if x["event"] == "truncated"]
         return min(full, default=math.inf if self.lines else 0)

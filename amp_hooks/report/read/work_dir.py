@@ -118,9 +118,9 @@ def _checkpoint(work_dir: Path, notes: list[str]) -> Checkpoint | None:
     path = newest_checkpoint(work_dir)
     if path is None:
         return None
-    from .checkpoint import read_checkpoint  # torch takes a while
-
     try:
+        from .checkpoint import read_checkpoint  # torch takes a while
+
         return read_checkpoint(path)
     except Exception as e:  # of many kinds: the file may be anything
         reason = str(e).split("\n", 1)[0][:200]

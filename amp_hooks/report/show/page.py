@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ...engine.config_values import dig
 from ...engine.words import count
-from ..judge.advice import Advice
 from ..judge.advise import advise
 from ..judge.causes import find_causes
+from ..judge.change import Advice
 from ..judge.incidents import Incidents, find
 from ..judge.status import Judgement, Status, judge, main_metric
 from ..read.history import RunHistory
