@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import sys
 
 from importlinter import cli
 
@@ -46,6 +47,26 @@ for name in {names}:
     processes.code(code, cwd=ROOT.parent)
 
 
+def test_pure_modules_import_what_they_may():
+    """import-linter knows what is forbidden only; here is what is allowed."""
+    allowed = {"amp_hooks", *sys.stdlib_module_names}
+    for section, more in (("pure", "torch"), ("numpy", "numpy")):
+        for name in modules(section):
+            path = ROOT / f"{name.replace('.', '/')}.py"
+            imported = {
+                root
+                for node in ast.walk(tree(path))
+                for root in (
+                    [alias.name.split(".")[0] for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [(node.module or "amp_hooks").split(".")[0]]
+                    if isinstance(node, ast.ImportFrom) and not node.level
+                    else []
+                )
+            }
+            assert imported <= allowed | {more}, name
+
+
 def test_pure_modules_are_those_that_mypy_holds_to_its_strict_rules():
     (strict,) = [s for s in SETUP.sections() if s.startswith("mypy-amp_hooks")]
     assert sorted(strict[len("mypy-") :].split(",")) == sorted(
@@ -82,6 +103,9 @@ def test_files_are_of_one_idea():
 
 # What takes long to import, and is needed for a part of the work only.
 LATE = {
+    "amp_hooks/__init__.py": {"import_module"},
+    "amp_hooks/cli.py": {"import_module"},
+    "amp_hooks/forensics/dump.py": {"import_module"},  # of what a batch is made of
     "amp_hooks/report/cli.py": {"show.html_page"},
     "amp_hooks/report/read/work_dir.py": {"checkpoint"},
 }
@@ -90,12 +114,18 @@ LATE = {
 def late_imports(path):
     """Modules of this package that are imported within a function."""
     for function in ast.walk(tree(path)):
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            for node in ast.walk(function):
-                if isinstance(node, ast.ImportFrom):
-                    name = node.module or ""
-                    if node.level or name.startswith("amp_hooks"):
-                        yield name
+        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.ImportFrom):
+                name = node.module or ""
+                if node.level or name.startswith("amp_hooks"):
+                    yield name
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+                yield from (n for n in names if n.startswith("amp_hooks"))
+            elif isinstance(node, ast.Name) and node.id == "import_module":
+                yield node.id
 
 
 def test_no_import_hides_in_a_function_because_that_one_imports_us():
@@ -104,28 +134,38 @@ def test_no_import_hides_in_a_function_because_that_one_imports_us():
 
 
 def private_names(path):
-    """Attributes of others that begin with an underscore, and such imports."""
-    for node in ast.walk(tree(path)):
+    """Attributes of others, imports and strings that begin with an underscore."""
+    nodes = list(ast.walk(tree(path)))
+    own = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    } | {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    for node in nodes:
         if isinstance(node, ast.Attribute):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            if not own:
+            mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not (mine and node.attr in own):
                 yield node.attr
         elif isinstance(node, ast.ImportFrom):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.Call) and len(node.args) > 1:
-            name = getattr(node.func, "id", "")
-            constant = isinstance(node.args[1], ast.Constant)
-            if name in ("getattr", "hasattr", "setattr") and constant:
-                yield str(node.args[1].value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"\A_[a-z]\w+\Z", node.value)
 
 
-# Of the standard library, and of this package's own classes.
 ALLOWED = {
-    "amp_hooks/clamp/head_clamp_hook.py": {"_layers"},
+    # Keys of configs and of GradScaler's state dict, which are files' formats.
+    "amp_hooks/config_check/old_keys.py": {"_delete_"},
+    "amp_hooks/guard/scale_policy.py": {"_growth_tracker"},
+    "amp_hooks/report/read/checkpoint.py": {"_growth_tracker"},
+    # Of the standard library.
     "amp_hooks/engine/tensors.py": {"_fields"},
     "amp_hooks/forensics/dump.py": {"_fields"},
     "amp_hooks/forensics/first_operation.py": {"_getframe"},
     "amp_hooks/forensics/report.py": {"_asdict"},
+    # Of the module's own classes.
+    "amp_hooks/clamp/head_clamp_hook.py": {"_layers"},
+    "amp_hooks/inject/fault_injection_hook.py": {"_stepping"},
+    "amp_hooks/rollback/save_attempt.py": {"_thing", "_folder"},
 }
 
 

@@ -78,41 +78,41 @@ def test_a_finite_pass_has_no_fault_and_keeps_the_last_frames():
 def test_the_innermost_module_is_named_not_those_around_it():
     model = Detector(Block(), Block(), Block())
     model.backbone[1].conv.register_forward_hook(lambda m, i, out: out * math.nan)
-    fault = trace(model, images()).origin
-    assert (fault.kind, fault.module) == ("nan", "backbone.1.conv")
+    origin = trace(model, images()).origin
+    assert (origin.kind, origin.module) == ("nan", "backbone.1.conv")
 
 
 def test_code_of_a_module_after_its_children():
     model = Detector(Block(), Block(own=lambda x: x / 0.0))
-    fault = trace(model, images()).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.1")
-    assert fault.operation.name in ("__truediv__", "div", "true_divide")
-    assert "test_forward_trace.py" in fault.operation.where
-    assert "x / 0.0" in fault.operation.code
+    origin = trace(model, images()).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.1")
+    assert origin.operation.name in ("__truediv__", "div", "true_divide")
+    assert "test_forward_trace.py" in origin.operation.where
+    assert "x / 0.0" in origin.operation.code
 
 
 def test_code_of_a_module_before_its_child():
     model = Detector(Block(), Block(before=lambda x: (x - 2).log()))
-    fault = trace(model, images()).origin  # the input is 2 there, so log(0)
-    assert (fault.kind, fault.module) == ("code", "backbone.1")
-    assert fault.consumer == "backbone.1.conv"
-    assert fault.operation.name == "log"
+    origin = trace(model, images()).origin  # the input is 2 there, so log(0)
+    assert (origin.kind, origin.module) == ("code", "backbone.1")
+    assert origin.consumer == "backbone.1.conv"
+    assert origin.operation.name == "log"
 
 
 def test_code_of_a_head_between_its_modules():
     model = Detector(head=Head(target=lambda x: (x - 1).sqrt() / (x - 1)))
-    fault = trace(model, images()).origin
-    assert (fault.kind, fault.module) == ("code", "head")
-    assert (fault.consumer, fault.tensors) == ("head.loss_cls", ["input[1]"])
+    origin = trace(model, images()).origin
+    assert (origin.kind, origin.module) == ("code", "head")
+    assert (origin.consumer, origin.tensors) == ("head.loss_cls", ["input[1]"])
 
 
 def test_a_weight_that_is_not_finite():
     model = Detector(Block(), Block())
     with torch.no_grad():
         model.backbone[1].conv.weight.fill_(math.inf)
-    fault = trace(model, images()).origin
-    assert (fault.kind, fault.module) == ("weights", "backbone.1.conv")
-    assert fault.tensors == ["weight"]
+    origin = trace(model, images()).origin
+    assert (origin.kind, origin.module) == ("weights", "backbone.1.conv")
+    assert origin.tensors == ["weight"]
 
 
 def test_statistics_that_are_not_finite():
@@ -126,8 +126,8 @@ def test_statistics_that_are_not_finite():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_the_model_is_given(value):
-    fault = trace(Detector(Block()), images(value)).origin
-    assert (fault.kind, fault.module) == ("input", "")
+    origin = trace(Detector(Block()), images(value)).origin
+    assert (origin.kind, origin.module) == ("input", "")
 
 
 def test_an_operation_in_place_does_not_hide_its_input():
@@ -135,8 +135,8 @@ def test_an_operation_in_place_does_not_hide_its_input():
     model = Detector(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(inplace=True)))
     with torch.no_grad():
         model.backbone[0][0].weight.fill_(3e38)
-    fault = trace(model, images(-100.0)).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.0.0")
+    origin = trace(model, images(-100.0)).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.0.0")
 
 
 def test_the_call_of_a_shared_module():
@@ -144,8 +144,8 @@ def test_the_call_of_a_shared_module():
     nn.init.ones_(conv.weight)
     scale = nn.Conv2d(1, 1, 1)
     nn.init.constant_(scale.weight, 1e20)
-    fault = trace(Detector(conv, scale, conv, scale, conv), images()).origin
-    assert (fault.module, fault.frame.call) == ("backbone.1", 2)
+    origin = trace(Detector(conv, scale, conv, scale, conv), images()).origin
+    assert (origin.module, origin.frame.call) == ("backbone.1", 2)
 
 
 class Mask(nn.Module):
@@ -161,16 +161,16 @@ def test_masking_on_purpose_is_no_fault():
 
 
 def test_a_mask_that_does_harm_is_named_for_it():
-    fault = trace(Detector(Mask(), nn.Softmax(0)), images()).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.0")
+    origin = trace(Detector(Mask(), nn.Softmax(0)), images()).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.0")
 
 
 def test_minus_infinity_of_a_convolution_is_overflow():
     model = Detector(nn.Conv2d(1, 1, 1), nn.Softmax(0))
     with torch.no_grad():
         model.backbone[0].weight.fill_(-3e38)
-    fault = trace(model, images(100.0)).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.0")
+    origin = trace(model, images(100.0)).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.0")
 
 
 def test_half_precision_overflows_where_it_is_computed():
@@ -179,8 +179,8 @@ def test_half_precision_overflows_where_it_is_computed():
         model.backbone[1].conv.weight.fill_(40000.0)
     assert trace(model, images()).origin is None
     with half_rehearsal():
-        fault = trace(model, images()).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.1.conv")
+        origin = trace(model, images()).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.1.conv")
 
 
 def test_a_mask_is_not_blamed_for_what_comes_later():
@@ -207,8 +207,8 @@ class Neck(nn.Module):
 
 
 def test_a_list_of_modules_has_no_code():
-    fault = trace(Detector(Neck()), images()).origin
-    assert (fault.kind, fault.module) == ("code", "backbone.0")
+    origin = trace(Detector(Neck()), images()).origin
+    assert (origin.kind, origin.module) == ("code", "backbone.0")
 
 
 class Shifted(Detector):
@@ -217,8 +217,8 @@ class Shifted(Detector):
 
 
 def test_code_of_the_detector_between_its_parts():
-    fault = trace(Shifted(Block()), images()).origin
-    assert (fault.kind, fault.module, fault.consumer) == ("code", "", "head.fc")
+    origin = trace(Shifted(Block()), images()).origin
+    assert (origin.kind, origin.module, origin.consumer) == ("code", "", "head.fc")
 
 
 class Averaging(nn.Module):
@@ -235,9 +235,9 @@ class Averaging(nn.Module):
 
 
 def test_a_buffer_that_the_fault_spoils_is_not_its_cause():
-    fault = trace(Detector(Averaging()), images()).origin
-    assert (fault.kind, fault.module) == ("nan", "backbone.0")
-    assert fault.operation.name == "log"
+    origin = trace(Detector(Averaging()), images()).origin
+    assert (origin.kind, origin.module) == ("nan", "backbone.0")
+    assert origin.operation.name == "log"
 
 
 class Trying(nn.Module):
@@ -256,8 +256,8 @@ class Trying(nn.Module):
 
 
 def test_an_exception_that_the_model_bears():
-    fault = trace(Detector(Trying()), images()).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.0.b")
+    origin = trace(Detector(Trying()), images()).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.0.b")
 
 
 class Odd(nn.Module):
@@ -294,15 +294,15 @@ def test_what_cannot_be_measured_stops_nothing(convert):
             self.odd(x)
             return x
 
-    fault = trace(Detector(Aside(), Block(own=lambda x: x / 0.0)), images()).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.1")
+    origin = trace(Detector(Aside(), Block(own=lambda x: x / 0.0)), images()).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.1")
 
 
 def test_a_complex_output():
     spectrum = Odd(lambda x: torch.fft.fft(x * 1e38 * 10))
     back = Odd(lambda x: x.abs())
-    fault = trace(Detector(spectrum, back), images()).origin
-    assert (fault.kind, fault.module) == ("overflow", "backbone.0")
+    origin = trace(Detector(spectrum, back), images()).origin
+    assert (origin.kind, origin.module) == ("overflow", "backbone.0")
 
 
 def test_an_exception_leaves_no_hook():
