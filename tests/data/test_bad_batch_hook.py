@@ -130,14 +130,14 @@ def test_broken_weights_do_not_accuse_the_data_set(build):
     assert len(both) < 2
 
 
-def test_of_an_accumulation_window_the_batch_that_failed_is_to_blame(build):
+def test_of_an_accumulation_the_batch_that_failed_is_to_blame(build):
     hooks = [helpers.infinite_images(1), GUARD, bad_batch()]
     runner, spy = train(build, hooks, iters=6, accumulate=3)
     (line,) = helpers.ledger(runner, "bad_batch")
     assert (line["iter"], line["ids"]) == (1, spy.loaded[1])
 
 
-def test_bad_gradients_are_blamed_on_every_batch_of_the_window(build):
+def test_bad_gradients_are_blamed_on_every_batch_of_the_accumulation(build):
     fault = helpers.fault("gradient", 3, where=CLS, value="inf")
     runner, spy = train(build, [fault, GUARD, bad_batch()], iters=6, accumulate=2)
     lines = helpers.ledger(runner, "bad_batch")

@@ -88,17 +88,17 @@ def test_state_comes_back_with_streak_and_suspects():
 def test_blame_goes_to_what_failed_on_the_ranks_that_are_named():
     good, failed = Batch(0, ["a"]), Batch(1, ["b"], failed=True)
     other = Batch(1, ["c"], failed=True)
-    windows = [[good, failed], [other]]
-    assert to_blame(windows, [0]) == [(0, failed)]
-    assert to_blame(windows, [0, 1]) == [(0, failed), (1, other)]
+    accumulations = [[good, failed], [other]]
+    assert to_blame(accumulations, [0]) == [(0, failed)]
+    assert to_blame(accumulations, [0, 1]) == [(0, failed), (1, other)]
 
 
 def test_blame_goes_to_everyone_for_gradients_and_to_nobody_twice():
     first, second = Batch(0, ["a"]), Batch(1, ["b"])
-    windows = [[first, second], [Batch(1, ["c"])]]
-    assert [b.images for _, b in to_blame(windows, [])] == [["a"], ["b"], ["c"]]
+    accumulations = [[first, second], [Batch(1, ["c"])]]
+    assert [b.images for _, b in to_blame(accumulations, [])] == [["a"], ["b"], ["c"]]
     first.blamed = True
-    assert to_blame(windows, [0]) == [(0, second)]
-    # The verdict of a window stays bad after the batch that was to blame for it.
+    assert to_blame(accumulations, [0]) == [(0, second)]
+    # The verdict of an accumulation stays bad after the batch that was to blame for it.
     first.failed = True
     assert to_blame([[first, second]], [0]) == []

@@ -304,7 +304,7 @@ def test_the_fault_of_one_rank_of_two(digits, tmp_path):
     assert "inputs" in line["finding"]
 
 
-def test_the_batch_of_an_accumulation_window_is_the_one_that_failed(digits, tmp_path):
+def test_the_batch_of_an_accumulation_is_the_one_that_failed(digits, tmp_path):
     """Ranks agree at the step only; the batch that failed was the one before."""
     hooks = [fault_on_rank_1(4), *helpers.MONITORS, UNDO[0], FORENSICS]
     train_on_two_ranks(

@@ -66,7 +66,7 @@ def images(value=1.0):
     return torch.full((1, 1, 2, 2), value)
 
 
-def test_a_finite_pass_has_no_fault_and_keeps_the_last_frames():
+def test_a_finite_pass_is_finite_and_keeps_the_last_frames():
     t = trace(Detector(Block(), Block()), images(), frames=3)
     assert t.origin is None
     assert [f.module for f in t.frames] == ["head.fc", "head.loss_cls", ""]

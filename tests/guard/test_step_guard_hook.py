@@ -81,8 +81,8 @@ def train(build, hooks, **options):
     return runner, probe
 
 
-def in_every_other_window(accumulate, shift):
-    """Each fault in an accumulation window of its own, and where."""
+def in_every_other_accumulation(accumulate, shift):
+    """Each fault in an accumulation of its own, and where."""
     every = 2 * accumulate
     faults = {every * (i + 1) + shift: f for i, f in enumerate(FAULTS.values())}
     return inject(*(dict(fault, at=at) for at, fault in faults.items())), list(faults)
@@ -99,7 +99,7 @@ def in_every_other_window(accumulate, shift):
     ],
 )
 def test_a_bad_step_leaves_no_trace(build, precision, accumulate, shift, loop):
-    faults, iterations = in_every_other_window(accumulate, shift)
+    faults, iterations = in_every_other_accumulation(accumulate, shift)
     options = {"default_hooks.ema.update_buffers": True, "default_hooks.ema.gamma": 1}
     if precision != "float32":
         options["optim_wrapper.loss_scale"] = scale(init_scale=256.0)
@@ -235,7 +235,7 @@ def test_a_bad_forward_pass_leaves_scale_and_growth_alone(build, what):
 
 
 @pytest.mark.parametrize("at", [2, 3])
-def test_the_scale_never_changes_within_a_window(build, at):
+def test_the_scale_never_changes_within_an_accumulation(build, at):
     runner, _ = train(
         build,
         [inject(dict(OVERFLOW, at=at)), guard(), *helpers.MONITORS],
@@ -403,10 +403,10 @@ def test_exceptions_count_towards_a_rollback(build):
 
 
 @pytest.mark.parametrize("at", [4, 5])
-def test_a_rollback_drops_the_window_that_has_begun(build, at):
-    """No step is taken with half a window's gradients, or with those of old weights.
+def test_a_rollback_drops_the_accumulation_that_has_begun(build, at):
+    """No step is taken with half of the gradients, or with those of old weights.
 
-    The rollback is decided at the end of the window of iterations 4 and 5.
+    The rollback is decided at the end of the accumulation of iterations 4 and 5.
     """
     hooks = [
         inject(dict(what="loss", value="nan", at=at)),
@@ -494,7 +494,7 @@ def test_patience_is_not_lost_between_the_steps(build, what):
     assert line["iter"] == 7
 
 
-def test_exceptions_in_every_window_come_to_an_end(build):
+def test_exceptions_in_every_accumulation_come_to_an_end(build):
     faults = inject(dict(what="raise", at=list(range(0, 40, 2))))
     hooks = [faults, guard(max_nan_errors=3)]
     runner = build("retinanet", iters=40, accumulate=2, hooks=hooks)
@@ -503,7 +503,7 @@ def test_exceptions_in_every_window_come_to_an_end(build):
     assert runner.iter == 6
 
 
-def test_faults_of_a_dropped_window_do_not_leak_into_the_next(build):
+def test_faults_of_a_dropped_accumulation_do_not_leak_into_the_next(build):
     faults = inject(dict(what="raise", at=2), dict(what="loss", value="nan", at=3))
     runner, probe = train(
         build,

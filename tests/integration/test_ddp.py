@@ -233,7 +233,7 @@ def test_both_ranks_refuse_the_step_and_stay_equal(
     bad = {i: verdict for i, verdict, _ in a["records"] if verdict != "HEALTHY"}
     healthy = [i for i, verdict, _ in a["records"] if verdict == "HEALTHY"]
     assert {a["collectives"][i] for i in healthy} == {0}
-    last = accumulate - 1  # of the window, where the step is
+    last = accumulate - 1  # of the accumulation, where the step is
     assert list(bad) == [2 + last, 4 + last, 6 + last]
     assert [bad[2 + last], bad[4 + last]] == ["FORWARD_NONFINITE"] * 2
     if precision != "float32":

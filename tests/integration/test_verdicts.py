@@ -18,7 +18,7 @@ def test_a_non_finite_loss_is_a_forward_fault_and_written_down(build):
     assert not math.isfinite(float(line["losses"]["loss"]))
 
 
-def test_a_bad_micro_batch_marks_the_step_of_its_window(build):
+def test_a_bad_micro_batch_marks_the_step_of_its_accumulation(build):
     """Without that, the step would look like an ordinary overflow of the scale."""
     fault = helpers.infinite_images(0)
     runner = build("retinanet", iters=3, accumulate=3, hooks=[*helpers.MONITORS, fault])

@@ -131,7 +131,7 @@ FALL_AT_0 = fallback(after_rollbacks=1, to="float32")
     ],
     ids=["verdict", "rollback"],
 )
-def test_precision_changes_between_two_windows_only(build, cause):
+def test_precision_changes_between_two_accumulations_only(build, cause):
     """Gradients of two loss scales do not add up."""
     hooks = [bad_loss([2]), *cause]
     _, seen = train(
@@ -142,7 +142,7 @@ def test_precision_changes_between_two_windows_only(build, cause):
         options=SCALE,
     )
     dtypes = list(seen.dtype.values())
-    # The fault is in the first iteration of the window of 2 and 3.
+    # The fault is in the first iteration of the accumulation of 2 and 3.
     assert dtypes == ["float16"] * 4 + ["bfloat16"] * 4 + ["float16"] * 4
 
 
@@ -274,10 +274,10 @@ def test_last_resort_when_the_rollbacks_are_used_up(build):
     runner.register_hook(seen)
     with pytest.raises(amp_hooks.TrainingDivergedError, match="iteration 7.*3 rollb"):
         runner.train()
-    told = [
+    changes = [
         (e["iter"], e["to"], e["until"]) for e in helpers.ledger(runner, "fallback")
     ]
-    assert told == [(3, "bfloat16", None), (5, "float32", None)]
+    assert changes == [(3, "bfloat16", None), (5, "float32", None)]
     assert [e["iter"] for e in helpers.ledger(runner, "rollback")] == [1, 3, 5]
     assert [seen.dtype[i] for i in (3, 4, 6)] == ["float16", "bfloat16", "float32"]
 

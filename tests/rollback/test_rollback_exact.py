@@ -39,7 +39,7 @@ def hooks(accumulate, faults=()):
             interval=K,
             probation=0,
             keep=30,
-            patience=DISTURBED // accumulate,  # it counts windows
+            patience=DISTURBED // accumulate,  # it counts accumulations
             window=100,
             share=1.0,
             scale_factor=1.0,
@@ -104,8 +104,8 @@ def test_weights_optimizer_scaler_and_ema_are_those_of_a_fresh_process(
     last = K + DISTURBED + AFTER
     # Epochs end at multiples of four iterations.
     last += -last % 4
-    windows = case.get("accumulate", 1)
-    cfg = config(digits, a, loop, last, case, hooks=hooks(windows, faults))
+    accumulations = case.get("accumulate", 1)
+    cfg = config(digits, a, loop, last, case, hooks=hooks(accumulations, faults))
     train(cfg, tmp_path / "a.py")
     (ledger,) = a.glob("*/stability.jsonl")
     events = [e for e in helpers.read_ledger(ledger) if e["event"] == "rollback"]
@@ -113,7 +113,7 @@ def test_weights_optimizer_scaler_and_ema_are_those_of_a_fresh_process(
 
     b.mkdir()
     shutil.copy(a / "rollback" / f"iter_{K}.pth", b / "from.pth")
-    cfg = config(digits, b, loop, last - DISTURBED, case, hooks=hooks(windows))
+    cfg = config(digits, b, loop, last - DISTURBED, case, hooks=hooks(accumulations))
     cfg.load_from, cfg.resume = str(b / "from.pth"), True
     train(cfg, tmp_path / "b.py")
 

@@ -321,11 +321,11 @@ def test_a_slow_disk_is_not_waited_for(build):
     assert [p.name for p in folder.iterdir() if p.suffix == ".tmp"] == []
 
 
-def test_accumulation_takes_snapshots_between_windows(build):
+def test_accumulation_takes_snapshots_between_accumulations(build):
     hooks = [nan_weight(7), rollback(interval=4)]
     runner = build("retinanet", iters=9, accumulate=3, hooks=hooks)
     runner.train()
-    # Iteration 4 lies inside a window, so that snapshot waits for 6.
+    # Iteration 4 lies inside an accumulation, so that snapshot waits for 6.
     snapshots = [e["iter"] for e in helpers.ledger(runner, "snapshot")]
     assert snapshots[:2] == [0, 6]
     (event,) = helpers.ledger(runner, "rollback")
@@ -458,8 +458,8 @@ def test_the_learning_rate_recovers_after_clean_stretches(build):
     lr = rates[0]
     factors = [1, 1, 0.3, 0.3, 0.6, 0.6, 1, 1, 1]
     assert rates == pytest.approx([lr * f for f in factors], rel=1e-12)
-    told = [(e["iter"], e["lr_factor"]) for e in helpers.ledger(runner, "recover")]
-    assert told == [(3, 0.6), (5, 1.0)]
+    raised = [(e["iter"], e["lr_factor"]) for e in helpers.ledger(runner, "recover")]
+    assert raised == [(3, 0.6), (5, 1.0)]
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -645,7 +645,7 @@ def test_the_last_file_is_finished_though_training_raises(digits, tmp_path):
 
 
 # --- accumulation, static scale, attempts ------------------------------------------
-def test_one_bad_batch_of_a_window_is_one_bad_window(build):
+def test_one_bad_batch_of_an_accumulation_is_one_bad_accumulation(build):
     hooks = [
         helpers.fault("loss", 8),
         dict(type="amp_hooks.StepGuardHook"),
@@ -658,7 +658,7 @@ def test_one_bad_batch_of_a_window_is_one_bad_window(build):
     assert targets(runner) == []
 
 
-def test_probation_is_counted_in_iterations_of_the_windows(build):
+def test_probation_is_counted_in_iterations_of_the_accumulations(build):
     hooks = [rollback(interval=4, probation=4)]
     runner = build("retinanet", iters=17, accumulate=4, hooks=hooks, options=no_last())
     runner.train()

@@ -212,10 +212,10 @@ def advice_on(history):
 def test_advice(name):
     history, titles = CASES[name]
     given = advice_on(history)
-    told = first_names([a.title for a in given], 9)
-    assert len(given) == len(titles), told
+    given_titles = first_names([a.title for a in given], 9)
+    assert len(given) == len(titles), given_titles
     for advice, title in zip(given, titles):
-        assert advice.title.startswith(title), told
+        assert advice.title.startswith(title), given_titles
         assert advice.evidence
         assert any(ch.isdigit() for ch in advice.evidence[0])
 
