@@ -110,8 +110,12 @@ def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
         value = arguments.get(argument, True)
         for given in value if isinstance(value, list) else [value]:
             if given is not None and given is not False:
-                theirs = given if isinstance(given, dict) else {}
-                yield from _hook(dict(theirs, type=f"amp_hooks.{member}"))
+                kind = _class_of(HOOKS, f"amp_hooks.{member}")
+                yield HookFacts(
+                    frozenset(c.__name__ for c in (kind.__mro__ if kind else ())),
+                    get_priority(getattr(kind, "priority", "NORMAL")),
+                    given if isinstance(given, dict) else {},
+                )
 
 
 def _class_of(registry: Registry, kind: Any) -> type | None:

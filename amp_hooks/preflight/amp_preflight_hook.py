@@ -123,6 +123,7 @@ class AmpPreflightHook(AmpHook):
         self.ignore = list(names)
         self.precision: str | None = None  # that was left for, without a fallback hook
         self.findings: list[Finding] = []  # of this start
+        self._remedy = Remedy(self.on_fail)
         self.notes: list[str] = []  # what could not be looked at
         self._looked = False
 
@@ -130,9 +131,8 @@ class AmpPreflightHook(AmpHook):
         """Go on in the precision that an earlier start has left for."""
         refuse_sharded(self, runner)
         self._looked = False
-        self._remedy = Remedy(runner, self.on_fail)
         if self.precision is not None:
-            self._remedy.leave(self.precision)
+            self._remedy.leave(runner, self.precision)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -150,7 +150,7 @@ class AmpPreflightHook(AmpHook):
         self.findings = self._of_all_ranks(found)
         seconds = round(time.perf_counter() - began, 1)
         text = self._tell(seconds, first)
-        done = self._remedy.act(self.findings, first)
+        done = self._remedy.act(runner, self.findings, first)
         self.precision = self._remedy.precision
         runtime.emit(
             "preflight",

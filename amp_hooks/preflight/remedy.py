@@ -23,7 +23,6 @@ class Remedy:
     """Leaves a precision in which the first batch, or FP16 validation, failed.
 
     Args:
-        runner: About to train.
         on_fail: As of AmpPreflightHook.
 
     Attributes:
@@ -31,15 +30,18 @@ class Remedy:
             PrecisionFallbackHook did it.
     """
 
-    def __init__(self, runner: Runner, on_fail: str) -> None:
-        self._runner, self._on_fail = runner, on_fail
+    def __init__(self, on_fail: str) -> None:
+        self._on_fail = on_fail
         self._configured: MixedPrecision | None = None
         self.precision: str | None = None
 
-    def act(self, findings: Sequence[Finding], first: FirstBatch | None) -> str:
+    def act(
+        self, runner: Runner, findings: Sequence[Finding], first: FirstBatch | None
+    ) -> str:
         """Do what ``on_fail`` says, on every rank alike.
 
         Args:
+            runner: About to train.
             findings: The same on every rank.
             first: The first batch, if it could be looked at.
 
@@ -55,18 +57,20 @@ class Remedy:
             return "told"
         done = "told"
         if "fp16_validation" in fails:
-            fp16_off(self._runner)
+            fp16_off(runner)
             done = "validation in float32"
             warn("pre-flight: validation and test run in FP32 from now on.")
         if cured := sorted(fails & OF_PRECISION):
-            return self._lower(first, f"pre-flight ({', '.join(cured)})") or done
+            return (
+                self._lower(runner, first, f"pre-flight ({', '.join(cured)})") or done
+            )
         return done
 
-    def leave(self, precision: str) -> None:
+    def leave(self, runner: Runner, precision: str) -> None:
         """Compute in another precision, for good, where no other hook sees to it."""
         self.precision = precision
         if self._configured is None:
-            self._configured = MixedPrecision(self._runner)
+            self._configured = MixedPrecision(runner)
         self._configured.leave(precision)
 
     def give_back(self) -> None:
@@ -75,9 +79,10 @@ class Remedy:
             self._configured.enter(scale_floor=0.0)
             self._configured = None
 
-    def _lower(self, first: FirstBatch | None, reason: str) -> str | None:
+    def _lower(
+        self, runner: Runner, first: FirstBatch | None, reason: str
+    ) -> str | None:
         """Leave the configured precision, if there is one to leave; for which."""
-        runner = self._runner
         fallbacks = [h for h in runner.hooks if isinstance(h, PrecisionFallbackHook)]
         now = fallbacks[0].precision if fallbacks else self.precision
         mixed = any(
@@ -94,7 +99,7 @@ class Remedy:
         if fallbacks:
             fallbacks[0].leave(runner, runtime, Verdict.HEALTHY, precision, reason)
             return precision
-        self.leave(precision)
+        self.leave(runner, precision)
         runtime.emit(
             "fallback",
             runner.iter,
