@@ -372,6 +372,30 @@ def test_precision_is_left_for_good(build, on_fail, with_fallback, tmp_path):
     assert seen == [to]
 
 
+class EndsOnce(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 1 and not getattr(self, "ended", False):
+            self.ended = True
+            raise KeyError("of somebody else")
+
+
+@pytest.mark.parametrize("to", ["bfloat16", "float32"])
+def test_training_begun_again_after_an_exception_ends_as_configured(build, to):
+    """MMEngine calls no after_train then, so the precision is still changed."""
+    on_fail = dict(bfloat16="bf16", float32="fp32")[to]
+    runner = build("retinanet", iters=3, hooks=acting(on_fail))
+    init = runner.model.init_weights
+    prepare = head_times(1e8, HEADS["retinanet"])
+    runner.model.init_weights = lambda: (init(), prepare(runner.model))
+    runner.register_hook(EndsOnce())
+    with pytest.raises(KeyError, match="of somebody else"):
+        runner.train()
+    runner.train()
+    assert runner.iter == 3
+    assert runner.optim_wrapper.cast_dtype == torch.float16
+    assert "optim_context" not in vars(runner.optim_wrapper)
+
+
 class Precision(Hook):
     def __init__(self, seen):
         self.seen = seen
