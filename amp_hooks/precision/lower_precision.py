@@ -73,7 +73,7 @@ class MixedPrecision:
     """The mixed precision of a run: that of each optimizer which has one.
 
     Args:
-        runner: With its optimizers as they were configured.
+        runner: With its optimizers as they were configured; ``None``: of no optimizer.
         initial_scales: Loss scales to begin anew with, by optimizer; the present ones
             where it names none.
 
@@ -82,10 +82,13 @@ class MixedPrecision:
     """
 
     def __init__(
-        self, runner: Runner, initial_scales: Mapping[str, float] | None = None
+        self,
+        runner: Runner | None = None,
+        initial_scales: Mapping[str, float] | None = None,
     ) -> None:
         self._wrappers: list[LowerPrecision] = []
-        for name, wrapper in iter_wrappers(runner.optim_wrapper):
+        wrappers = iter_wrappers(runner.optim_wrapper) if runner is not None else ()
+        for name, wrapper in wrappers:
             if hasattr(wrapper, "cast_dtype"):
                 scale = (initial_scales or {}).get(name)
                 if scale is None:

@@ -89,6 +89,7 @@ class PrecisionFallbackHook(AmpHook):
         self._counted = 0  # rollbacks that have been acted on
         self._streak = 0
         self._initial_scales: dict[str, float] = {}
+        self._configured = MixedPrecision()  # until the optimizers are complete
 
     def before_run(self, runner: Runner) -> None:
         """Remember the initial loss scales, before a checkpoint is read."""
@@ -156,6 +157,7 @@ class PrecisionFallbackHook(AmpHook):
     def after_train(self, runner: Runner) -> None:
         """Give the optimizers back as they were configured."""
         self._configured.enter(scale_floor=0.0)
+        self._configured = MixedPrecision()
         super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
