@@ -114,7 +114,7 @@ class BadBatchHook(AmpHook):
     ) -> None:
         """Write down who is to blame for a bad iteration, and count."""
         raised = record.verdict is Verdict.RAISED and dist.get_rank() in record.ranks
-        self._of_step[-1].failed = bool(runtime.nonfinite_on_this_rank) or raised
+        self._of_step[-1].failed = bool(runtime.forward.here) or raised
         if record.verdict.is_bad:
             self._blame(runtime, record)
         elif record.verdict is Verdict.HEALTHY:

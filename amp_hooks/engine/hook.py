@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from . import private
 from .checks import check_known_arguments, match_names
@@ -26,6 +26,24 @@ def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
     """
     names = [name for name, _ in bare_model(runner).named_modules() if name]
     match_names(type(hook).__name__, "targets", targets, names)
+
+
+def tell_how_it_ends(runner: Runner) -> None:
+    """Let the ledger have an ``abort`` line if an exception ends the training loop.
+
+    No hook event comes after an exception, so the loop's ``run`` is wrapped, once.
+    """
+    loop = private.train_loop(runner)
+    if not isinstance(loop, BaseLoop) or "run" in loop.__dict__:
+        return
+    original = loop.run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        del loop.run
+        with Runtime.of(runner).telling_how_it_ends(runner):
+            return original(*args, **kwargs)
+
+    loop.run = run
 
 
 class AmpHook(Hook):
@@ -64,6 +82,10 @@ class AmpHook(Hook):
         """Take back what :meth:`state` gave."""
 
     # --- MMEngine's events --------------------------------------------------------
+    def before_run(self, runner: Runner) -> None:
+        """Stand around the training loop, to tell how it ends."""
+        tell_how_it_ends(runner)
+
     def before_train(self, runner: Runner) -> None:
         """Attach to optimizer and model."""
         runtime = Runtime.of(runner)

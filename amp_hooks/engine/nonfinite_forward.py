@@ -17,8 +17,12 @@ class ForwardWatch(Protocol):
     """Measures values of the forward pass and knows which of them must be finite.
 
     Attributes:
+        kind: What it looks at, the name of a field in the ledger: layers (classifier
+            layers), heads (what they hand to their loss), buffers.
         layers: The modules whose output it measures, by path.
     """
+
+    kind: str
 
     @property
     def layers(self) -> Mapping[str, nn.Module]: ...  # noqa: D102
@@ -29,13 +33,20 @@ class ForwardWatch(Protocol):
     def complete(self, record: IterationRecord) -> None:
         """Add to a record what the host knows."""
 
-    def nonfinite_layers(
+    def finite(
         self, record: IterationRecord, clamped: Container[str]
-    ) -> list[str]:
-        """Layers whose values are not finite; infinities in clamped ones do no harm."""
+    ) -> dict[str, bool]:
+        """What was measured, by path, and whether it was finite.
 
-    def take_flags(self, clamped: Container[str]) -> list[Tensor]:
-        """The same as 0-d tensors on the device, since the last call."""
+        Infinities in clamped layers do no harm.
+        """
+
+    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
+        """The same on the device, since the last call: by path 0-d tensors.
+
+        They are 0 where all is finite, and above 0 or NaN where not. Those without a
+        path count in any case, the others once their place has been finite.
+        """
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -46,32 +57,28 @@ class NonfiniteForward:
     """What was not finite in the forward passes that feed one optimizer step.
 
     Attributes:
-        losses: Losses that were not finite, with their value.
-        layers: Classifier layers whose logits were not.
+        losses: Terms of a loss that was propagated and not finite, with their value;
+            the loss itself if it has none.
+        values: Other values, by what the watch that saw them calls them.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
-    layers: list[str] = field(default_factory=list)
+    values: dict[str, list[str]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.losses or self.layers)
+        return bool(self.losses or self.values)
 
-    def add(self, record: IterationRecord, layers: list[str]) -> None:
-        """Take in another iteration.
-
-        Args:
-            record: Its losses are looked at.
-            layers: Layers whose logits were not finite in it.
-        """
-        for name, loss in record.values.get("loss", {}).items():
-            if not math.isfinite(loss):
-                self.losses[name] = loss
-        self.layers += [layer for layer in layers if layer not in self.layers]
+    def add(self, losses: Mapping[str, float], values: Mapping[str, list[str]]) -> None:
+        """Take in another iteration."""
+        self.losses.update(losses)
+        for kind, names in values.items():
+            known = self.values.setdefault(kind, [])
+            known += [name for name in names if name not in known]
 
     @property
     def fields(self) -> dict[str, Any]:
         """What there is to tell, for the ledger."""
-        known = dict(losses=self.losses, layers=self.layers)
+        known = dict(losses=self.losses, **self.values)
         return {name: value for name, value in known.items() if value}
 
     def of_all_ranks(self) -> tuple[list[int], NonfiniteForward]:
@@ -82,3 +89,25 @@ class NonfiniteForward:
         everyone = dist.all_gather_object(self)
         ranks = [rank for rank, found in enumerate(everyone) if found]
         return ranks, everyone[ranks[0]] if ranks else NonfiniteForward()
+
+
+def nonfinite_losses(record: IterationRecord) -> tuple[dict[str, float], bool]:
+    """Losses of a record that are not finite, and whether they were propagated.
+
+    What was given to ``backward`` is the loss; what ``train_step`` returns only names
+    its terms, and may hold numbers that are logged and nothing else. A loop that calls
+    no ``optim_wrapper.backward`` leaves nothing but these.
+    """
+    named = _nonfinite(record.values.get("loss", {}))
+    if len(named) > 1:
+        named.pop("loss", None)  # the sum of the others
+    if "backward_loss" not in record.values:
+        return named, True
+    propagated = _nonfinite(record.values["backward_loss"])
+    if not propagated:
+        return named, False
+    return named or {name or "loss": v for name, v in propagated.items()}, True
+
+
+def _nonfinite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: v for name, v in values.items() if not math.isfinite(v)}

@@ -7,6 +7,8 @@ keeps private names out of every other module. Checked with mmengine 0.10.3 to 0
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,15 @@ def count_backward(wrapper: Any) -> None:
 def uncount_accumulated(wrapper: Any) -> None:
     """Forget the backward passes since the last step: accumulation begins anew."""
     wrapper._inner_count -= wrapper._inner_count % wrapper._accumulative_counts
+
+
+def loss_divisor(wrapper: Any) -> int:
+    """What ``update_params`` divides the loss by for the next backward pass."""
+    counts, most = int(wrapper._accumulative_counts), wrapper._max_counts
+    if counts == 1 or most == -1:
+        return counts
+    last = wrapper._inner_count >= most - wrapper._remainder_counts
+    return int(wrapper._remainder_counts) if last else counts
 
 
 def static_scale(wrapper: Any) -> float | None:
@@ -203,6 +214,11 @@ def multiply_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
     torch._foreach_mul_(list(tensors), factor)
 
 
+def peaks_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Largest magnitude of each tensor, 0-d; NaN where one of its values is."""
+    return list(torch._foreach_norm(list(tensors), math.inf))
+
+
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """L2 norm of each tensor, 0-d float32, in few launches."""
     return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
@@ -211,6 +227,12 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 def sparse_values(gradient: Tensor) -> Tensor:
     """The values of a sparse gradient, not coalesced: to write to in place."""
     return gradient._values()
+
+
+def gradient_hooks(parameter: Tensor) -> OrderedDict[int, Any] | None:
+    """What ``register_hook`` has put on a parameter, in the order of its calls."""
+    hooks: Any = parameter._backward_hooks
+    return hooks if isinstance(hooks, OrderedDict) else None
 
 
 def in_backward() -> bool:

@@ -26,9 +26,11 @@ class IterationRecord:
 
     Attributes:
         iter: 0-based iteration, ``runner.iter`` while it ran.
-        values: ``values[quantity][name]``. Quantities: ``loss`` (''), ``scale`` (loss
-            scale used by the step), ``scale_next`` (after it), ``found_inf`` (1.0 if
-            the step saw non-finite gradients), all by optimizer name; ``gradnorm``
+        values: ``values[quantity][name]``. Quantities: ``loss`` (what ``train_step``
+            returns under a name with "loss" in it); ``backward_loss`` (what was
+            propagated, before division by accumulation), ``scale`` (loss scale used by
+            the step), ``scale_next`` (after it), ``found_inf`` (1.0 if the step saw
+            non-finite gradients), all by optimizer name; ``gradnorm``
             (unscaled, by group, '' is the total); ``growth_tracker`` (clean steps
             since the dynamic scale last changed), by optimizer; ``logit_absmax``
             (over finite values), ``logit_nan`` and ``logit_inf`` (how many values)

@@ -11,21 +11,28 @@ from typing import Any, TypeVar, cast
 
 import mmengine.dist as dist
 import torch
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
 from .averaging import Averaging
+from .by_design import ByDesign
 from .describe import describe_run, utc_now
 from .error_tap import ErrorTap
 from .files import Save
+from .forward_judge import ForwardJudge
+from .harmless import HarmlessLosses
 from .ledger import Ledger
 from .messages import warn
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
 from .recorder import FlightRecorder, IterationRecord
+from .run import bare_model
 from .step_tap import StepTap
 from .verdict import Verdict, judge
 
 W = TypeVar("W", bound=ForwardWatch)
+
+_LONGEST = 2000  # characters of an exception's message in the ledger
 
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
@@ -49,7 +56,7 @@ class Runtime:
     Attributes:
         recorder: Device scalars of the present iteration, records of past ones.
         tap: Sees the gradients at each optimizer step.
-        forward_watches: See values of the forward pass: the logits, for one.
+        forward: What the forward passes that feed a step say about it.
         errors: Sees the exceptions that leave ``train_step``.
         averaging: Leaves EMA and the like out after an iteration that was undone.
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
@@ -58,8 +65,8 @@ class Runtime:
         clamped: Layers whose logits HeadClampHook bounds at present: infinities in
             them do no harm.
         clamp_limits: Largest |value| that each HeadClampHook lets through.
-        nonfinite_on_this_rank: What was not finite in the forward pass of the present
-            iteration.
+        by_design: What may be NaN or infinite in the model, because it always was.
+        harmless: Losses that were not finite over finite gradients.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
@@ -74,9 +81,11 @@ class Runtime:
     def __init__(self, runner: Runner) -> None:
         self.recorder = FlightRecorder()
         self.tap = StepTap(self.recorder)
-        self.forward_watches: list[ForwardWatch] = []
+        self.forward = ForwardJudge()
         self.errors = ErrorTap(self.tap)
         self.averaging = Averaging()
+        self.by_design = ByDesign()
+        self.harmless = HarmlessLosses()
         self.scale_floor = 1.0
         self.raised: Raised | None = None
         self.clamped: set[str] = set()
@@ -89,9 +98,8 @@ class Runtime:
         self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
-        self.nonfinite_on_this_rank = NonfiniteForward()
-        self._nonfinite = NonfiniteForward()  # since the last optimizer step
         self._hooks = 0  # attached at present
+        self._aborted = False  # there is an abort line already
 
     @classmethod
     def of(cls, runner: Runner) -> Runtime:
@@ -106,22 +114,11 @@ class Runtime:
         Args:
             kind: What makes it of the recorder: a class such as LogitWatch.
         """
-        watch = next((w for w in self.forward_watches if type(w) is kind), None)
+        watch = next((w for w in self.forward.watches if type(w) is kind), None)
         if watch is None:
             watch = kind(self.recorder)
-            self.forward_watches.append(watch)
+            self.forward.watches.append(watch)
         return cast(W, watch)
-
-    def take_forward_flags(self) -> list[Tensor]:
-        """0-d tensors, one of them above 0 if the forward pass was not finite.
-
-        Of the forward passes since the last call; still on the device.
-        """
-        return [
-            flag
-            for watch in self.forward_watches
-            for flag in watch.take_flags(self.clamped)
-        ]
 
     def record(self, runner: Runner, outputs: Any) -> IterationRecord:
         """The record of the iteration that has just run.
@@ -131,12 +128,17 @@ class Runtime:
         """
         if self._record is not None and self._record.iter == runner.iter:
             return self._record
-        messages = [watch.end_iteration() for watch in self.forward_watches]
+        messages = [watch.end_iteration() for watch in self.forward.watches]
         for name, value in (outputs or {}).items():
             if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
                 self.recorder.note("loss", value.reshape(()), name)
         record = self.recorder.close(runner.iter)
-        for watch in self.forward_watches:
+        for name, value in (outputs or {}).items():
+            if "loss" in name and isinstance(value, (int, float)):
+                record.put("loss", float(value), name)
+        for name, loss in record.values.get("backward_loss", {}).items():
+            record.put("backward_loss", loss * self.tap.divisors[name], name)
+        for watch in self.forward.watches:
             watch.complete(record)
         self._record = record
         for message in filter(None, messages):
@@ -145,6 +147,11 @@ class Runtime:
         for observe in self.observers:
             fields |= observe(record)
         nonfinite = self._judge(record)
+        self._tell_harmless(record)
+        if record.verdict is Verdict.HEALTHY:
+            self.forward.learn(record, self.clamped)
+            if record.stepped:
+                self.by_design.settle(bare_model(runner))
         if self.raised is not None:
             fields["error"] = self.raised.text
             self.raised = None
@@ -163,41 +170,28 @@ class Runtime:
 
     def _judge(self, record: IterationRecord) -> NonfiniteForward:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
-        layers = [
-            layer
-            for watch in self.forward_watches
-            for layer in watch.nonfinite_layers(record, self.clamped)
-        ]
-        self.nonfinite_on_this_rank = NonfiniteForward()
-        for nonfinite in (self.nonfinite_on_this_rank, self._nonfinite):
-            nonfinite.add(record, layers)
-        nonfinite = self._nonfinite
-        grads_finite = not any(record.all("found_inf"))
-        if self.raised is not None:
-            record.ranks = self.raised.ranks
-        elif dist.get_world_size() == 1:
-            record.ranks = [0] if nonfinite else []
-        elif grads_finite:
-            # Between steps, or of a loss that left the gradients finite, only this
-            # rank knows, and nothing may be decided on it.
-            nonfinite = NonfiniteForward()
-        else:
-            # Gradients are averaged, so every rank is here. A healthy run never is.
-            record.ranks, nonfinite = nonfinite.of_all_ranks()
+        raised = None if self.raised is None else self.raised.ranks
+        nonfinite = self.forward.judge(record, self.clamped, raised)
         scales = record.values.get("scale", {})
         found_inf = record.values.get("found_inf", {})
         names = [name for name, found in found_inf.items() if found]
         bad = [scales.get(name) for name in names]
         record.verdict = judge(
-            loss_finite=not nonfinite.losses,
-            logits_finite=not nonfinite.layers,
-            grads_finite=grads_finite,
+            forward_finite=not nonfinite,
+            grads_finite=not any(found_inf.values()),
             has_scaler=None not in bad,
             scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad)
             or any(self.tap.scale_is_fixed(name) for name in names),
             raised=self.raised is not None,
         )
         return nonfinite
+
+    def _tell_harmless(self, record: IterationRecord) -> None:
+        losses, propagated = self.forward.harmless, self.forward.harmless_propagated
+        if losses and (why := self.harmless.add(losses, propagated, record.iter)):
+            about = dict(losses=losses, why=why)
+            self.emit("nan_term", record.iter, Verdict.HEALTHY, **about)
+        record.put("nan_terms_total", self.harmless.total)
 
     def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
         """Write a ledger line (rank 0) and tell the listeners.
@@ -210,6 +204,7 @@ class Runtime:
             except OSError as e:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
         line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
+        self._aborted |= event == "abort"
         if self._record is None:
             self.early_lines.append(line)
         for listener in self.listeners:
@@ -226,7 +221,21 @@ class Runtime:
 
     def forget_accumulation(self) -> None:
         """Drop what is known of gradients that are not applied any more."""
-        self._nonfinite = NonfiniteForward()
+        self.forward.forget()
+
+    @contextmanager
+    def telling_how_it_ends(self, runner: Runner) -> Iterator[None]:
+        """An exception that ends training leaves a line, whoever raised it."""
+        self._aborted = False
+        try:
+            yield
+        except BaseException as e:
+            if not self._aborted and self._hooks:
+                words = str(e).strip()[:_LONGEST]
+                error = f"{type(e).__name__}: {words}" if words else type(e).__name__
+                verdict = self._record.verdict if self._record else Verdict.HEALTHY
+                self.emit("abort", runner.iter, verdict, error=error)
+            raise
 
     def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:
         """A hook attaches; the first one opens the ledger.
@@ -237,6 +246,8 @@ class Runtime:
         """
         self._hooks += 1
         if self._hooks == 1:
+            several = dist.get_world_size() > 1
+            self.forward.together = several and is_model_wrapper(runner.model)
             # All ranks call it: what it asks of a GradScaler costs nothing yet.
             about = describe_run(runner, hooks)
             self.emit("start", runner.iter, Verdict.HEALTHY, **about)
@@ -252,7 +263,7 @@ class Runtime:
     def close(self) -> None:
         """Give the model and the optimizers back as they were."""
         self.tap.detach()
-        for watch in self.forward_watches:
+        for watch in self.forward.watches:
             watch.close()
         self.errors.detach()
         self.averaging.detach()

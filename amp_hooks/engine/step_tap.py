@@ -35,6 +35,9 @@ class Gate(Protocol):
     ) -> Tensor | None:
         """The loss to propagate, or ``None`` if it leads nowhere."""
 
+    def before_step(self, name: str, params: list[Tensor]) -> None:
+        """The gradients are complete, and nobody has looked at them yet."""
+
     def opens(self, name: str, params: list[Tensor]) -> bool:
         """Whether there is a step to take at all; nothing waits for the device."""
 
@@ -47,13 +50,15 @@ class StepTap:
     waits for one.
 
     Args:
-        recorder: Gets ``scale``, ``scale_next``, ``growth_tracker`` and ``found_inf``
-            of each step.
+        recorder: Gets ``backward_loss`` of each backward pass, and ``scale``,
+            ``scale_next``, ``growth_tracker`` and ``found_inf`` of each step.
 
     Attributes:
         listeners: Called before each step with the norms of its gradients.
         gate: Refuses steps, if there is one.
         skipped: A step was refused in this iteration without looking at gradients.
+        divisors: What the last loss of each optimizer had been divided by, for the
+            gradients of several iterations to add up to those of a mean.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
@@ -61,6 +66,7 @@ class StepTap:
         self.listeners: list[GradientListener] = []
         self.gate: Gate | None = None
         self.skipped = False
+        self.divisors: dict[str, int] = {}
         self._wrapped: list[OptimWrapper] = []
         self._by_name: dict[str, OptimWrapper] = {}
 
@@ -113,6 +119,9 @@ class StepTap:
         original_backward, original_step = wrapper.backward, wrapper.step
 
         def backward(loss: Tensor, **kwargs: Any) -> None:
+            if isinstance(loss, Tensor) and loss.numel() == 1:
+                self.divisors[name] = private.loss_divisor(wrapper)
+                self.recorder.note("backward_loss", loss.reshape(()), name, "sum")
             if self.gate is not None:
                 passed = self.gate.before_backward(
                     name, trained_parameters(wrapper), loss
@@ -129,6 +138,8 @@ class StepTap:
                 self.skipped = True
                 return
             scaler = active_scaler(wrapper)
+            if self.gate is not None:
+                self.gate.before_step(name, params)
             state, bad = self._before(name, wrapper, scaler)
             # GradScaler decides by itself; without one this is the guard's one wait.
             if self.gate is not None and bad is not None and bad.item():

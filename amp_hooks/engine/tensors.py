@@ -62,6 +62,11 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     return found[:limit]
 
 
+def overlaps_itself(t: Tensor) -> bool:
+    """Whether several of its values are one in memory (``expand``): none can be set."""
+    return any(s == 0 and n > 1 for s, n in zip(t.stride(), t.shape))
+
+
 def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Apply ``f`` to every tensor in nested dicts, lists and tuples.
 

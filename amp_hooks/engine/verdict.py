@@ -9,10 +9,13 @@ class Verdict(str, Enum):
     """Judgement on one training iteration, from harmless to lost.
 
     Attributes:
-        HEALTHY: Everything that was measured is finite.
+        HEALTHY: Gradients are finite, and so is what was measured of the forward pass.
+            A loss that is not, while they are, does no harm.
         SCALE_OVERFLOW: The loss is finite, the scaled gradients are not. GradScaler's
             ordinary business: it skips the step and lowers the loss scale.
-        FORWARD_NONFINITE: Loss or logits are not finite; no loss scale cures that.
+        FORWARD_NONFINITE: Gradients are not finite and neither was the loss; or logits,
+            what a head hands to its loss, or a buffer became NaN or infinite. No loss
+            scale cures that.
         GRAD_NONFINITE: Gradients are not finite and there is no loss scale to lower:
             no scaler, or the scale is at its floor.
         STATE_NONFINITE: A parameter, buffer, optimizer state or EMA weight holds NaN
@@ -35,8 +38,7 @@ class Verdict(str, Enum):
 
 def judge(
     *,
-    loss_finite: bool = True,
-    logits_finite: bool = True,
+    forward_finite: bool = True,
     grads_finite: bool = True,
     has_scaler: bool = False,
     scale_at_floor: bool = False,
@@ -46,8 +48,8 @@ def judge(
     """Judge one iteration; the gravest wins.
 
     Args:
-        loss_finite: Every loss of the iteration is finite.
-        logits_finite: So are the logits, but for infinities that are there by design.
+        forward_finite: The loss that was propagated is finite, and so is what was
+            measured on the way to it; or it does no harm.
         grads_finite: All gradients were finite where the optimizer stepped.
         has_scaler: A GradScaler scales the loss.
         scale_at_floor: The loss scale cannot usefully be lowered any more.
@@ -58,7 +60,7 @@ def judge(
         return Verdict.RAISED
     if not state_finite:
         return Verdict.STATE_NONFINITE
-    if not (loss_finite and logits_finite):
+    if not forward_finite:
         return Verdict.FORWARD_NONFINITE
     if grads_finite:
         return Verdict.HEALTHY

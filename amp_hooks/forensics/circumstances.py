@@ -56,7 +56,7 @@ def circumstances(
         time=utc_now(),
         optimizers=[describe_optimizer(*item) for item in optimizers.items()],
         dtype=dtype,
-        layers=[name for watch in runtime.forward_watches for name in watch.layers],
+        layers=[name for watch in runtime.forward.watches for name in watch.layers],
         clamped=sorted(runtime.clamped),
         clamp_limit=min(runtime.clamp_limits, default=None),
         notes=notes,

@@ -145,9 +145,7 @@ class ForensicsHook(AmpHook):
     ) -> None:
         """Look into an incident, once for each."""
         self._training = False
-        self._failed = self._failed or (
-            self._calls if runtime.nonfinite_on_this_rank else []
-        )
+        self._failed = self._failed or (self._calls if runtime.forward.here else [])
         # Verdicts are the same on every rank, so all of them come to the same places.
         if record.verdict.is_bad and not self._looked:
             self._looked = True

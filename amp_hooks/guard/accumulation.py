@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.run import bare_model, iter_wrappers
+from ..engine.tensors import overlaps_itself
 
 
 class AccumulationStart:
@@ -45,7 +46,8 @@ class AccumulationStart:
         """Put it back, bit for bit."""
         for (module, name), copy in zip(self._saved, self._buffers.copies):
             live = private.buffers_of(module)[name]
-            if live is None or live.shape != copy.shape:  # replaced meanwhile
+            # Replaced meanwhile, or of the kind that cannot be written to.
+            if live is None or live.shape != copy.shape or overlaps_itself(live):
                 private.buffers_of(module)[name] = copy.clone()
         self._buffers.restore(self._live())
         if self._keeps_ema:

@@ -30,6 +30,12 @@ NAN_ERRORS = (
     # CenterNetUpdateHead
     r"assert .*\b(isnan|isfinite|isinf)\(",
     r"cannot convert float (NaN|infinity) to integer",
+    # generalized_box_iou of DETR and its copies: NaN is not >= NaN (detr#101)
+    r"assert \(?\w+\[\.*:?, ?2:\] ?>= ?\w+\[\.*:?, ?:2\]\)?\.all\(\)",
+    # sklearn's check_array; detectron2's "Predicted boxes or scores contain Inf/NaN"
+    r"\bcontains? (NaN|infinity|inf)\b",
+    # a printed tensor or array with such values, or the word in a message
+    r"(?<![\w.'\"=-])-?(nan|infs?|infinity|NaNs)(?![\w'\"(=-])",
 )
 
 
@@ -147,6 +153,8 @@ def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> 
         patterns: Regular expressions, searched in both without regard to case.
     """
     text = str(error)
+    if isinstance(error, FloatingPointError):
+        return True
     if isinstance(error, AssertionError):
         text += "\n" + _failed_line(error)
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)

@@ -9,6 +9,9 @@ import mmengine.dist as dist
 import torch
 from torch import Tensor
 
+from ..engine.tensors import parameter_grad_norms
+from .gradient_hooks import CleanedGradients
+
 _SHOWN = 3
 
 
@@ -17,15 +20,18 @@ class StepGate:
 
     Args:
         names: Names of the model's parameters by ``id``.
-        flags: Gives 0-d tensors of this forward pass, none of which is above 0 unless
-            logits are not finite.
+        flags: Gives 0-d tensors of this forward pass, all of them 0 unless something
+            in it was not finite that must be.
         missing: Called with a message when an optimizer has no gradient at all.
+        votes: There are several ranks and nothing averages their gradients: they agree
+            on each step by a collective.
 
     Attributes:
         dropped: Optimizers whose accumulation has been given up: their next step
             is not taken.
         skipped: Such optimizers whose step was not taken in this iteration.
         on_backward: Called before each backward pass.
+        cleaned: Gradients that hooks of others may clean.
     """
 
     def __init__(
@@ -33,24 +39,29 @@ class StepGate:
         names: dict[int, str],
         flags: Callable[[], list[Tensor]],
         missing: Callable[[str], None],
+        votes: bool = False,
     ) -> None:
         self._names = names
         self._flags = flags
         self._missing = missing
+        self._votes = votes
         self._detached: set[str] = set()
         self.dropped: set[str] = set()
         self.skipped: set[str] = set()
         self.on_backward: list[Callable[[], None]] = []
+        self.cleaned = CleanedGradients()
+        self._factors: dict[str, Tensor] = {}  # of this accumulation: 1, or NaN
 
     def before_backward(
         self, name: str, params: list[Tensor], loss: Tensor
     ) -> Tensor | None:
         """The loss to propagate, or ``None`` if it leads nowhere.
 
-        A loss that is not finite, or comes from logits that are not, is multiplied by
-        NaN, so that no gradient is finite, on any rank after DDP has averaged them,
-        and the step is refused everywhere alike. A finite loss is multiplied by 1.0,
-        which changes no bit.
+        One that comes from a forward pass with values that must be finite and are not
+        is multiplied by NaN, so that no gradient is finite, on any rank after DDP has
+        averaged them, and the step is refused everywhere alike. Any other is multiplied
+        by 1.0, which changes no bit. A loss that is NaN itself is left to its
+        gradients: a term over no samples has none.
         """
         for call in self.on_backward:
             call()
@@ -63,16 +74,45 @@ class StepGate:
                 )
             self._missing(self._message(name, params))
             return None
-        finite = torch.isfinite(loss.detach()).all()
-        if flags := self._flags():
-            finite &= torch.stack([f.to(loss.device) for f in flags]).sum() == 0
-        return loss * torch.where(finite, 1.0, math.nan).to(loss.dtype)
+        self.cleaned.begin(params, self._names)
+        flags, factor = self._flags(), None
+        if flags:
+            bad = torch.stack([f.to(loss.device).float() for f in flags]).sum()
+            factor = torch.where(bad == 0, 1.0, math.nan)
+            known = self._factors.get(name)
+            self._factors[name] = factor if known is None else known * factor
+        self.cleaned.before_backward(loss, factor)
+        return loss if factor is None else loss * factor.to(loss.dtype)
+
+    def before_step(self, name: str, params: list[Tensor]) -> None:
+        """Let one gradient know, if there is anything, however they were cleaned.
+
+        Where no DDP averages gradients, it tells that to the other ranks as well. Where
+        it does, this rank would be alone with it.
+        """
+        factor = self._factors.pop(name, None)
+        grads = [p.grad for p in params if p.grad is not None and not p.grad.is_sparse]
+        if not grads or (dist.get_world_size() > 1 and not self._votes):
+            return
+        if self._votes:
+            norms = parameter_grad_norms(params)
+            local = grads[0].new_ones(()) if factor is None else factor
+            bad = ~torch.isfinite(local)
+            if norms is not None:
+                bad = bad | ~torch.isfinite(norms).all()
+            bad = bad.to(torch.float32)
+            dist.all_reduce(bad, "max")
+            factor = torch.where(bad == 0, 1.0, math.nan)
+        if factor is not None:
+            smallest = min(grads, key=Tensor.numel)
+            smallest.mul_(factor.to(smallest))
 
     def opens(self, name: str, params: list[Tensor]) -> bool:
         """Whether there is a step to take at all; nothing waits for the device."""
         if name in self.dropped:
             self.dropped.discard(name)
             self.skipped.add(name)
+            self._factors.pop(name, None)
             return False
         if not has_gradient(params):
             self._missing(self._message(name, params))
@@ -85,6 +125,7 @@ class StepGate:
         """The accumulation begins anew."""
         self.dropped.clear()
         self.skipped.clear()
+        self._factors.clear()
 
     def _message(self, name: str, params: list[Tensor]) -> str:
         why = why_no_gradient(params, self._names, name in self._detached)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import mmengine.dist as dist
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..engine.checks import (
@@ -22,8 +23,11 @@ from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating, bare_model, iter_wrappers, refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
+from ..engine.words import first_names
 from ..registry import HOOKS
 from .accumulation import AccumulationStart
+from .buffer_watch import BufferWatch
+from .head_inputs import HeadInputs
 from .nan_steps import NAN_ERRORS, NanSteps, Vote
 from .scale_policy import ScalePolicy
 from .step_gate import StepGate
@@ -125,15 +129,24 @@ class StepGuardHook(AmpHook):
                 "things. Set broadcast_buffers=False in model_wrapper_cfg."
             )
         runtime.scale_floor = self.scale_floor
-        names = {id(p): name for name, p in bare_model(runner).named_parameters()}
+        model = bare_model(runner)
+        names = {id(p): name for name, p in model.named_parameters()}
+        runtime.by_design.begin(model)
+        runtime.watch_forward(BufferWatch).watch(model, runtime.by_design)
+        runtime.watch_forward(HeadInputs).watch(model, runtime.forward.trusts)
+        several = dist.get_world_size() > 1
+        alone = several and not is_model_wrapper(runner.model)
+        runtime.forward.together |= alone
         self._gate = runtime.tap.gate = StepGate(
-            names, runtime.take_forward_flags, self._on_missing
+            names,
+            lambda: runtime.forward.take_flags(runtime.clamped),
+            self._on_missing,
+            votes=alone,
         )
         self._start = AccumulationStart(runner)
         self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             self._policy.begin(name, wrapper)
-        several = dist.get_world_size() > 1
         vote = Vote(self.vote_timeout) if self.vote and several else None
         self._nan_steps = NanSteps(
             runner, runtime, (*NAN_ERRORS, *self.nan_errors), self.max_nan_errors, vote
@@ -176,6 +189,12 @@ class StepGuardHook(AmpHook):
             runtime.emit(
                 "veto", record.iter, record.verdict, scale=min(known, default=None)
             )
+        if refused and (cleaned := self._gate.cleaned.names):
+            self._warn_once(
+                f"hooks on the gradients of {first_names(cleaned)} may replace NaN by "
+                "numbers (nan_to_num), and would have let this iteration pass. What "
+                "the forward pass shows decides; this is said once."
+            )
         if record.stepped:
             self._streak = 0
             self._nan_steps.start_anew()
@@ -188,6 +207,11 @@ class StepGuardHook(AmpHook):
                 "on with the next batch; stability.jsonl tells more."
             )
         record.put("vetoes_total", self.vetoes)
+
+    def after_train(self, runner: Runner) -> None:
+        """Take the hooks on gradients away."""
+        super().after_train(runner)
+        self._gate.cleaned.close()
 
     def state(self) -> dict[str, Any]:
         """Counts, hysteresis, and static scales that were lowered."""

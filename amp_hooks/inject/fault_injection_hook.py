@@ -128,6 +128,7 @@ class FaultInjectionHook(AmpHook):
 
     def before_run(self, runner: Runner) -> None:
         """Refuse what cannot happen in this run; add the hook of the other end."""
+        super().before_run(runner)
         self._end()
         self._names = []
         for i, fault in enumerate(self.faults):

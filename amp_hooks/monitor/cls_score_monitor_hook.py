@@ -69,6 +69,7 @@ class ClsScoreMonitorHook(AmpHook):
 
     def before_run(self, runner: Runner) -> None:
         """Refuse a pattern that matches nothing."""
+        super().before_run(runner)
         check_targets(self, self.targets, runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:

@@ -28,8 +28,11 @@ class LogitWatch:
         recorder: Gets ``logit_absmax``, ``logit_nan`` and ``logit_inf`` by layer.
 
     Attributes:
+        kind: Of what it sees, for the ledger.
         listeners: Called as ``listen(name, logits)`` with those of a known layer.
     """
+
+    kind = "layers"
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
@@ -43,7 +46,7 @@ class LogitWatch:
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
         self._tries = 0
-        self._flags: list[tuple[str, Tensor]] = []
+        self._flags: list[tuple[str, bool, Tensor]] = []  # layer, of infinities, count
 
     def watch(
         self,
@@ -126,17 +129,24 @@ class LogitWatch:
             and infinity_is_overflow(self.layers[name])
         ]
 
-    def take_flags(self, clamped: Container[str]) -> list[Tensor]:
+    def finite(
+        self, record: IterationRecord, clamped: Container[str]
+    ) -> dict[str, bool]:
+        """Which layers were measured, and whether their logits are as they must be."""
+        faulty = self.nonfinite_layers(record, clamped)
+        return {n: n not in faulty for n in record.values.get("logit_nan", {})}
+
+    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
         """The same of the forward pass since the last call, still on the device.
 
         Args:
             clamped: Layers whose infinities do no harm.
 
         Returns:
-            0-d tensors, one of them above 0 if a layer's logits are faulty.
+            By layer 0-d tensors, above 0 if the logits are faulty.
         """
         taken, self._flags = self._flags, []
-        return [flag for name, flag in taken if name not in clamped]
+        return [(n, flag) for n, inf, flag in taken if not (inf and n in clamped)]
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
         if not (self.recorder.muted or self._recomputed(name)):
@@ -179,9 +189,9 @@ class LogitWatch:
         self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
         self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
         if name in self.layers:  # else the iteration that finds it is over
-            self._flags.append(("", stats.nan))
+            self._flags.append((name, False, stats.nan))
             if infinity_is_overflow(self.layers[name]):
-                self._flags.append((name, stats.inf))
+                self._flags.append((name, True, stats.inf))
 
     def close(self) -> None:
         """Remove every hook."""

@@ -93,6 +93,7 @@ class PrecisionFallbackHook(AmpHook):
 
     def before_run(self, runner: Runner) -> None:
         """Remember the initial loss scales, before a checkpoint is read."""
+        super().before_run(runner)
         self._initial_scales = {
             name: private.initial_scale(scaler)
             for name, wrapper in iter_wrappers(runner.optim_wrapper)

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ from ..engine.words import first_names
 
 # What must be finite in a checkpoint. The log history beside it may well hold NaN.
 LEARNED_KEYS = ("state_dict", "optimizer", "ema_state_dict")
+_OF_MODEL = re.compile(r"^(ema_state_dict\.module|state_dict|ema_state_dict)\.")
 # How the words of `damage` begin for a file that torch will not unpickle.
 REFUSED = "torch's weights_only protection refuses it"
 
 _ZIP = b"PK\x03\x04"  # what torch.save writes since torch 1.6
 
 
-def damage(path: str, ignore: frozenset[str] = frozenset()) -> str | None:
+def damage(path: str, ignore: Container[str] = frozenset()) -> str | None:
     """What keeps a run from going on from a checkpoint file, in words.
 
     The file is read as a whole and nothing in it is executed: it is unpickled with
@@ -32,8 +33,8 @@ def damage(path: str, ignore: frozenset[str] = frozenset()) -> str | None:
 
     Args:
         path: Local.
-        ignore: Buffers that are infinite by design, as
-            :func:`amp_hooks.rollback.run_state.infinite_by_design` gives them.
+        ignore: What may hold NaN or infinity, as ``model.<name>``, beside what the
+            file itself names as such.
 
     Returns:
         ``None`` for a complete, finite MMEngine checkpoint.
@@ -56,7 +57,7 @@ def damage(path: str, ignore: frozenset[str] = frozenset()) -> str | None:
 
 
 def nonfinite_in(
-    checkpoint: Mapping[str, Any], ignore: frozenset[str] = frozenset()
+    checkpoint: Mapping[str, Any], ignore: Container[str] = frozenset()
 ) -> list[str]:
     """Names of tensors in an MMEngine checkpoint that hold NaN or infinity.
 
@@ -64,15 +65,23 @@ def nonfinite_in(
         checkpoint: As MMEngine saves it.
         ignore: As for :func:`damage`.
     """
-    buffers = {name.split(".", 1)[1] for name in ignore if name.startswith("model.")}
+    own = _by_design(checkpoint)
     learned = {key: checkpoint[key] for key in LEARNED_KEYS if key in checkpoint}
     names = nonfinite_names(learned, limit=1000)
-    return [
-        name
-        for name in names
-        if name.replace("ema_state_dict.module.", "state_dict.", 1).split(".", 1)[-1]
-        not in buffers
-    ]
+    found = []
+    for name in names:
+        bare = _OF_MODEL.sub("", name, count=1)
+        if bare == name or not (f"model.{bare}" in ignore or bare in own):
+            found.append(name)
+    return found
+
+
+def _by_design(checkpoint: Mapping[str, Any]) -> set[str]:
+    """What RollbackHook says in a checkpoint may hold NaN or infinity."""
+    hooks = checkpoint.get("amp_hooks")
+    states = hooks.values() if isinstance(hooks, Mapping) else ()
+    names = [s.get("by_design", ()) for s in states if isinstance(s, Mapping)]
+    return {str(name) for of_hook in names for name in of_hook}
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def _not_a_checkpoint(checkpoint: Any) -> str | None:
     return None
 
 
-def _bad_numbers(checkpoint: Mapping[str, Any], ignore: frozenset[str]) -> str | None:
+def _bad_numbers(checkpoint: Mapping[str, Any], ignore: Container[str]) -> str | None:
     if names := nonfinite_in(checkpoint, ignore):
         return f"it is not finite: {first_names(names)}"
     for name, value in _hyper_parameters(checkpoint.get("optimizer", {})):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,11 +16,11 @@ from ..engine.files import publish
 from ..engine.messages import warn
 from ..engine.patch import replace
 from ..engine.run import any_rank
+from ..engine.runtime import Runtime
 from ..engine.safe_load import allow_mmengine_checkpoints
 from ..engine.words import first_names
 from .checkpoint_file import REFUSED, damage
 from .disk import Pointer, same_file
-from .run_state import infinite_by_design
 from .save_attempt import (
     File,
     Files,
@@ -60,7 +60,7 @@ class CheckpointGuard:
         on_saved: Callable[[str, int], object],
     ) -> None:
         self._runner, self._nonfinite, self._on_saved = runner, nonfinite, on_saved
-        self._ignore: frozenset[str] = frozenset()
+        self._ignore: Container[str] = frozenset()
         self._swept: set[str] = set()  # folders
         self._owed: list[Removal] = []
         self._undo = ExitStack()
@@ -69,7 +69,7 @@ class CheckpointGuard:
         """Guard the hooks; to be called before the first step."""
         self._undo.close()
         allow_mmengine_checkpoints()
-        self._ignore = infinite_by_design(self._runner)
+        self._ignore = Runtime.of(self._runner).by_design
         for hook in self._runner.hooks:
             if isinstance(hook, CheckpointHook):
                 for name in private.CHECKPOINT_METHODS:

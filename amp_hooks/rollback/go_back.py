@@ -55,6 +55,13 @@ class GoBack:
             TrainingDivergedError: The limits allow no more, or there is no snapshot.
         """
         runner, runtime = self._runner, Runtime.of(self._runner)
+        by_design = runtime.by_design
+        if by_design.names and not by_design.settled:
+            # There was no healthy step: nothing has shown that they do no harm.
+            named = messages.where_text(sorted(by_design.names))
+            raise TrainingDivergedError(
+                messages.no_snapshot(runner.iter, verdict.value, named)
+            )
         where = messages.where_text(nonfinite)
         limit = self._attempts.used_up(runner.iter)
         if limit and not self._last_resort(runtime, verdict):

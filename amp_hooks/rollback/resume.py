@@ -13,11 +13,12 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import BaseLoop, Runner
 
 from ..engine import private
+from ..engine.by_design import ByDesign
 from ..engine.messages import warn
+from ..engine.run import bare_model
 from ..engine.safe_load import allow_mmengine_checkpoints
 from .checkpoint_file import Header, damage, read_header
 from .disk import Pointer, same_file
-from .run_state import infinite_by_design
 from .save_attempt import is_local
 
 _TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")  # CheckpointHook's defaults
@@ -71,7 +72,7 @@ def choose_resume(runner: Runner) -> str | None:
 def _check(runner: Runner, path: str) -> None:
     if not osp.isfile(path):
         return  # an address, or MMEngine says that it is missing
-    if words := damage(path, infinite_by_design(runner)):
+    if words := damage(path, ByDesign.of_new(bare_model(runner))):
         raise _Unusable(
             f"load_from={path!r} with resume=True: {words}. Name another checkpoint, "
             "or leave load_from out: the newest good one is then found by itself."
@@ -98,7 +99,7 @@ def _choose(runner: Runner) -> str | None:
     if not paths:
         _forget_empty_pointer(runner.work_dir)
         return None
-    ignore = infinite_by_design(runner)
+    ignore = ByDesign.of_new(bare_model(runner))
     passed = []
     for path in paths:
         words, header = damage(path, ignore), headers[path]

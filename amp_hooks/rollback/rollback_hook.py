@@ -8,12 +8,13 @@ from typing import Any
 from mmengine.runner import Runner
 
 from ..engine import private
+from ..engine.by_design import ByDesign
 from ..engine.checks import check_bool, check_int, check_number, check_optional_int
 from ..engine.hook import CHECKPOINT_KEY, AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
 from ..engine.rng import set_rng_of_rank
-from ..engine.run import accumulating, any_rank, refuse_sharded
+from ..engine.run import accumulating, any_rank, bare_model, refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
@@ -25,7 +26,7 @@ from .lr_policy import LRPolicy
 from .policy import LR_FACTOR, PATIENCE, SHARE, WINDOW, BadStreak
 from .resume import choose_resume
 from .ring import SnapshotRing
-from .run_state import infinite_by_design, nonfinite_state
+from .run_state import nonfinite_state
 from .schedule import SnapshotSchedule
 from .snapshot_store import SnapshotStore
 
@@ -168,6 +169,7 @@ class RollbackHook(AmpHook):
         self._ring: SnapshotRing[Any] = SnapshotRing(
             self.keep, self.probation, self.cooldown
         )
+        self._ignore = ByDesign()
         # State of this process.
         self._schedule = SnapshotSchedule(self.interval)
         self._rng: list[dict[str, Any]] = []  # to be taken back
@@ -184,12 +186,14 @@ class RollbackHook(AmpHook):
 
     def before_run(self, runner: Runner) -> None:
         """Choose what to resume from, before MMEngine does."""
+        super().before_run(runner)
         choose_resume(runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
         refuse_sharded(self, runner)
-        self._ignore = infinite_by_design(runner)
+        runtime.by_design.begin(bare_model(runner))
+        self._ignore = runtime.by_design
         self._snapshots = SnapshotStore(
             runner, self._ring, self.pin_memory, self._ignore
         )
@@ -282,6 +286,7 @@ class RollbackHook(AmpHook):
             lr=self._lr.state(),
             bad=self._streak.state(),
             last=self._ring.last,
+            by_design=sorted(self._ignore.names),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,12 @@ from torch import nn
 from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.run import active_scaler, bare_model, iter_wrappers, left_out_buffers
-from ..engine.tensors import map_tensors, named_tensors, nonfinite_names
+from ..engine.tensors import (
+    map_tensors,
+    named_tensors,
+    nonfinite_names,
+    overlaps_itself,
+)
 from .host_copy import HostCopier
 from .lr_policy import all_schedulers
 
@@ -36,8 +41,8 @@ def learned_state(runner: Runner) -> dict[str, Any]:
     )
 
 
-def nonfinite_state(runner: Runner, ignore: frozenset[str]) -> list[str]:
-    """Names in the learned state that hold NaN or infinity.
+def nonfinite_state(runner: Runner, ignore: Container[str]) -> list[str]:
+    """Names in the learned state that hold NaN or infinity, but for those to ignore.
 
     A loss scale of 0, from which nothing comes back, counts as well.
     """
@@ -56,22 +61,6 @@ def overflowed(runner: Runner, names: list[str]) -> bool:
     wanted = frozenset(names)
     tensors = named_tensors(learned_state(runner)) if names else ()
     return any(name in wanted and bool(t.isinf().any()) for name, t in tensors)
-
-
-def infinite_by_design(runner: Runner) -> frozenset[str]:
-    """Buffers that hold infinities on purpose, such as attention masks.
-
-    To be asked before the first step. BatchNorm statistics never do, and NaN is never
-    on purpose.
-    """
-    found, emas = set(), ema_hooks(runner)
-    for name, b in bare_model(runner).named_buffers():
-        if "running_" in name or not b.is_floating_point():
-            continue
-        if torch.isinf(b).any() and not torch.isnan(b).any():
-            found |= {f"model.{name}", f"buffers.{name}"}
-            found |= {f"ema[{i}].module.{name}" for i, _ in enumerate(emas)}
-    return frozenset(found)
 
 
 def _nan_numbers(runner: Runner) -> Iterator[str]:
@@ -138,6 +127,7 @@ class Snapshot:
             reset_optimizer: Let the optimizers start without momentum and averages
                 instead of those of the snapshot.
         """
+        own_memory(bare_model(runner))
         bare_model(runner).load_state_dict(self.state["model"])
         self._restore_other_buffers(bare_model(runner))
         scheduled = _scheduled(runner)
@@ -161,6 +151,7 @@ class Snapshot:
             private.uncount_accumulated(wrapper)
         averaged = self.state["ema"]
         for i, hook in enumerate(ema_hooks(runner)):
+            own_memory(hook.ema_model)
             if i < len(averaged):
                 hook.ema_model.load_state_dict(averaged[i])
             else:  # of a run that had none
@@ -178,6 +169,14 @@ class Snapshot:
             else:  # replaced meanwhile
                 device = saved.device if live is None else live.device
                 private.buffers_of(module)[last] = saved.to(device, copy=True)
+
+
+def own_memory(model: nn.Module) -> None:
+    """Give buffers whose values share memory (``expand``) memory that can be set."""
+    for module in model.modules():
+        for name, buffer in private.buffers_of(module).items():
+            if buffer is not None and overlaps_itself(buffer):
+                private.buffers_of(module)[name] = buffer.clone()
 
 
 def _scheduled(runner: Runner) -> set[str]:

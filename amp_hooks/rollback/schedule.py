@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from mmengine.runner import Runner
 
 from ..engine.averaging import begin_with_the_weights
@@ -36,7 +38,7 @@ class SnapshotSchedule:
         store: SnapshotStore,
         resumed: bool,
         calm: bool,
-        ignore: frozenset[str],
+        ignore: Container[str],
     ) -> list[str] | None:
         """Take it, between two iterations, where the whole run is consistent.
 
@@ -45,7 +47,7 @@ class SnapshotSchedule:
             store: Takes and keeps the snapshots.
             resumed: The run was read from a file.
             calm: The last iteration was not bad.
-            ignore: As from :func:`~amp_hooks.rollback.run_state.infinite_by_design`.
+            ignore: What may hold NaN or infinity, by its name in the learned state.
 
         Returns:
             If there should have been one and the learned state is not finite, on this

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os.path as osp
+from collections.abc import Container
 from typing import Any
 
 import mmengine.dist as dist
@@ -35,7 +36,7 @@ class SnapshotStore:
         runner: The run.
         ring: Where proven snapshots are kept.
         pinned: As :class:`HostCopier`.
-        ignore: As :func:`amp_hooks.rollback.run_state.infinite_by_design` gives it.
+        ignore: What may hold NaN or infinity, by its name in the learned state.
 
     Attributes:
         pointer: Names the newest checkpoint that is good.
@@ -47,7 +48,7 @@ class SnapshotStore:
         runner: Runner,
         ring: SnapshotRing[Any],
         pinned: bool,
-        ignore: frozenset[str],
+        ignore: Container[str],
     ) -> None:
         self._runner, self._ring, self._ignore = runner, ring, ignore
         self._copier = HostCopier(pinned)

@@ -1,0 +1,123 @@
+"""What the forward passes that feed an optimizer step say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from .nonfinite_forward import ForwardWatch, NonfiniteForward, nonfinite_losses
+from .recorder import IterationRecord
+
+
+class ForwardJudge:
+    """Knows what must be finite, and what was not.
+
+    Gradients decide: a loss that is not finite over gradients that are does no harm.
+    Of what the watches measure on the way to the loss only that counts which has been
+    finite in a healthy iteration; what was not in the first such step is by design.
+
+    Attributes:
+        watches: See values of the forward pass: the logits, for one.
+        here: What was not finite on this rank in the present iteration.
+        harmless: Losses of the present iteration that were not finite and did no harm.
+        harmless_propagated: They were part of the loss that was propagated.
+        together: Several ranks see the same gradients, for DDP averages them.
+    """
+
+    def __init__(self) -> None:
+        self.watches: list[ForwardWatch] = []
+        self.here = NonfiniteForward()
+        self.harmless: dict[str, float] = {}
+        self.harmless_propagated = False
+        self.together = False
+        self._since_step = NonfiniteForward()
+        self._seen_finite: set[str] = set()
+        self._never_finite: set[str] = set()
+
+    def take_flags(self, clamped: Collection[str]) -> list[Tensor]:
+        """0-d tensors, one of them above 0 or NaN if the forward pass was not finite.
+
+        Of the forward passes since the last call; still on the device. What has never
+        been finite is left out.
+        """
+        return [
+            flag
+            for watch in self.watches
+            for name, flag in watch.take_flags(clamped)
+            if not name or self.trusts(name)
+        ]
+
+    def trusts(self, name: str) -> bool:
+        """Whether what a watch measures there has been finite in a healthy run."""
+        return name in self._seen_finite
+
+    def forget(self) -> None:
+        """The accumulation begins anew."""
+        self._since_step = NonfiniteForward()
+
+    def judge(
+        self,
+        record: IterationRecord,
+        clamped: Collection[str],
+        raised: list[int] | None,
+    ) -> NonfiniteForward:
+        """What the verdict on the forward passes rests on; sets ``record.ranks``.
+
+        A collective if gradients are not finite, or an exception was dealt with: then
+        every rank is here.
+
+        Args:
+            record: Of the present iteration.
+            clamped: Layers whose infinities do no harm.
+            raised: Ranks on which the training step raised because of NaN, if it did.
+        """
+        grads_finite = not any(record.all("found_inf"))
+        losses, propagated = nonfinite_losses(record)
+        self.harmless, self.harmless_propagated = {}, propagated
+        if record.stepped or not propagated:
+            self.harmless, losses = losses, {}
+        found, known = self._values(record, clamped)
+        self.here = NonfiniteForward()
+        self.here.add(losses, known if grads_finite else found)
+        self._since_step.add(losses, found)
+        if raised is not None:
+            record.ranks = raised
+            return self._since_step
+        if grads_finite:
+            if self.together:
+                # Only this rank knows, and nothing may be decided on it.
+                return NonfiniteForward()
+            # Between the steps of an accumulation the gradients are not known. A loop
+            # without `optim_wrapper.backward` has no other judge than its losses.
+            unseen = losses if "backward_loss" not in record.values else {}
+            nonfinite = NonfiniteForward(unseen, known)
+        elif self.together:
+            # Gradients are averaged, so every rank is here. A healthy run never is.
+            record.ranks, nonfinite = self._since_step.of_all_ranks()
+            return nonfinite
+        else:
+            nonfinite = self._since_step
+        record.ranks = [0] if nonfinite else []
+        return nonfinite
+
+    def learn(self, record: IterationRecord, clamped: Collection[str]) -> None:
+        """A healthy iteration shows what is finite, and what is not by design."""
+        for watch in self.watches:
+            for name, finite in watch.finite(record, clamped).items():
+                if finite:
+                    self._seen_finite.add(name)
+                elif record.stepped and not self.trusts(name):
+                    self._never_finite.add(name)
+
+    def _values(
+        self, record: IterationRecord, clamped: Collection[str]
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """What the watches saw that may be faulty, and what of it is known to be."""
+        found: dict[str, list[str]] = {}
+        for watch in self.watches:
+            for name, finite in watch.finite(record, clamped).items():
+                if not finite and name not in self._never_finite:
+                    found.setdefault(watch.kind, []).append(name)
+        known = {kind: list(filter(self.trusts, n)) for kind, n in found.items()}
+        return found, {kind: names for kind, names in known.items() if names}

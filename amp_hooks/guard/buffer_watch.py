@@ -1,0 +1,96 @@
+"""See a buffer become NaN or infinite, whatever the loss says."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import private
+from ..engine.by_design import ByDesign
+from ..engine.recorder import FlightRecorder, IterationRecord
+from ..engine.tensors import nonfinite_names
+
+
+class BufferWatch:
+    """Looks at the buffers that a forward pass has written, before the backward pass.
+
+    Inputs of 1e30 leave BatchNorm's running_var infinite while loss and gradients are
+    finite, in FP32 and BF16 (their squares overflow, and the layer returns zeros);
+    every later evaluation is NaN (pytorch#88474). Statistics of BatchNorm are looked at
+    from the first iteration on, other buffers once the first healthy step has shown
+    which of them are finite by design.
+
+    Attributes:
+        kind: Of what it sees, for the ledger.
+        layers: None; it measures no output.
+    """
+
+    kind = "buffers"
+
+    def __init__(self, recorder: FlightRecorder) -> None:
+        self._recorder = recorder
+        self.layers: dict[str, nn.Module] = {}
+        self._by_design = ByDesign()
+        self._slots: list[tuple[str, nn.Module, str]] = []
+        self._zeros: dict[torch.device, Tensor] = {}
+
+    def watch(self, model: nn.Module, by_design: ByDesign) -> None:
+        """Look at the floating-point buffers of a model from now on."""
+        self._by_design = by_design
+        self._slots = [
+            (f"{path}.{name}" if path else name, module, name)
+            for path, module in model.named_modules()
+            for name, buffer in private.buffers_of(module).items()
+            if buffer is not None and buffer.is_floating_point() and buffer.numel()
+        ]
+
+    def end_iteration(self) -> str | None:
+        """There is nothing to tell."""
+        return None
+
+    def complete(self, record: IterationRecord) -> None:
+        """The host knows nothing more."""
+
+    def finite(
+        self, record: IterationRecord, clamped: Container[str]
+    ) -> dict[str, bool]:
+        """Whether they are, by name; reads the device if they are not."""
+        flag = record.get("buffers_nonfinite")
+        if flag is None or flag == 0:
+            return {}
+        return dict.fromkeys(nonfinite_names(dict(self._watched()), limit=5), False)
+
+    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
+        """0 if they are finite, else NaN; three launches, however many there are."""
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for _, buffer in self._watched():
+            by_kind.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        flags = []
+        for (device, _), buffers in by_kind.items():
+            peaks = torch.stack(private.peaks_of(buffers)).float()
+            zeros = self._zeros.get(device)
+            if zeros is None or len(zeros) < len(peaks):
+                zeros = self._zeros[device] = torch.zeros(len(peaks), device=device)
+            # 0 * inf and 0 * NaN are NaN.
+            flag = torch.dot(peaks, zeros[: len(peaks)])
+            self._recorder.note("buffers_nonfinite", flag)
+            flags.append(("", flag))  # whatever else is known
+        return flags
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._slots.clear()
+        self._zeros.clear()
+
+    def _watched(self) -> list[tuple[str, Tensor]]:
+        found = []
+        for path, module, name in self._slots:
+            norm = private.is_norm(module)
+            if norm and not module.training or not (norm or self._by_design.settled):
+                continue
+            buffer = private.buffers_of(module).get(name)
+            if buffer is not None and path not in self._by_design.names:
+                found.append((path, buffer.detach()))
+        return found

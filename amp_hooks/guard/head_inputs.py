@@ -1,0 +1,193 @@
+"""Keep NaN out of the losses of a head: what it hands to them is made finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import private
+from ..engine.recorder import FlightRecorder, IterationRecord
+from ..engine.tensors import overlaps_itself
+
+# Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
+_LOSS_METHODS = ("loss_by_feat", "loss_and_target")
+# These neither raise nor assert, whatever they are given, if their samples are assigned
+# by anchors or proposals alone.
+_HARDY = (
+    "AnchorHead.loss_by_feat",
+    "FCOSHead.loss_by_feat",
+    "RPNHead.loss_by_feat",
+    "BBoxHead.loss_and_target",
+    "FCNMaskHead.loss_and_target",
+)
+_TOGETHER = 64 * 2**20  # bytes: copies of larger predictions might not fit
+
+
+class HeadInputs:
+    """Replaces NaN and infinities in predictions, and remembers that there were some.
+
+    An assigner that is given NaN raises (mmdetection#8155), and on CUDA
+    ``F.binary_cross_entropy`` in SimOTA kills the context with a device-side assert. On
+    several GPUs it is worse: the other ranks wait in a collective of the loss. Finite
+    numbers keep all of them going until the step is refused.
+
+    A head is looked at but left alone until its predictions have been finite in a
+    healthy iteration: what never is finite is by design.
+
+    Args:
+        recorder: Gets ``head_peak``: the largest magnitude, by head.
+
+    Attributes:
+        kind: Of what it sees, for the ledger.
+        layers: The heads.
+        trusts: Whether a head's predictions have been finite.
+    """
+
+    kind = "heads"
+
+    def __init__(self, recorder: FlightRecorder) -> None:
+        self._recorder = recorder
+        self.layers: dict[str, nn.Module] = {}
+        self.trusts: Callable[[str], bool] = lambda name: False
+        self._flags: list[tuple[str, Tensor]] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def watch(self, model: nn.Module, trusts: Callable[[str], bool]) -> None:
+        """Stand before the losses of every head that NaN could make raise."""
+        self.trusts = trusts
+        for name, module in model.named_modules():
+            for method in _LOSS_METHODS:
+                if callable(getattr(module, method, None)) and not hardy(
+                    module, method
+                ):
+                    self.layers[name] = module
+                    self._wrap(name, module, method)
+
+    def end_iteration(self) -> str | None:
+        """Forget what no backward pass has asked for."""
+        self._flags.clear()
+        return None
+
+    def complete(self, record: IterationRecord) -> None:
+        """The host knows nothing more."""
+
+    def finite(
+        self, record: IterationRecord, clamped: Container[str]
+    ) -> dict[str, bool]:
+        """Which heads were called, and whether their predictions were finite."""
+        peaks = record.values.get("head_peak", {})
+        return {name: peak - peak == 0 for name, peak in peaks.items()}
+
+    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
+        """The same on the device: 0, or NaN."""
+        taken, self._flags = self._flags, []
+        return taken
+
+    def close(self) -> None:
+        """Give the heads back as they were."""
+        while self._undo:
+            self._undo.pop()()
+        self.layers.clear()
+        self._flags.clear()
+        self.trusts = lambda name: False
+
+    def _wrap(self, name: str, head: nn.Module, method: str) -> None:
+        original, before = getattr(head, method), head.__dict__.get(method)
+        if getattr(before, "__module__", "").startswith("amp_hooks."):
+            before = None  # a wrapper of this package, which goes away as well
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            # Not in evaluation, and not where a bad batch is run again as it was.
+            if torch.is_grad_enabled() and not self._recorder.muted:
+                self._look(name, [*_predictions((args, kwargs))])
+            return original(*args, **kwargs)
+
+        def undo() -> None:
+            if head.__dict__.get(method) is watched:
+                if before is None:
+                    delattr(head, method)
+                else:
+                    setattr(head, method, before)
+
+        setattr(head, method, watched)
+        self._undo.append(undo)
+
+    def _look(self, name: str, predictions: list[Tensor]) -> None:
+        if not predictions:
+            return
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for x in predictions:
+            by_kind.setdefault((x.device, x.dtype), []).append(x)
+        for same in by_kind.values():
+            peak = make_finite(same) if self.trusts(name) else _peak(same)
+            self._recorder.note("head_peak", peak, name)
+            self._flags.append((name, peak * 0.0))
+
+
+@torch.no_grad()
+def make_finite(tensors: list[Tensor]) -> Tensor:
+    """Replace NaN and infinities by 0, in place and unseen by autograd.
+
+    Finite values stay what they are, bit for bit and in their layout; where one is
+    replaced the gradients are worth nothing anyway. Four launches for them all.
+
+    Args:
+        tensors: Of one device and floating dtype, none of them expanded.
+
+    Returns:
+        The largest magnitude there was, 0-d float32; NaN or infinite if one was.
+    """
+    # Not `detach`: what autograd has saved would count as changed.
+    data = [x.data for x in tensors]
+    if sum(x.numel() * x.element_size() for x in data) > _TOGETHER:
+        peak = _peak(tensors)
+        for x in data:
+            x.nan_to_num_(0.0, 0.0, 0.0)
+        return peak
+    flat = torch.cat([x.reshape(-1) for x in data])
+    peak = torch.linalg.vector_norm(flat, float("inf")).float()
+    flat.nan_to_num_(0.0, 0.0, 0.0)
+    parts = flat.split([x.numel() for x in data])
+    private.copy_all(data, [part.view(x.shape) for part, x in zip(parts, data)])
+    return peak
+
+
+@torch.no_grad()
+def _peak(tensors: list[Tensor]) -> Tensor:
+    peaks = private.peaks_of([x.detach() for x in tensors])
+    return torch.stack(peaks).float().max()
+
+
+def _predictions(tree: Any) -> Iterator[Tensor]:
+    """Tensors that come from weights, each once; ground truth does not."""
+    seen: set[int] = set()
+    stack = [tree]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            number = item.is_floating_point() and item.numel()
+            if not (item.requires_grad and number) or item.is_sparse:
+                continue
+            if id(item) not in seen and not overlaps_itself(item):
+                seen.add(id(item))
+                yield item
+        elif isinstance(item, Mapping):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            stack.extend(item)
+
+
+def hardy(head: nn.Module, method: str) -> bool:
+    """Whether the losses of a head can neither raise nor assert because of NaN."""
+    declared = getattr(type(head), method, None)
+    name = getattr(declared, "__qualname__", "")
+    module = getattr(declared, "__module__", "")
+    assigner = type(getattr(head, "assigner", None)).__name__
+    return (
+        module.startswith("mmdet.")
+        and name in _HARDY
+        and assigner in ("NoneType", "MaxIoUAssigner")
+    )
