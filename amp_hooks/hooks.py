@@ -5,6 +5,7 @@ from .data.bad_batch_hook import BadBatchHook
 from .data.box_sanity_hook import BoxSanityHook
 from .forensics.forensics_hook import ForensicsHook
 from .guard.step_guard_hook import StepGuardHook
+from .health.health_hook import HealthHook
 from .inject.fault_injection_hook import FaultInjectionHook
 from .monitor.cls_score_monitor_hook import ClsScoreMonitorHook
 from .monitor.grad_norm_monitor_hook import GradNormMonitorHook
@@ -24,6 +25,7 @@ __all__ = [
     "ForensicsHook",
     "GradNormMonitorHook",
     "HeadClampHook",
+    "HealthHook",
     "LossScaleMonitorHook",
     "PrecisionFallbackHook",
     "RollbackHook",

@@ -13,6 +13,7 @@ MEMBERS = {
     "forensics": "ForensicsHook",
     "bad_batch": "BadBatchHook",
     "head_clamp": "HeadClampHook",
+    "health": "HealthHook",
     "rollback": "RollbackHook",
     "precision_fallback": "PrecisionFallbackHook",
     "preflight": "AmpPreflightHook",

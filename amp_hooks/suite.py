@@ -19,6 +19,7 @@ from .engine.hook import AmpHook
 from .engine.run import iter_wrappers
 from .forensics.forensics_hook import ForensicsHook
 from .guard.step_guard_hook import StepGuardHook
+from .health.health_hook import HealthHook
 from .members import MEMBERS
 from .monitor.cls_score_monitor_hook import ClsScoreMonitorHook
 from .monitor.grad_norm_monitor_hook import GradNormMonitorHook
@@ -39,6 +40,7 @@ _CLASSES: dict[str, type[AmpHook]] = {
         ForensicsHook,
         GradNormMonitorHook,
         HeadClampHook,
+        HealthHook,
         LossScaleMonitorHook,
         PrecisionFallbackHook,
         RollbackHook,
@@ -51,7 +53,7 @@ _SEVERAL = ("head_clamp",)  # members of which a run may have more than one
 
 @HOOKS.register_module()
 class StabilityHook(Hook):
-    """The whole suite: pre-flight, monitors, guard, clamp, rollback, fallback, panel.
+    """The whole suite, from pre-flight and monitors to rollback, fallback and panel.
 
     One line beside whatever ``custom_hooks`` a config has already. When the run starts,
     each member takes its own place among the runner's hooks, as if it had been listed
@@ -82,6 +84,8 @@ class StabilityHook(Hook):
                                      before anybody changes it.
     35       HeadClampHook           Needs the forward pass's verdict; RollbackHook may
                                      replace it by one on the state.
+    38       HealthHook              Judges the run with what guard and clamp left of the
+                                     iteration; RollbackHook acts on it.
     40       RollbackHook            EMAHook shall not average what is taken back.
     45       PrecisionFallbackHook   Counts RollbackHook's rollbacks.
     46       AmpPreflightHook        Looks at batch and model as all others left them.
@@ -111,6 +115,7 @@ class StabilityHook(Hook):
         head_clamp (dict, list[dict] or bool, optional): Of :class:`HeadClampHook`; a
             list for several clamps with targets and limits of their own. Defaults to
             True.
+        health (dict or bool, optional): Of :class:`HealthHook`. Defaults to True.
         rollback (dict or bool, optional): Of :class:`RollbackHook`. Defaults to True.
         precision_fallback (dict, bool or str, optional): Of
             :class:`PrecisionFallbackHook`. With 'auto' it is left out, and the log says
@@ -155,6 +160,7 @@ class StabilityHook(Hook):
         forensics: dict | bool | None = True,
         bad_batch: dict | bool | None = True,
         head_clamp: dict | list[dict] | bool | None = True,
+        health: dict | bool | None = True,
         rollback: dict | bool | None = True,
         precision_fallback: dict | bool | str | None = "auto",
         preflight: dict | bool | None = True,

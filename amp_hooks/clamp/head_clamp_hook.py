@@ -63,9 +63,10 @@ class HeadClampHook(AmpHook):
     Args:
         limit (float): Largest |logit| let through. A sigmoid is 0 or 1 to FP32
             precision beyond about 17, a softmax beyond about 104. Defaults to 100.0.
-        mode (str): The gradient beyond the limit. 'hard': zero. 'soft': zero only where
-            it would drive the logit further out, so that the layer can find its way
-            back. The values are the same. Defaults to 'hard'.
+        mode (str): The gradient beyond the limit. 'soft': zero only where it would
+            drive the logit further out, so that the layer can find its way back.
+            'hard': zero, which keeps a classifier dead whose logits are all out there.
+            The values are the same. Defaults to 'soft'.
         when (str): 'triggered' switches it on by need, 'always' keeps it on. Defaults
             to 'triggered'.
         trigger (float or dict): With 'triggered': a |logit| above this switches it on;
@@ -98,7 +99,7 @@ class HeadClampHook(AmpHook):
     def __init__(
         self,
         limit: float = LIMIT,
-        mode: str = "hard",
+        mode: str = "soft",
         when: str = "triggered",
         trigger: float | dict[str, float] = TRIGGER,
         early_warning: bool = True,

@@ -25,6 +25,8 @@ class Event:
     fields: dict[str, str] = field(default_factory=dict)
 
 
+_SINCE = "iteration in which it began"
+
 EVENTS = {
     "start": Event(
         "training begins, anew or after a resume",
@@ -69,6 +71,8 @@ EVENTS = {
         {
             "losses": "if losses were not finite: these, with their value",
             "layers": "if logits were not: the classifier layers",
+            "heads": "if what heads hand to their losses was not: these",
+            "buffers": "if buffers became so: up to five of these",
             "nonfinite_grads": "if gradients were not: the first five parameters",
             "nonfinite_grads_total": "if gradients were not: how many parameters",
             "scale": "if there is a GradScaler: the loss scale of the step",
@@ -76,6 +80,26 @@ EVENTS = {
             "error": "if the training step raised: type and message",
             "ranks": "if there are several processes: where loss or logits failed",
         },
+    ),
+    "nan_term": Event(
+        "a loss term was not finite and did no harm, for the first time",
+        words.nan_term,
+        {"losses": "such terms, with their value", "why": "it did no harm"},
+    ),
+    "watch": Event(
+        "the loss has left its healthy range: nothing is kept until it is back",
+        words.watch,
+        {"why": "one sentence", "loss_ratio": "loss over its level", "since": _SINCE},
+    ),
+    "diverged": Event(
+        "the run is ill: every number is finite, and it learns nothing",
+        words.diverged,
+        {"why": "one sentence", "loss_ratio": "loss over its level", "since": _SINCE},
+    ),
+    "well": Event(
+        "the run is healthy again by itself",
+        words.well,
+        {"since": _SINCE},
     ),
     "veto": Event(
         "StepGuardHook undid the iteration",
@@ -124,6 +148,7 @@ EVENTS = {
             "lr_factor": "learning rate over the schedule's, after re-warm-up",
             "scale": "loss scale after it, or null",
             "nonfinite_state": "up to five tensors of the state that were not finite",
+            "why": "if the verdict is DIVERGED: one sentence",
         },
     ),
     "recover": Event(
@@ -192,14 +217,14 @@ EVENTS = {
         },
     ),
     "abort": Event(
-        "training ended with TrainingDivergedError",
+        "training ended with an exception",
         words.abort,
         {
             "rollbacks": "if RollbackHook ended it: rollbacks so far",
             "lr_factor": "if RollbackHook ended it: as in rollback",
             "limit": "if RollbackHook ended it: the argument that allows no more",
             "checkpoint": "if RollbackHook ended it: the last good one",
-            "error": "if StepGuardHook ended it: the exception",
+            "error": "if it was another exception than RollbackHook's: type and message",
         },
     ),
     "end": Event(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
 
+from .condition import Condition
 from .nonfinite_forward import ForwardWatch, NonfiniteForward, nonfinite_losses
 from .recorder import IterationRecord
 
@@ -23,6 +26,8 @@ class ForwardJudge:
         harmless: Losses of the present iteration that were not finite and did no harm.
         harmless_propagated: They were part of the loss that was propagated.
         together: Several ranks see the same gradients, for DDP averages them.
+        diverged: This rank finds that the run has diverged. Its next loss is made NaN:
+            the step is refused on every rank, and there all of them meet.
     """
 
     def __init__(self) -> None:
@@ -31,6 +36,7 @@ class ForwardJudge:
         self.harmless: dict[str, float] = {}
         self.harmless_propagated = False
         self.together = False
+        self.diverged: Condition | None = None
         self._since_step = NonfiniteForward()
         self._seen_finite: set[str] = set()
         self._never_finite: set[str] = set()
@@ -41,7 +47,8 @@ class ForwardJudge:
         Of the forward passes since the last call; still on the device. What has never
         been finite is left out.
         """
-        return [
+        asks = [] if self.diverged is None else [torch.tensor(math.nan)]
+        return asks + [
             flag
             for watch in self.watches
             for name, flag in watch.take_flags(clamped)
@@ -81,6 +88,7 @@ class ForwardJudge:
         self.here = NonfiniteForward()
         self.here.add(losses, known if grads_finite else found)
         self._since_step.add(losses, found)
+        self._since_step.diverged = self.diverged
         if raised is not None:
             record.ranks = raised
             return self._since_step

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import mmengine.dist as dist
 from torch import Tensor, nn
 
+from .condition import Condition
 from .recorder import IterationRecord
 
 
@@ -60,13 +61,16 @@ class NonfiniteForward:
         losses: Terms of a loss that was propagated and not finite, with their value;
             the loss itself if it has none.
         values: Other values, by what the watch that saw them calls them.
+        diverged: Not a number at all: a rank finds that the run has diverged, and lets
+            the others know in this way.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
     values: dict[str, list[str]] = field(default_factory=dict)
+    diverged: Condition | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.losses or self.values)
+        return bool(self.losses or self.values or self.diverged)
 
     def add(self, losses: Mapping[str, float], values: Mapping[str, list[str]]) -> None:
         """Take in another iteration."""
@@ -88,7 +92,11 @@ class NonfiniteForward:
         """
         everyone = dist.all_gather_object(self)
         ranks = [rank for rank, found in enumerate(everyone) if found]
-        return ranks, everyone[ranks[0]] if ranks else NonfiniteForward()
+        if not ranks:
+            return ranks, NonfiniteForward()
+        conditions = [found.diverged for found in everyone if found.diverged]
+        first = min(conditions, key=lambda c: c.since or 0) if conditions else None
+        return ranks, replace(everyone[ranks[0]], diverged=first)
 
 
 def nonfinite_losses(record: IterationRecord) -> tuple[dict[str, float], bool]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .averaging import Averaging
 from .by_design import ByDesign
+from .condition import Condition
 from .describe import describe_run, utc_now
 from .error_tap import ErrorTap
 from .files import Save
@@ -66,6 +67,8 @@ class Runtime:
             them do no harm.
         clamp_limits: Largest |value| that each HeadClampHook lets through.
         by_design: What may be NaN or infinite in the model, because it always was.
+        condition: How the run is, beyond this iteration.
+        goes_back: RollbackHook is there to act on it.
         harmless: Losses that were not finite over finite gradients.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
@@ -86,6 +89,8 @@ class Runtime:
         self.averaging = Averaging()
         self.by_design = ByDesign()
         self.harmless = HarmlessLosses()
+        self.condition = Condition()
+        self.goes_back = False
         self.scale_floor = 1.0
         self.raised: Raised | None = None
         self.clamped: set[str] = set()
@@ -184,6 +189,9 @@ class Runtime:
             or any(self.tap.scale_is_fixed(name) for name in names),
             raised=self.raised is not None,
         )
+        if nonfinite.diverged is not None:
+            record.verdict, self.condition = Verdict.DIVERGED, nonfinite.diverged
+            self.forward.diverged = None
         return nonfinite
 
     def _tell_harmless(self, record: IterationRecord) -> None:

@@ -21,6 +21,8 @@ class Verdict(str, Enum):
         STATE_NONFINITE: A parameter, buffer, optimizer state or EMA weight holds NaN
             or infinity. It does not heal by itself.
         RAISED: The training step raised an exception because of NaN.
+        DIVERGED: All numbers are finite, and the run has left its healthy range for
+            good. HealthHook's verdict, on the run rather than on the iteration.
     """
 
     HEALTHY = "HEALTHY"
@@ -29,6 +31,7 @@ class Verdict(str, Enum):
     GRAD_NONFINITE = "GRAD_NONFINITE"
     STATE_NONFINITE = "STATE_NONFINITE"
     RAISED = "RAISED"
+    DIVERGED = "DIVERGED"
 
     @property
     def is_bad(self) -> bool:

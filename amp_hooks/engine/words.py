@@ -12,6 +12,7 @@ _VERDICTS = {
     "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
     "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
     "RAISED": "the training step raised because of NaN",
+    "DIVERGED": "the run had left its healthy range for good",
 }
 
 
@@ -49,6 +50,11 @@ def reason(line: Line) -> str:
         text += f"; not finite: {names_in(where)}"
     if where := line.get("layers"):
         text += f"; logits of {names_in(where)}"
+    for kind in ("heads", "buffers"):
+        if where := line.get(kind):
+            text += f"; {kind}: {names_in(where)}"
+    if why := line.get("why"):
+        text += f": {why}"
     if where := line.get("nonfinite_state"):
         text += f": {names_in(where)}"
     if where := line.get("nonfinite_grads"):
@@ -73,6 +79,26 @@ def overflow(line: Line) -> str:
     ranks = f" On ranks {names_in(line['ranks'])}." if line.get("ranks") else ""
     text = reason(line)
     return f"{text[:1].upper()}{text[1:]}.{scale}{ranks}"
+
+
+def nan_term(line: Line) -> str:
+    """Of a ``nan_term`` line."""
+    return f"{names_in(line['losses'])} was not finite, but {line['why']}."
+
+
+def watch(line: Line) -> str:
+    """Of a ``watch`` line."""
+    return f"Watched: {line['why']}."
+
+
+def diverged(line: Line) -> str:
+    """Of a ``diverged`` line."""
+    return f"Diverged: {line['why']}."
+
+
+def well(line: Line) -> str:
+    """Of a ``well`` line."""
+    return f"Healthy again by itself, after it was not since iteration {line['since']}."
 
 
 def veto(line: Line) -> str:

@@ -12,7 +12,7 @@ from ..engine.run import active_scaler
 from ..engine.verdict import Verdict
 
 # What no loss scale can cure.
-_NOT_OF_THE_SCALE = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
+_NOT_OF_THE_SCALE = (Verdict.FORWARD_NONFINITE, Verdict.RAISED, Verdict.DIVERGED)
 
 
 class ScalePolicy:

@@ -50,6 +50,11 @@ _WORST_ONLY: dict[str, Reduce] = {
 _COUNTS_AND_FLAGS = (
     "nonfinite_total",
     "vetoes_total",
+    "nan_terms_total",
+    "loss_low",
+    "loss_high",
+    "loss_level",
+    "health",
     "clamp_active",
     "fallback_active",
     "rollbacks_total",
@@ -82,6 +87,16 @@ SCALARS = {
     "amp/nonfinite_total": Scalar(
         _latest, "iterations", "iterations with NaN or inf so far"
     ),
+    "amp/nan_terms_total": Scalar(
+        _latest,
+        "iterations",
+        "iterations with a loss that was not finite and did no harm so far",
+    ),
+    "amp/loss": Scalar(max, "loss", "the loss that was propagated"),
+    "amp/loss_low": Scalar(_latest, "loss", "lower edge of its healthy range"),
+    "amp/loss_high": Scalar(_latest, "loss", "upper edge of its healthy range"),
+    "amp/loss_level": Scalar(max, "ratio", "loss over its healthy level"),
+    "amp/health": Scalar(max, "0, 1, 2", "the run is healthy, watched or ill"),
     "amp/gradnorm": Scalar(max, "L2 norm", "unscaled gradient norm before clipping"),
     "amp/gradnorm/<group>": Scalar(max, "L2 norm", "the same, of one parameter group"),
     "amp/clip_max_norm": Scalar(
@@ -159,7 +174,8 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     for name, worst in _WORST_ONLY.items():
         if values := record.all(name):
             put(f"amp/{name}", worst(values))
-    put("amp/nonfinite", float(record.verdict.value != "HEALTHY"))
+    finite = record.verdict.value in ("HEALTHY", "DIVERGED")
+    put("amp/nonfinite", float(not finite))
     for group, norm in record.values.get("gradnorm", {}).items():
         put(f"amp/gradnorm/{group}" if group else "amp/gradnorm", norm)
     put_all("clip_max_norm", record.values.get("clip_max_norm", {}), min)
@@ -184,6 +200,8 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     put_all("bad_boxes_total", record.values.get("bad_boxes_total", {}), sum)
     for name in _COUNTS_AND_FLAGS:
         put(f"amp/{name}", record.get(name))
+    if propagated := record.all("backward_loss"):
+        put("amp/loss", sum(propagated))
     return out
 
 

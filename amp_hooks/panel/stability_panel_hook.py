@@ -160,7 +160,8 @@ class StabilityPanelHook(AmpHook):
             self._tensorboard.card(line)
 
     def _add(self, record: IterationRecord) -> None:
-        self.nonfinite_total += record.verdict is not Verdict.HEALTHY
+        finite = record.verdict in (Verdict.HEALTHY, Verdict.DIVERGED)
+        self.nonfinite_total += not finite
         record.put("nonfinite_total", self.nonfinite_total)
         self._worst = merge_worst(self._worst, scalars_of(record))
 

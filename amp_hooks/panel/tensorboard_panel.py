@@ -28,6 +28,11 @@ _MOST_CARDS = 200  # of a start; the ledger has them all
 LAYOUT = {
     "amp_hooks stability": {
         "Loss (train)": ["Multiline", [r"^loss$"]],
+        "Loss within its healthy range": [
+            "Margin",
+            ["amp/loss", "amp/loss_low", "amp/loss_high"],
+        ],
+        "Health (0 healthy, 1 watched, 2 ill)": ["Multiline", [r"^amp/health$"]],
         # In a collapse the one falls while the other rises.
         "Loss scale (log2), steps skipped in a row": [
             "Multiline",
@@ -62,8 +67,8 @@ LAYOUT = {
 }
 # Events that are shown as text.
 CARDS = frozenset(
-    "rollback clamp_on clamp_off fallback recover abort early_warning forensics resume"
-    "".split()
+    "rollback clamp_on clamp_off fallback recover abort early_warning forensics resume "
+    "diverged well nan_term".split()
 )
 
 

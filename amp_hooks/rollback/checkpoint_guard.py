@@ -89,8 +89,9 @@ class CheckpointGuard:
         """Remove the files that CheckpointHook has given up.
 
         Except the one that ``last_checkpoint`` names: it stays until another is named.
+        While the run is watched or ill all stay: the new ones may be worth nothing.
         """
-        if not self._owed:
+        if not (self._owed and Runtime.of(self._runner).condition.well):
             return
         named = Pointer(self._runner.work_dir).named
         owed, self._owed = self._owed, []

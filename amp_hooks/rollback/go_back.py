@@ -6,6 +6,7 @@ import mmengine.dist as dist
 from mmengine.runner import Runner
 
 from ..engine import private
+from ..engine.condition import Condition
 from ..engine.messages import warn
 from ..engine.run import active_scaler, any_rank, iter_wrappers
 from ..engine.runtime import Runtime
@@ -63,11 +64,14 @@ class GoBack:
                 messages.no_snapshot(runner.iter, verdict.value, named)
             )
         where = messages.where_text(nonfinite)
+        ill = runtime.condition if verdict is Verdict.DIVERGED else Condition()
+        if ill.why:
+            where = f": {ill.why}"
         limit = self._attempts.used_up(runner.iter)
         if limit and not self._last_resort(runtime, verdict):
             self._give_up(runtime, verdict, where, limit)
         kept = self._why_lr_stays(runtime, verdict, nonfinite)
-        target = self._store.go_back(runner.iter)
+        target = self._store.go_back(runner.iter, ill.since)
         if target is None:
             raise TrainingDivergedError(
                 messages.no_snapshot(runner.iter, verdict.value, where)
@@ -78,7 +82,7 @@ class GoBack:
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self._scale_factor ** self._attempts.since(target.iter)
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
-        self._lr.rolled_back(runner, lower=not kept)
+        self._lr.rolled_back(runner, lower=not kept, rise=ill.lr_rise)
         runtime.forget_accumulation()
         runtime.emit(
             "rollback",
@@ -89,6 +93,7 @@ class GoBack:
             lr_factor=self._lr.total,
             scale=scale,
             nonfinite_state=nonfinite[:5],
+            **(dict(why=ill.why) if ill.why else {}),
         )
         warn(
             messages.rolled_back(

@@ -42,13 +42,20 @@ class LRPolicy:
         self._since: int | None = None  # the rollback
         self._temporary = TemporaryLR()
 
-    def rolled_back(self, runner: Runner, lower: bool) -> None:
-        """After a rollback; counting begins anew."""
+    def rolled_back(self, runner: Runner, lower: bool, rise: float = 1.0) -> None:
+        """After a rollback; counting begins anew.
+
+        Args:
+            runner: The run.
+            lower: It is to blame.
+            rise: It over the highest that has gone well. If that is more than the
+                factor takes back, all of it is taken back.
+        """
         self._clean = 0
         self.trust.begin_anew()
         if lower:
             self._since = runner.iter
-            self._change(runner, self._factor)
+            self._change(runner, min(self._factor, 1.0 / rise))
 
     def begin_iteration(self, runner: Runner) -> None:
         """Apply the warm-up; after everything that copies the learning rate."""

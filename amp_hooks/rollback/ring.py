@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,12 +21,14 @@ class Entry(Generic[T]):
         item: The snapshot.
         left: Healthy iterations until it is proven.
         renewals: How often its probation has begun anew.
+        number: Of the snapshot, in the order in which they were taken.
     """
 
     iter: int
     item: T
     left: int
     renewals: int = 0
+    number: int = 0
 
 
 class SnapshotRing(Generic[T]):
@@ -37,6 +39,10 @@ class SnapshotRing(Generic[T]):
     Here a snapshot is on probation until so many healthy iterations have followed it,
     and no rollback goes to one that is.
 
+    A ruin may also be slow, or be seen late. So the ages of those that are kept double,
+    as in a backup scheme of grandfather, father and son: one, two, four, ... intervals,
+    up to ``keep`` of them.
+
     Args:
         keep: Proven ones kept, at least 1.
         probation: Healthy iterations that prove a snapshot.
@@ -44,8 +50,8 @@ class SnapshotRing(Generic[T]):
             snapshot than that one did.
 
     Attributes:
-        entries: The oldest first: ``keep`` proven ones, within the cooldown the one
-            that would be the next target, and those on probation.
+        entries: The oldest first: ``keep`` proven ones whose ages double, within the
+            cooldown the one that would be the next target, and those on probation.
         last: Iteration and target of the last rollback, if there was one.
         reusable: The item pushed out last, whose memory may be used again.
     """
@@ -69,13 +75,18 @@ class SnapshotRing(Generic[T]):
             item: The snapshot.
             proven: It needs no probation, as the state before the first step.
         """
-        entry = Entry(iteration, item, 0 if proven else self.probation)
+        number = self.entries[-1].number + 1 if self.entries else 0
+        entry = Entry(iteration, item, 0 if proven else self.probation, number=number)
         self.entries.append(entry)
         self._rotate(iteration)
         return entry
 
     def healthy(
-        self, now: int, iterations: int = 1, in_doubt: Callable[[], bool] | None = None
+        self,
+        now: int,
+        iterations: int = 1,
+        in_doubt: Callable[[], bool] | None = None,
+        ill: Callable[[], bool] | None = None,
     ) -> list[Entry[T]]:
         """Healthy iterations have passed; returns the snapshots that they have proven.
 
@@ -84,27 +95,39 @@ class SnapshotRing(Generic[T]):
             iterations: How many: those of one optimizer step.
             in_doubt: Asked at the end of a probation: it then begins anew, at most nine
                 times.
+            ill: Asked then, too: while the run is ill it begins anew for ever.
         """
         waiting = [entry for entry in self.entries if entry.left > 0]
         for entry in waiting:
             entry.left = max(0, entry.left - iterations)
+            if entry.left == 0 and ill is not None and ill():
+                entry.left = self.probation
             may = entry.left == 0 and entry.renewals < _MOST_RENEWALS
             if may and in_doubt is not None and in_doubt():
                 entry.left, entry.renewals = self.probation, entry.renewals + 1
         self._rotate(now)
         return [entry for entry in waiting if entry.left == 0]
 
-    def go_back(self, now: int) -> Entry[T] | None:
+    def go_back(self, now: int, before: int | None = None) -> Entry[T] | None:
         """The snapshot to restore at iteration ``now``; drops all newer ones.
 
         The oldest proven one is kept whatever happens: there is nothing better.
+
+        Args:
+            now: The present iteration.
+            before: The iteration in which the illness showed first. It was caused by
+                the step before that at the latest.
         """
         proven = [entry for entry in self.entries if entry.left == 0]
         if not proven:
             return None
         target = proven[-1]
+        if before is not None:
+            early = [entry for entry in proven if entry.iter < before]
+            target = early[-1] if early else proven[0]
         if self.cooling(now):
-            target = self._older_than_last(proven) or proven[0]
+            older = self._older_than_last(proven) or proven[0]
+            target = min(target, older, key=lambda entry: entry.iter)
         self.entries = [e for e in proven if e.iter <= target.iter]
         self.last = (now, target.iter)
         return target
@@ -117,11 +140,27 @@ class SnapshotRing(Generic[T]):
         proven = [entry for entry in self.entries if entry.left == 0]
         # Within the cooldown it would be the next target.
         needed = self._older_than_last(proven) if self.cooling(now) else None
-        for entry in proven[: -self.keep]:
-            if entry is not needed:
+        kept = _ages_that_double(proven, self.keep)
+        for entry in proven:
+            if entry is not needed and entry not in kept:
                 self.entries.remove(entry)
                 self.reusable = entry.item
 
     def _older_than_last(self, proven: list[Entry[T]]) -> Entry[T] | None:
         last = self.last[1] if self.last is not None else 0
         return next((e for e in reversed(proven) if e.iter < last), None)
+
+
+def _ages_that_double(entries: Sequence[Entry[T]], keep: int) -> list[Entry[T]]:
+    """Of entries, the oldest first: the newest, and older ones by even numbers.
+
+    The second is the newest whose number is even, the third whose number is divisible
+    by four, and so on. One that will be needed so later is needed so now, so that none
+    is missing when its time has come. As long as there are not so many, the newest.
+    """
+    kept: list[Entry[T]] = []
+    for entry in reversed(entries):
+        if len(kept) < keep and entry.number % 2 ** len(kept) == 0:
+            kept.append(entry)
+    rest = [entry for entry in reversed(entries) if entry not in kept]
+    return kept + rest[: keep - len(kept)]

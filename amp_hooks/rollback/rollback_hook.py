@@ -192,6 +192,7 @@ class RollbackHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
         refuse_sharded(self, runner)
+        runtime.goes_back = True
         runtime.by_design.begin(bare_model(runner))
         self._ignore = runtime.by_design
         self._snapshots = SnapshotStore(
@@ -241,27 +242,28 @@ class RollbackHook(AmpHook):
         """Count bad iterations and roll back when they are too many."""
         self._lr.end_iteration()
         self._snapshots.clamp_needed |= bool(record.get("clamp_needed"))
-        bad, state_is_bad = list[str](), False
+        bad = list[str]()
         step_is_due = not accumulating(runner.optim_wrapper)
+        at_once = record.verdict is Verdict.DIVERGED
         if record.verdict.is_bad:
             # Once for all iterations of a step: they share what one of them did.
             if step_is_due or record.verdict is Verdict.RAISED:
                 self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
-            if state_is_bad := any_rank(bool(bad)):
-                record.verdict = Verdict.STATE_NONFINITE
+            if any_rank(bool(bad)):
+                record.verdict, at_once = Verdict.STATE_NONFINITE, True
         elif record.verdict is Verdict.HEALTHY and record.stepped:
             self._streak.add(False)
             iterations = runner.iter - self._judged
             self._judged = runner.iter
             self._snapshots.healthy(iterations)
-            if self._lr.healthy(runner, iterations):
+            if runtime.condition.well and self._lr.healthy(runner, iterations):
                 factor = self.total_lr_factor
                 runtime.emit("recover", runner.iter, record.verdict, lr_factor=factor)
                 warn(messages.lr_raised(self.recover_after, factor, runner.iter))
         if step_is_due:
             self._judged = runner.iter
-        if state_is_bad or self._streak.too_many:
+        if at_once or self._streak.too_many:
             self._roll_back(record.verdict, bad)
             runtime.averaging.undone = runner.iter
         record.put("rollbacks_total", self.rollbacks)

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from ..engine.averaging import begin_with_the_weights
 from ..engine.run import accumulating, any_rank
+from ..engine.runtime import Runtime
 from .run_state import nonfinite_state
 from .snapshot_store import SnapshotStore
 
@@ -59,6 +60,8 @@ class SnapshotSchedule:
             return None
         waits = self._after_rollback or store.on_probation
         if self._due and (self._first or (calm and not waits)):
+            if not self._first and any_rank(not Runtime.of(runner).condition.well):
+                return None  # what may be sick is not kept
             self._due = False
             if self._first:
                 begin_with_the_weights(runner)

@@ -12,6 +12,7 @@ import torch
 from mmengine.runner import Runner
 
 from ..engine import private
+from ..engine.condition import Condition
 from ..engine.files import remove
 from ..engine.messages import warn
 from ..engine.rng import rng_state
@@ -60,6 +61,7 @@ class SnapshotStore:
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
         self.clamp_needed = False
+        self._was_ill = False  # since probation began
         if dist.is_main_process():
             self._files.prepare(runner.iter)
             self._run = RunCheckpoint(runner)
@@ -94,7 +96,7 @@ class SnapshotStore:
             )
         if any_rank(snapshot is None) or snapshot is None:
             return
-        self.clamp_needed = False
+        self.clamp_needed = self._was_ill = False
         entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
         if entry is None:
             self._write(snapshot)
@@ -102,10 +104,16 @@ class SnapshotStore:
             self._write_entry(entry)
 
     def healthy(self, iterations: int) -> None:
-        """Healthy iterations have passed."""
+        """Iterations that were not bad have passed."""
+        self._was_ill |= not self._condition.well
         now = self._runner.iter
-        for entry in self._ring.healthy(now, iterations, self._clamp_needed_anywhere):
+        proven = self._ring.healthy(
+            now, iterations, self._clamp_needed_anywhere, self._ill_anywhere
+        )
+        for entry in proven:
             self._write_entry(entry)
+        if not self._condition.well:
+            return
         for saved in self._saved:
             saved[2] -= iterations
         self._offer_saved(all_of_them=False)
@@ -114,10 +122,15 @@ class SnapshotStore:
         """Somebody else has saved a checkpoint that was verified."""
         self._saved.append([path, iteration, self._ring.probation])
 
-    def go_back(self, now: int) -> Snapshot | None:
-        """The snapshot to restore; later files will be removed in time."""
+    def go_back(self, now: int, before: int | None = None) -> Snapshot | None:
+        """The snapshot to restore; later files will be removed in time.
+
+        Args:
+            now: The present iteration.
+            before: As for :meth:`SnapshotRing.go_back`.
+        """
         self._saved.clear()
-        while (entry := self._ring.go_back(now)) is not None:
+        while (entry := self._ring.go_back(now, before)) is not None:
             if isinstance(entry.item, str):  # of the process before the resume
                 snapshot = self._read(entry.item)
                 if any_rank(snapshot is None) or snapshot is None:
@@ -164,7 +177,7 @@ class SnapshotStore:
                 f"after {_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} "
                 "is the newest that is whole."
             )
-        if not diverged:
+        if not diverged and self._condition.well:
             self._offer_saved(all_of_them=True)
 
     @property
@@ -180,6 +193,15 @@ class SnapshotStore:
         # Logits are each rank's own, and all must go back to the same snapshot.
         clamp_needed, self.clamp_needed = self.clamp_needed, False
         return any_rank(clamp_needed)
+
+    @property
+    def _condition(self) -> Condition:
+        return Runtime.of(self._runner).condition
+
+    def _ill_anywhere(self) -> bool:
+        # Losses are each rank's own as well.
+        was_ill, self._was_ill = self._was_ill, not self._condition.well
+        return any_rank(was_ill)
 
     def _checkpoint(self) -> dict[str, Any] | None:
         rng = _rng_of_all_ranks()

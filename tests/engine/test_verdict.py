@@ -6,7 +6,7 @@ from amp_hooks.engine.verdict import Verdict, judge
 
 V = Verdict
 
-# Columns: forward pass, gradients, state finite (1), scaler present, scale at its floor,
+# Columns: forward pass, gradients, state finite (1), scaler present, scale at floor,
 # step raised. `*` is either. Each combination is in exactly one row.
 TABLE = {
     "*****1": V.RAISED,

@@ -1,0 +1,32 @@
+"""How the run is, beyond the numbers of one iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HEALTHY, WATCHED, ILL = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What HealthHook says of the run; without it the run counts as healthy.
+
+    Attributes:
+        state: HEALTHY; WATCHED: the loss has left its healthy range, and nothing is
+            kept of the run until it is back; ILL: it stays out.
+        since: Iteration in which the loss first left its range, where it is out.
+        why: One sentence.
+        loss_ratio: The loss over its healthy level, where it is known.
+        lr_rise: The learning rate over the highest of the healthy past.
+    """
+
+    state: int = HEALTHY
+    since: int | None = None
+    why: str = ""
+    loss_ratio: float | None = None
+    lr_rise: float = 1.0
+
+    @property
+    def well(self) -> bool:
+        """Whether what the run has learned may be kept."""
+        return self.state == HEALTHY

@@ -1,0 +1,215 @@
+"""Is the run healthy? Not whether its numbers are finite: whether it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..engine.checks import check_bool
+from ..engine.condition import HEALTHY, ILL, WATCHED, Condition
+from ..engine.hook import AmpHook
+from ..engine.messages import warn
+from ..engine.recorder import IterationRecord
+from ..engine.run import iter_wrappers
+from ..engine.runtime import Runtime
+from ..engine.verdict import Verdict
+from ..registry import HOOKS
+from .main_metric import main_metric
+from .run_health import RunHealth
+
+_MOST_WATCHES = 100  # lines in the ledger
+
+
+@HOOKS.register_module()
+class HealthHook(AmpHook):
+    """Judges the run by its loss, its gradients and its evaluations.
+
+    A ruined run may well be finite: the learning rate jumps, the logits hit a bound,
+    and the loss stands at 100 with a gradient of zero for ever (mmdetection#4299,
+    #3446, #4595). This hook learns the level and the spread of the loss from the
+    healthy past, in the logarithm and robustly, and adds up how far it is out of that
+    range (CUSUM, Page 1954): x1000 is ill after a few iterations, x2 after many; one
+    batch, however bad, never is. The first losses of a run are a level as well, which a
+    hot start cannot spoil. Judged are also gradients that have died while the loss is
+    high, a clamp that bounds most logits for long, and the evaluation's main metric.
+
+    - *watched*: the loss has left its range. Until it is back no snapshot is taken or
+      proven, and no older checkpoint is removed.
+    - *ill*: it stays out. The verdict is DIVERGED, and RollbackHook goes back to before
+      the onset, to a lower learning rate. Without RollbackHook it is only told.
+
+    Nothing is learned from a run while it is watched or ill, so that illness does not
+    become normal. Decaying and restarting learning rates, loss terms that come and go,
+    the end of mosaic and a few hard batches are no illness; if the loss comes back to
+    the same moderate height right after a rollback, it is the data's, and is accepted.
+
+    The numbers are on the host anyway: nothing is copied, launched or awaited for this.
+    With several processes each judges its own loss. One that finds the run ill makes
+    its next loss NaN, as StepGuardHook does at any fault, so that all of them refuse
+    that step and go back together; without StepGuardHook it is only told there.
+
+    Args:
+        divergence (bool): Judge the loss, its terms, gradients and clamps. Defaults to
+            True.
+        metric (bool): Judge the evaluation's metric: that of CheckpointHook's
+            ``save_best``, else the first that is a mAP, AP, mIoU, PQ or accuracy.
+            Defaults to True.
+
+    Attributes:
+        health: What it knows. The thresholds, with the reason for each, are in
+            ``amp_hooks.health.thresholds``.
+
+    Examples:
+        >>> custom_hooks = [
+        ...     dict(type='amp_hooks.HealthHook'),
+        ...     dict(type='amp_hooks.StepGuardHook'),
+        ...     dict(type='amp_hooks.RollbackHook')]
+    """
+
+    priority = 38  # after the guard and the clamp; RollbackHook acts on its verdict
+
+    def __init__(self, divergence: bool = True, metric: bool = True) -> None:
+        self.divergence = check_bool("HealthHook", "divergence", divergence)
+        self.metric = check_bool("HealthHook", "metric", metric)
+        self.health = RunHealth()
+        self._told = HEALTHY
+        self._told_since = 0
+        self._watches = 0
+        self._convalescent = False  # watched because it went back, which was told
+
+    def attach(self, runner: Runner, runtime: Runtime) -> None:
+        """Hear of rollbacks."""
+        runtime.listeners.append(lambda line: self._on_event(runtime, line))
+        runtime.condition = self._condition()
+
+    def after_record(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
+        """Take in the iteration; say what follows from it."""
+        if not record.verdict.is_bad:
+            if self.divergence:
+                self._add(runner, record)
+            runtime.condition = self._condition()
+            self._tell(runtime, record)
+            if self._told == ILL:
+                self._act(runtime, record)
+        record.put("health", runtime.condition.state)
+        if self.health.ratio is not None:
+            record.put("loss_level", self.health.ratio)
+        if self.health.band is not None:
+            low, high = self.health.band
+            record.put("loss_low", low)
+            record.put("loss_high", high)
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Look at the metric that the run is judged by."""
+        if not self.metric or not metrics:
+            return
+        hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+        found = main_metric(metrics, hooks)
+        if found is not None:
+            name, larger = found
+            self.health.metric(runner.iter, name, float(metrics[name]), larger)
+
+    def state(self) -> dict[str, Any]:
+        """What has been learned of the run."""
+        told = [self._told, self._told_since, self._watches, int(self._convalescent)]
+        return dict(health=self.health.state(), told=told)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on judging by it."""
+        self.health.load_state(state["health"])
+        self._told, self._told_since, self._watches, quiet = state["told"]
+        self._convalescent = bool(quiet)
+
+    def _add(self, runner: Runner, record: IterationRecord) -> None:
+        terms = dict(record.values.get("loss", {}))
+        logged = terms.pop("loss", None)
+        propagated = record.all("backward_loss")
+        self.health.add(
+            record.iter,
+            sum(propagated) if propagated else logged,
+            terms,
+            lr=largest_lr(runner),
+            grad_norm=record.get("gradnorm"),
+            clamped=max(record.all("clamped"), default=None),
+        )
+
+    def _condition(self) -> Condition:
+        health = self.health
+        return Condition(
+            int(health.condition),
+            health.since,
+            health.why,
+            health.ratio,
+            health.lr_rise,
+        )
+
+    def _tell(self, runtime: Runtime, record: IterationRecord) -> None:
+        now = runtime.condition
+        if now.state == self._told or (now.state, self._told) == (WATCHED, ILL):
+            return
+        about: dict[str, Any] = dict(why=now.why, loss_ratio=now.loss_ratio)
+        if now.state == HEALTHY:
+            if not self._convalescent:
+                since = self._told_since
+                runtime.emit("well", record.iter, record.verdict, since=since)
+        elif now.state == WATCHED:
+            self._watches += 1
+            if self._watches > _MOST_WATCHES:
+                return
+            runtime.emit("watch", record.iter, record.verdict, **about, since=now.since)
+        else:
+            about["since"] = now.since
+            runtime.emit("diverged", record.iter, Verdict.DIVERGED, **about)
+            warn(self._message(runtime, record.iter))
+        self._told, self._convalescent = now.state, False
+        if now.since is not None:
+            self._told_since = now.since
+
+    def _message(self, runtime: Runtime, iteration: int) -> str:
+        told = f"iteration {iteration}: the run has diverged. {self.health.why}."
+        if self._acts(runtime):
+            return told
+        missing = "RollbackHook" if not runtime.goes_back else "StepGuardHook"
+        return (
+            f"{told} Nothing is done about it without {missing}. Go back to a "
+            "checkpoint from before that, with a lower learning rate or a longer "
+            "warm-up."
+        )
+
+    def _acts(self, runtime: Runtime) -> bool:
+        # Of several ranks one alone cannot act; the guard lets the others know.
+        carried = runtime.tap.gate is not None or not runtime.forward.together
+        return runtime.goes_back and carried
+
+    def _act(self, runtime: Runtime, record: IterationRecord) -> None:
+        if not runtime.forward.together:
+            record.verdict = Verdict.DIVERGED
+        elif self._acts(runtime):
+            runtime.forward.diverged = runtime.condition
+
+    def _on_event(self, runtime: Runtime, line: dict[str, Any]) -> None:
+        if line["event"] == "rollback":
+            self.health.rolled_back(line["iter"], line["target_iter"])
+            self._told, self._convalescent = WATCHED, True
+            runtime.forward.diverged = None
+            runtime.condition = self._condition()
+
+
+def largest_lr(runner: Runner) -> float | None:
+    """The largest learning rate; None if it lives on a GPU, where to read it waits."""
+    rates = [
+        group["lr"]
+        for _, wrapper in iter_wrappers(runner.optim_wrapper)
+        for group in wrapper.optimizer.param_groups
+        if "lr" in group
+    ]
+    if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
+        return None
+    return max((float(lr) for lr in rates), default=None)
