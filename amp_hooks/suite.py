@@ -84,8 +84,8 @@ class StabilityHook(Hook):
                                      before anybody changes it.
     35       HeadClampHook           Needs the forward pass's verdict; RollbackHook may
                                      replace it by one on the state.
-    38       HealthHook              Judges the run with what guard and clamp left of the
-                                     iteration; RollbackHook acts on it.
+    38       HealthHook              Judges the run with what guard and clamp left of
+                                     the iteration; RollbackHook acts on it.
     40       RollbackHook            EMAHook shall not average what is taken back.
     45       PrecisionFallbackHook   Counts RollbackHook's rollbacks.
     46       AmpPreflightHook        Looks at batch and model as all others left them.

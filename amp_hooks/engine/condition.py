@@ -18,6 +18,8 @@ class Condition:
         why: One sentence.
         loss_ratio: The loss over its healthy level, where it is known.
         lr_rise: The learning rate over the highest of the healthy past.
+        sudden: One iteration did it, at a learning rate that had not risen: one batch,
+            or a number that was changed.
     """
 
     state: int = HEALTHY
@@ -25,6 +27,7 @@ class Condition:
     why: str = ""
     loss_ratio: float | None = None
     lr_rise: float = 1.0
+    sudden: bool = False
 
     @property
     def well(self) -> bool:

@@ -224,7 +224,7 @@ EVENTS = {
             "lr_factor": "if RollbackHook ended it: as in rollback",
             "limit": "if RollbackHook ended it: the argument that allows no more",
             "checkpoint": "if RollbackHook ended it: the last good one",
-            "error": "if it was another exception than RollbackHook's: type and message",
+            "error": "if another exception ended it: type and message",
         },
     ),
     "end": Event(

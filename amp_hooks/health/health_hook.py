@@ -17,10 +17,17 @@ from ..engine.run import iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
+from .highest_rate import HighestRate
 from .main_metric import main_metric
 from .run_health import RunHealth
 
 _MOST_WATCHES = 100  # lines in the ledger
+# A learning rate that is too high needs some iterations to ruin a model: the loss is
+# x1.4, x3, x212 (mmdetection#4299). What is out by so much at once was one batch.
+_AT_ONCE = 100.0
+_ROSE = 1.5  # a learning rate that has, is to blame all the same
+_BEFORE = 5  # iterations: momentum works on after the batch is gone
+_LAST = 300  # iterations; illness is seen before that
 
 
 @HOOKS.register_module()
@@ -75,6 +82,8 @@ class HealthHook(AmpHook):
         self.divergence = check_bool("HealthHook", "divergence", divergence)
         self.metric = check_bool("HealthHook", "metric", metric)
         self.health = RunHealth()
+        self._rates = HighestRate()
+        self._lifts: dict[int, float] = {}  # loss over its level, by iteration
         self._told = HEALTHY
         self._told_since = 0
         self._watches = 0
@@ -119,11 +128,12 @@ class HealthHook(AmpHook):
     def state(self) -> dict[str, Any]:
         """What has been learned of the run."""
         told = [self._told, self._told_since, self._watches, int(self._convalescent)]
-        return dict(health=self.health.state(), told=told)
+        return dict(health=self.health.state(), rates=self._rates.state(), told=told)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
         self.health.load_state(state["health"])
+        self._rates.load_state(state["rates"])
         self._told, self._told_since, self._watches, quiet = state["told"]
         self._convalescent = bool(quiet)
 
@@ -131,11 +141,17 @@ class HealthHook(AmpHook):
         terms = dict(record.values.get("loss", {}))
         logged = terms.pop("loss", None)
         propagated = record.all("backward_loss")
+        loss = sum(propagated) if propagated else logged
+        if loss is not None and self.health.level:
+            self._lifts[record.iter] = loss / self.health.level
+            self._lifts.pop(record.iter - _LAST, None)
+        lr = largest_lr(runner)
+        self._rates.add(record.iter, lr)
         self.health.add(
             record.iter,
-            sum(propagated) if propagated else logged,
+            loss,
             terms,
-            lr=largest_lr(runner),
+            lr=lr,
             grad_norm=record.get("gradnorm"),
             clamped=max(record.all("clamped"), default=None),
         )
@@ -147,8 +163,16 @@ class HealthHook(AmpHook):
             health.since,
             health.why,
             health.ratio,
-            health.lr_rise,
+            rise := self._rates.rise(health.since),
+            sudden=rise < _ROSE and self._height_at(health.since) >= _AT_ONCE,
         )
+
+    def _height_at(self, onset: int | None) -> float:
+        """Loss over its level where it left its range, or just before."""
+        if onset is None:
+            return 0.0
+        near = range(onset - _BEFORE, onset + 1)
+        return max(self._lifts.get(i, 0.0) for i in near)
 
     def _tell(self, runtime: Runtime, record: IterationRecord) -> None:
         now = runtime.condition
@@ -196,6 +220,7 @@ class HealthHook(AmpHook):
 
     def _on_event(self, runtime: Runtime, line: dict[str, Any]) -> None:
         if line["event"] == "rollback":
+            self._rates.went_back(self.health.since)
             self.health.rolled_back(line["iter"], line["target_iter"])
             self._told, self._convalescent = WATCHED, True
             runtime.forward.diverged = None

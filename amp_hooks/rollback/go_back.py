@@ -116,6 +116,10 @@ class GoBack:
         """In words, or '' if the learning rate is to blame."""
         if self._came_from_outside(runtime, verdict, nonfinite):
             return "no step did this"
+        ill = runtime.condition
+        cooling = self._store.cooling(self._runner.iter)
+        if verdict is Verdict.DIVERGED and ill.sudden and not cooling:
+            return "one iteration did this"
         if self._lr.trust.cleared:
             return f"it has gone well for {self._lr.trust.after} iterations"
         return ""

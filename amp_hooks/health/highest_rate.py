@@ -1,0 +1,41 @@
+"""The highest learning rate that a run was well at."""
+
+from __future__ import annotations
+
+MARGIN = 20  # iterations before an onset: the one that did it had come by then
+_MOST = 1000
+
+
+class HighestRate:
+    """Remembers when the learning rate was higher than ever before."""
+
+    def __init__(self) -> None:
+        self._rises: list[tuple[int, float]] = []  # iteration, learning rate
+        self._now = 0.0
+
+    def add(self, iteration: int, lr: float | None) -> None:
+        """Take in the largest learning rate of an iteration, where it is known."""
+        self._now = 0.0 if lr is None else lr
+        if self._now > (self._rises[-1][1] if self._rises else 0.0):
+            self._rises.append((iteration, self._now))
+            if len(self._rises) > _MOST:
+                del self._rises[1:-1:2]  # a long warm-up: every other one tells as much
+
+    def rise(self, since: int | None) -> float:
+        """That of now over the highest of before ``since``; 1 if it is not known."""
+        known = [lr for i, lr in self._rises if since and i <= since - MARGIN]
+        return max(1.0, self._now / known[-1]) if known else 1.0
+
+    def went_back(self, since: int | None) -> None:
+        """What came shortly before ``since``, or later, has not gone well."""
+        if since is not None:
+            first = self._rises[:1]
+            self._rises = [r for r in self._rises if r[0] <= since - MARGIN] or first
+
+    def state(self) -> list[list[float]]:
+        """As plain numbers."""
+        return [[i, lr] for i, lr in self._rises]
+
+    def load_state(self, state: list[list[float]]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._rises = [(int(i), lr) for i, lr in state]
