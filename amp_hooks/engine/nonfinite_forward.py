@@ -83,7 +83,10 @@ class NonfiniteForward:
     def fields(self) -> dict[str, Any]:
         """What there is to tell, for the ledger."""
         known = dict(losses=self.losses, **self.values)
-        return {name: value for name, value in known.items() if value}
+        told = {name: value for name, value in known.items() if value}
+        if len(told) > 1:  # what was not finite went through BatchNorm, too
+            told.pop("buffers", None)
+        return told
 
     def of_all_ranks(self) -> tuple[list[int], NonfiniteForward]:
         """Ranks where there was anything, and what it was on the first of them.
@@ -107,8 +110,6 @@ def nonfinite_losses(record: IterationRecord) -> tuple[dict[str, float], bool]:
     no ``optim_wrapper.backward`` leaves nothing but these.
     """
     named = _nonfinite(record.values.get("loss", {}))
-    if len(named) > 1:
-        named.pop("loss", None)  # the sum of the others
     if "backward_loss" not in record.values:
         return named, True
     propagated = _nonfinite(record.values["backward_loss"])

@@ -513,7 +513,8 @@ def test_faults_of_a_dropped_accumulation_do_not_leak_into_the_next(build):
         precision="float32",
     )
     verdicts = [r.verdict.value for r in helpers.records(runner)]
-    assert verdicts[2:4] == ["RAISED", "FORWARD_NONFINITE"]
+    # No gradient of the second has been looked at: there was no step to take.
+    assert verdicts[2:4] == ["RAISED", "HEALTHY"]
     assert set(verdicts[4:]) == {"HEALTHY"}
     assert probe.changed(2, 3) == []
     assert any("running_mean" in k for k in probe.changed(4, 5))

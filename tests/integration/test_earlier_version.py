@@ -62,6 +62,7 @@ def test_it_is_resumed_as_by_itself(build, tmp_path):
     for name, state in then["states"].items():
         now = json.loads(json.dumps(helpers.hook_of(runner, name).state()))
         if name == "RollbackHook":
+            now.pop("by_design")  # of later versions
             (rate,), (before,) = (
                 now["lr"]["trust"]["last"],
                 state["lr"]["trust"]["last"],

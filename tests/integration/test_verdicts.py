@@ -24,6 +24,6 @@ def test_a_bad_micro_batch_marks_the_step_of_its_accumulation(build):
     runner = build("retinanet", iters=3, accumulate=3, hooks=[*helpers.MONITORS, fault])
     runner.train()
     first, second, step = helpers.records(runner)
-    assert first.verdict.value == "FORWARD_NONFINITE"
+    assert first.verdict.value == "HEALTHY"  # no gradient is known yet
     assert step.all("found_inf") == [1.0]
     assert step.verdict.value == "FORWARD_NONFINITE"
