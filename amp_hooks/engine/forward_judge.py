@@ -83,6 +83,8 @@ class ForwardJudge:
         losses, propagated = nonfinite_losses(record)
         self.harmless, self.harmless_propagated = {}, propagated
         if record.stepped or not propagated:
+            if len(losses) > 1:  # the total is but the sum of the others
+                losses.pop("loss", None)
             self.harmless, losses = losses, {}
         found, known = self._values(record, clamped)
         self.here = NonfiniteForward()

@@ -32,8 +32,6 @@ class HarmlessLosses:
         Returns:
             Why they do no harm, if one of them has not been told of; else ''.
         """
-        if len(losses) > 1:  # the total is but the sum of the others
-            losses = {n: loss for n, loss in losses.items() if n != "loss"}
         self.total += 1
         new = [name for name in losses if name not in self._told]
         if not new:

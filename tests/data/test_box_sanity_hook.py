@@ -125,14 +125,17 @@ def test_raise_names_image_box_and_flaw_before_the_iteration(train, build):
     assert runner.iter == len(helpers.records(runner))
 
 
-def test_of_the_whole_suite_the_guard_undoes_what_the_box_did(train):
-    """And with boxes=dict(action='drop') there is nothing to undo."""
+def test_an_infinite_loss_of_a_box_with_finite_gradients_is_stepped_on(train):
+    """|x - inf| has the gradient -1. With boxes=dict(action='drop') it is not there."""
     zero = [(3, 0, "zero")]
     suite = dict(type="amp_hooks.StabilityHook", forensics=None, rollback=None)
     runner, seen = train([suite], zero, iters=12)
-    (veto,) = helpers.ledger(runner, "veto")
+    (term,) = helpers.ledger(runner, "nan_term")
     (line,) = helpers.ledger(runner, "boxes")
-    assert veto["iter"] == line["iter"] == seen.at(3)
+    assert term["iter"] == line["iter"] == seen.at(3)
+    assert list(term["losses"]) == ["loss_bbox"]
+    assert not helpers.ledger(runner, "veto")
+    assert all(record.stepped for record in helpers.records(runner))
     runner, _ = train([dict(suite, boxes=dict(action="drop"))], zero, iters=12)
     assert [e["event"] for e in helpers.ledger(runner)] == ["boxes"]
 
