@@ -1,0 +1,74 @@
+"""After going back: was it the model, or is this the loss of new data?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .thresholds import BACK_FOR, BACK_PATIENCE, NORMAL_NEAR, NORMAL_RATIO
+
+AT_ONCE = 5  # losses: training has hardly begun after going back
+AGAIN = 2  # times going back to the same height: whatever it is, it does not diverge
+
+
+class GoingBack:
+    """Remembers how high the loss was, and how high it is after going back.
+
+    Where the loss stands at the same moderate height from the first batches on, the
+    weights of before do not help: data or settings have changed, and nothing diverges.
+    """
+
+    def __init__(self) -> None:
+        self._height: float | None = None  # log over the level, when it went back
+        self._first: list[float] = []
+        self._times = 0
+        self._seen: int | None = None  # iterations since
+
+    def begin(self, height: float | None) -> None:
+        """The run goes back; ``height`` as it was if it was the loss that made it."""
+        self._height = height
+        self._times = self._times + 1 if height is not None else 0
+        self._first = []
+        self._seen = 0
+
+    def add(self, height: float) -> None:
+        """Take in the log of the loss over its level."""
+        if self._seen is None:
+            return
+        self._seen += 1
+        if len(self._first) < AT_ONCE:
+            self._first.append(height)
+        if self._seen >= BACK_FOR:
+            self._height, self._first, self._times, self._seen = None, [], 0, None
+
+    @property
+    def patience(self) -> float:
+        """Share of the usual patience: it has been ill before."""
+        return 1.0 if self._seen is None else BACK_PATIENCE
+
+    def is_normal(self, height: float) -> bool:
+        """Whether a loss of this height is what it now costs.
+
+        Args:
+            height: Log of the loss over its level, of late.
+        """
+        if self._height is None or len(self._first) < AT_ONCE:
+            return False
+        if abs(height - self._height) > NORMAL_NEAR or height > math.log(NORMAL_RATIO):
+            return False
+        first = sorted(self._first)[AT_ONCE // 2]
+        return first >= height / 2 or self._times >= AGAIN
+
+    def state(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return dict(
+            height=self._height,
+            first=list(self._first),
+            times=self._times,
+            seen=self._seen,
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._height, self._first = state["height"], list(state["first"])
+        self._times, self._seen = state["times"], state["seen"]

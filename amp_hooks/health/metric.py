@@ -1,0 +1,61 @@
+"""An evaluation's metric that has fallen to nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .thresholds import METRIC_FALLEN, METRIC_LEAST
+
+
+class Metrics:
+    """Holds each metric against its best.
+
+    Attributes:
+        fallen: Evaluations in a row that say so, of the metric with the most.
+        name: That metric.
+        value: What it is now.
+        best: What it was at best.
+        since: Iteration after the last evaluation that was good.
+    """
+
+    def __init__(self) -> None:
+        self.fallen = 0
+        self.name = ""
+        self.value = self.best = 0.0
+        self.since: int | None = None
+        self._best: dict[str, float] = {}
+        self._fallen: dict[str, int] = {}
+        self._good: dict[str, int] = {}
+
+    def add(self, iteration: int, name: str, value: float, larger: bool) -> None:
+        """Take in an evaluation; metrics of which less is better say nothing here."""
+        if not larger or not math.isfinite(value):
+            return
+        best = max(self._best.get(name, value), value)
+        self._best[name] = best
+        if best >= METRIC_LEAST and value <= METRIC_FALLEN * best:
+            self._fallen[name] = self._fallen.get(name, 0) + 1
+        else:
+            self._fallen[name], self._good[name] = 0, iteration
+        if self._fallen[name] >= self.fallen or name == self.name:
+            self.name, self.fallen = name, self._fallen[name]
+            self.value, self.best = value, best
+            self.since = self._good.get(name, iteration) + 1
+
+    def clear(self) -> None:
+        """The run went back: the best stays, what fell is gone."""
+        self.fallen = 0
+        self._fallen.clear()
+
+    def state(self) -> dict[str, Any]:
+        """As plain numbers and strings."""
+        return dict(
+            now=[self.fallen, self.name, self.value, self.best, self.since],
+            by_name=[dict(self._best), dict(self._fallen), dict(self._good)],
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.fallen, self.name, self.value, self.best, self.since = state["now"]
+        self._best, self._fallen, self._good = (dict(x) for x in state["by_name"])
