@@ -56,6 +56,12 @@ class Level:
         high = height(self.quantile(HIGH), small)
         return (high - height(self.median, small)) / HIGH_SIGMAS
 
+    def excess(self, small: float, clip: float, credit: float) -> float:
+        """Mean height over the median, each value clipped: 0 if it is symmetric."""
+        level = height(self.median, small)
+        over = (height(value, small) - level for value in self._past)
+        return sum(max(-credit, min(clip, x)) for x in over) / len(self._past)
+
     def shift(self, by: float) -> None:
         """Move every value: a new loss term is part of the total from now on."""
         self.load_state([value + by for value in self._past])
