@@ -85,7 +85,9 @@ class Reference:
         self.rates.learn(loss, lr)
         self._learned += 1
         if self._learned % EVERY == 0 and self.small is not None:
-            self._excess = self._longer_past.excess(self.small, CLIP, CREDIT)
+            self._excess = self._longer_past.excess(
+                self.small, height(self.past.median, self.small), CLIP, CREDIT
+            )
 
     def recent(self) -> Range | None:
         """The range of late, at this learning rate; None: not known yet."""
@@ -93,9 +95,11 @@ class Reference:
         if count < FIRST or self.small is None:
             return None
         level = self.past.median
+        # Of losses of two heights either may be the level: it must be the same one.
+        middle = height(level, self.small)
         if self._at_rate is not None and self._at_rate > level:
             level = self._at_rate
-        noise = RANGE_SPREADS * self._longer_past.spread(self.small)
+        noise = RANGE_SPREADS * self._longer_past.spread(self.small, middle)
         # Whatever its noise is like, the healthy past itself must not add up.
         noise = max(noise, self._excess + RANGE_CREDIT)
         width = min(RANGE_LIMIT, max(RANGE, noise)) + 3 / count
