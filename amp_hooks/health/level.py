@@ -51,10 +51,14 @@ class Level:
         """The middle value; there must be one."""
         return self._sorted[len(self._sorted) // 2]
 
-    def spread(self, small: float) -> float:
-        """Standard deviation of the height, upwards, as for a normal distribution."""
-        high = height(self.quantile(HIGH), small)
-        return (high - height(self.median, small)) / HIGH_SIGMAS
+    def spread(self, small: float, level: float) -> float:
+        """Standard deviation of the height above a level, as if it were normal."""
+        return (height(self.quantile(HIGH), small) - level) / HIGH_SIGMAS
+
+    def excess(self, small: float, level: float, clip: float, credit: float) -> float:
+        """Mean height over a level, each clipped: 0 for symmetry about it."""
+        over = (height(value, small) - level for value in self._past)
+        return sum(max(-credit, min(clip, x)) for x in over) / len(self._past)
 
     def shift(self, by: float) -> None:
         """Move every value: a new loss term is part of the total from now on."""

@@ -13,7 +13,7 @@ from .metric import Metrics
 from .symptoms import Cause, Symptoms
 from .thresholds import BACK_CALM, CALM, WATCH
 
-HELD_BACK = 20  # losses not known to be healthy that are learned once they are
+HELD_BACK = 40  # losses not known to be healthy that are learned once they are
 OF_LOSS = ("loss", "start", "term")
 
 

@@ -122,7 +122,7 @@ class Terms:
                 continue
             if len(term.level) >= JUDGED:
                 level = height(term.level.median, small)
-                spread = min(2 * term.level.spread(small), RANGE_LIMIT)
+                spread = min(2 * term.level.spread(small, level), RANGE_LIMIT)
                 excess = height(term.value, small) - level - TERM_RANGE - spread
                 term.evidence.add(iteration, excess, CLIP, patience * PATIENCE)
             if healthy and term.evidence.since is None:

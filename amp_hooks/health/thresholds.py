@@ -37,6 +37,9 @@ RANGE = _row("range", 0.45, "log", "x1.57: closing mosaic moves the loss by x1.4
 RANGE_SPREADS = _row(
     "range_spreads", 1.2, "spreads", "noise of this run, if it is wider than that"
 )
+RANGE_CREDIT = _row(
+    "range_credit", 0.3, "log", "over the mean of the past: two data sets, say"
+)
 RANGE_LIMIT = _row("range_limit", 2.5, "log", "x12 is no noise of any run")
 NEW_RATE = _row(
     "new_rate", 0.4, "log", "range is wider at a learning rate not had before"
