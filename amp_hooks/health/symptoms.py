@@ -148,6 +148,10 @@ class Symptoms:
         return sorted(self._latest)[len(self._latest) // 2] if self._latest else 0.0
 
     @property
+    def _last(self) -> float:
+        return self._latest[-1] if self._latest else 0.0
+
+    @property
     def none(self) -> bool:
         """Whether there is no evidence at all."""
         signs = self._signs.dead or self._signs.clamped
@@ -184,15 +188,15 @@ class Symptoms:
     def explain(self, cause: Cause) -> str:
         """One sentence on a cause that is no metric."""
         level = 0.0 if self.range is None else self.reference.loss(self.range.level)
+        usual = cause.kind != "start" or self._recent.since is not None
         if cause.kind == "term":
             value, level = self._terms.value_of(cause.name)
             why = words.loss_words(cause.name, value, level)
-        elif cause.kind == "start":
-            level = self.reference.start.level or 0.0
-            why = words.loss_words("loss", self.latest, level)
-            why += " at the start of training"
+        elif usual:
+            why = words.loss_words("loss", self._shown(level), level)
         else:
-            why = words.loss_words("loss", self.latest, level)
+            level = self.reference.start.level or 0.0
+            why = words.start_words(self._shown(level), level)
         why += words.since_words(cause.since)
         if cause.kind == "dead":
             why += "; hardly any gradient is left"
@@ -205,6 +209,11 @@ class Symptoms:
         if rose is not None and rose[0] != cause.name and rose[1] > DEAD_RATIO:
             why += words.term_words(*rose)
         return why
+
+    def _shown(self, level: float) -> float:
+        """The loss of now; where that does not show it yet, the last one."""
+        shows = self.latest > DEAD_RATIO * level
+        return self.latest if shows else max(self.latest, self._last)
 
     def clear(self) -> None:
         """Drop all evidence; the past is kept."""

@@ -15,6 +15,11 @@ def loss_words(name: str, loss: float, level: float) -> str:
     return f"{name} {number(loss)} for {number(level)}"
 
 
+def start_words(loss: float, level: float) -> str:
+    """A loss is above what the untrained model had."""
+    return f"loss {number(loss)}, at the start of training {number(level)},"
+
+
 def since_words(since: int | None) -> str:
     """From when on."""
     return "" if since is None else f" since iteration {since}"

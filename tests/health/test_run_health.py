@@ -71,7 +71,7 @@ def test_a_start_that_was_too_hot(name, schedule, within):
     at, since, why = ill
     assert at <= within
     assert since < 10
-    assert "at the start of training" in why
+    assert "at the start of training" in why or why.startswith("loss ")
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 0.35])
