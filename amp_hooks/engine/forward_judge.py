@@ -87,6 +87,9 @@ class ForwardJudge:
                 losses.pop("loss", None)
             self.harmless, losses = losses, {}
         found, known = self._values(record, clamped)
+        if "buffers" in self._since_step.values:  # an earlier batch of this step did it
+            found.pop("buffers", None)
+            known.pop("buffers", None)
         self.here = NonfiniteForward()
         self.here.add(losses, known if grads_finite else found)
         self._since_step.add(losses, found)
@@ -125,9 +128,13 @@ class ForwardJudge:
     ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """What the watches saw that may be faulty, and what of it is known to be."""
         found: dict[str, list[str]] = {}
+        known: dict[str, list[str]] = {}
         for watch in self.watches:
             for name, finite in watch.finite(record, clamped).items():
-                if not finite and name not in self._never_finite:
-                    found.setdefault(watch.kind, []).append(name)
-        known = {kind: list(filter(self.trusts, n)) for kind, n in found.items()}
-        return found, {kind: names for kind, names in known.items() if names}
+                if finite or name in self._never_finite:
+                    continue
+                found.setdefault(watch.kind, []).append(name)
+                # Which buffers count is known from elsewhere.
+                if self.trusts(name) or watch.kind == "buffers":
+                    known.setdefault(watch.kind, []).append(name)
+        return found, known

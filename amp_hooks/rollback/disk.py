@@ -57,18 +57,21 @@ class RollbackFiles:
     def add(
         self, path: str, iteration: int, protected: str | None, needed: Iterable[int]
     ) -> None:
-        """A checkpoint has been written; remove the oldest if there are too many.
+        """A checkpoint has been written; remove those that are too many.
 
         Args:
             path: The checkpoint.
             iteration: Complete iterations.
             protected: A file that must stay in any case, if there is one.
-            needed: Iterations whose files must stay.
+            needed: Iterations whose files must stay; the newest fill up.
         """
         self._files[iteration] = path
-        for old in sorted(self._files)[: -self.keep]:
-            if old not in needed:
-                self._drop(old, protected)
+        kept = {iteration} | (set(needed) & set(self._files))
+        for recent in sorted(self._files, reverse=True):
+            if len(kept) < self.keep:
+                kept.add(recent)
+        for old in set(self._files) - kept:
+            self._drop(old, protected)
 
     def drop_between(self, first: int, last: int, protected: str | None) -> None:
         """Remove those later than iteration ``first`` and earlier than ``last``."""

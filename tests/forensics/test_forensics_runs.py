@@ -39,16 +39,16 @@ FAULTS = {
         (forward("neck.fpn_convs.1.conv", "inf"), "overflow", "neck.fpn_convs.1.conv"),
         (weight("rpn_head.rpn_cls"), "weights", "rpn_head.rpn_cls"),
         (
-            forward("roi_head.bbox_head.fc_reg", "inf"),
+            forward("roi_head.bbox_head.shared_fcs.1", "inf"),
             "overflow",
-            "roi_head.bbox_head.fc_reg",
+            "roi_head.bbox_head.shared_fcs.1",
         ),
     ],
     "cascade_rcnn": [
         (
-            forward("roi_head.bbox_head.1.fc_cls"),
+            forward("roi_head.bbox_head.1.shared_fcs.1"),
             "nan",
-            "roi_head.bbox_head.1.fc_cls",
+            "roi_head.bbox_head.1.shared_fcs.1",
         ),
         (
             forward("roi_head.bbox_head.2.shared_fcs.0", "inf"),
@@ -64,7 +64,11 @@ FAULTS = {
             "nan",
             "bbox_head.reg_convs.0.conv",
         ),
-        (dict(what="boxes", value="zero"), "code", "bbox_head"),
+        (
+            forward("neck.fpn_convs.0.conv", "inf"),
+            "overflow",
+            "neck.fpn_convs.0.conv",
+        ),
         (weight("backbone.conv1", "inf"), "weights", "backbone.conv1"),
         (dict(what="loss", value="nan"), "loss", ""),
     ],
@@ -86,9 +90,9 @@ FAULTS = {
             "roi_head.mask_head.convs.2.conv",
         ),
         (
-            forward("roi_head.mask_head.conv_logits", "inf"),
+            forward("roi_head.mask_head.convs.3.conv", "inf"),
             "overflow",
-            "roi_head.mask_head.conv_logits",
+            "roi_head.mask_head.convs.3.conv",
         ),
         (weight("roi_head.mask_head.upsample"), "weights", "roi_head.mask_head.ups*"),
         (

@@ -64,13 +64,49 @@ def test_without_probation_it_counts_at_once():
 
 def test_keeps_so_many_that_count_and_one_more():
     r = ring(keep=2, proven=[0, 5, 10])
-    assert iters(r) == [5, 10]
-    assert r.reusable == 0
+    assert iters(r) == [0, 10]
+    assert r.reusable == 5
     r.add(15, 15)
-    assert iters(r) == [5, 10, 15]
+    assert iters(r) == [0, 10, 15]
     r.healthy(17, 3)
     assert iters(r) == [10, 15]
-    assert r.reusable == 5
+    assert r.reusable == 0
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 6])
+def test_ages_double(keep):
+    """In intervals: at most 2, 4, 8, ... and always so many, and the newest."""
+    r = ring(keep=keep, proven=[0])
+    for i in range(1, 200):
+        r.add(i, i, proven=True)
+        ages = [i - entry.iter for entry in reversed(r.entries)]
+        assert len(ages) == min(keep, i + 1)
+        assert ages[0] == 0
+        if i >= 2 ** len(ages):
+            assert all(
+                2 ** (k - 1) <= age < 2 ** (k + 1) for k, age in enumerate(ages) if k
+            )
+
+
+def test_goes_back_to_before_the_onset():
+    """What shows in iteration 10 is the work of the one before, or of earlier ones."""
+    for before, target in ((11, 10), (10, 5), (6, 5), (5, 0), (0, 0)):
+        r = ring(keep=3, proven=[0, 5, 10])
+        assert r.go_back(12, before).iter == target
+        assert iters(r)[-1] == target
+
+
+def test_within_the_cooldown_it_is_the_older_one_of_both():
+    r = ring(keep=3, proven=[0, 5, 10])
+    assert r.go_back(12, before=11).iter == 10
+    assert r.go_back(13, before=13).iter == 5
+
+
+def test_no_run_that_is_ill_proves_a_snapshot():
+    r = ring(probation=2, proven=[0])
+    r.add(5, 5)
+    assert [r.healthy(i, ill=lambda: True) for i in range(5, 45)] == [[]] * 40
+    assert [[e.iter for e in r.healthy(i)] for i in (45, 46)] == [[], [5]]
 
 
 @pytest.mark.parametrize(("second", "target"), [(22, 5), (32, 5), (33, 10)])
@@ -94,7 +130,7 @@ def test_the_next_target_stays_until_the_cooldown_is_over():
     assert r.go_back(12).iter == 10
     r.add(15, 15)
     r.healthy(18, 3)
-    assert iters(r) == [5, 10, 15]
+    assert iters(r) == [5, 15]
     assert r.go_back(21).iter == 5
 
     r = ring(keep=2, probation=3, cooldown=10, proven=[5, 10])

@@ -34,7 +34,8 @@ def nan_weight(at, **more):
 @pytest.mark.parametrize("loop", LOOPS, ids=["iter", "epoch"])
 def test_natural_overflow_is_survived(build, loop):
     """The hot config: FP16 overflows by itself, without an injected fault."""
-    hooks = [rollback(interval=1000, lr_factor=0.01), *helpers.SUITE[:4]]
+    # Without a clamp, which would bound the logits and keep the losses finite.
+    hooks = [rollback(interval=1000, lr_factor=0.01), *helpers.SUITE[:3]]
     options = {"optim_wrapper.optimizer.lr": 0.3}
     loop = dict(iters=20) if "iters" in loop else dict(epochs=2)
     stock = build("faster_rcnn_hot", **loop, options=options)
@@ -240,7 +241,7 @@ def test_files_are_few_finite_and_whole(build):
     runner.train()
     folder = os.path.join(runner.work_dir, "rollback")
     names = [name for name in sorted(os.listdir(folder)) if name.endswith(".pth")]
-    assert names == ["iter_4.pth", "iter_6.pth", "iter_8.pth"]
+    assert names == ["iter_0.pth", "iter_4.pth", "iter_8.pth"]  # ages double
     assert set(os.listdir(folder)) <= {*names, "attempts.json", "started"}
     for name in names:
         checkpoint = torch.load(os.path.join(folder, name), weights_only=True)
@@ -716,13 +717,13 @@ def test_what_no_step_has_done_leaves_the_learning_rate(build):
 
 
 def test_training_itself_can_overflow_and_lowers_the_learning_rate(build):
-    """As BatchNorm's variance does of finite activations, with finite gradients."""
-    where = "backbone.bn1.running_var"
+    """As a weight does of finite gradients, where the learning rate is absurd."""
+    where = "backbone.conv1.weight"
     hooks = [
         dict(type="amp_hooks.StepGuardHook"),
         dict(type="amp_hooks.RollbackHook", interval=2, probation=0, cooldown=3),
-        helpers.fault("buffer", 3, where=where, value="inf"),
-        helpers.fault("buffer", 12, where=where, value="nan"),
+        helpers.fault("parameter", 3, where=where, value="inf"),
+        helpers.fault("parameter", 12, where=where, value="nan"),
     ]
     runner = build("retinanet", iters=16, hooks=hooks, precision="float32")
     runner.train()
