@@ -1,0 +1,229 @@
+"""Runs that are ruined and finite, and runs that are well."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from amp_hooks.report.judge.incidents import find
+from amp_hooks.report.judge.status import Status, judge
+from amp_hooks.report.read.work_dir import read
+from tests import small
+
+ROLLBACK = dict(interval=25, probation=5)
+SUITE = [dict(type="amp_hooks.StabilityHook", rollback=ROLLBACK)]
+ACTED = ("watch", "diverged", "well", "rollback", "abort", "veto", "clamp_on")
+
+
+def mean(losses):
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("factor", [100, 1000, 10000])
+@pytest.mark.parametrize("dtype", small.DTYPES)
+def test_a_learning_rate_that_jumps(tmp_path, dtype, factor):
+    """Every number stays finite, and stock ends at ten times the loss, or NaN."""
+    seen = small.Seen()
+    hooks = [*SUITE, small.RaiseLR(factor), seen]
+    runner = small.build(tmp_path, hooks, dtype=dtype, iters=400)
+    runner.train()
+    healthy = small.Seen()
+    small.build(tmp_path, [healthy], dtype=dtype, iters=400).train()
+    assert mean(seen.losses[-40:]) <= 1.3 * mean(healthy.losses[-40:])
+    first = small.ledger(runner, "rollback")[0]
+    assert first["verdict"] == "DIVERGED"
+    assert first["target_iter"] <= 60 < first["iter"] <= 90
+    assert f"the learning rate rose x{factor} there" in first["why"]
+    # No more than what it had risen by: then it is what it was.
+    assert first["lr_factor"] == pytest.approx(1 / factor)
+
+
+@pytest.mark.parametrize("loop", [dict(iters=256), dict(epochs=8)], ids=str)
+def test_in_both_loops_and_the_report_tells(tmp_path, loop):
+    stock = small.Seen()
+    small.build(tmp_path, [small.RaiseLR(1000), stock], **loop).train()
+    assert math.isfinite(mean(stock.losses))
+    assert mean(stock.losses[-40:]) > 3
+
+    seen = small.Seen()
+    runner = small.build(tmp_path, [*SUITE, small.RaiseLR(1000), seen], **loop)
+    runner.train()
+    assert mean(seen.losses[-40:]) < 1
+    run = read(runner.work_dir)
+    assert judge(run, find(run)).status is Status.RECOVERED
+
+
+@pytest.mark.parametrize("dtype", small.DTYPES)
+@pytest.mark.parametrize("loop", [dict(iters=300), dict(epochs=8)], ids=str)
+def test_a_healthy_run_is_left_alone(tmp_path, dtype, loop):
+    """A constant learning rate, so that FP16 overflows in calibration alone."""
+    stock = small.build(tmp_path, dtype=dtype, **loop)
+    stock.train()
+    runner = small.build(tmp_path, SUITE, dtype=dtype, **loop)
+    runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    acted = small.ledger(runner, "diverged", "rollback", "abort", "clamp_on")
+    assert acted == []
+
+
+def test_alone_it_tells(tmp_path):
+    hooks = [dict(type="amp_hooks.HealthHook"), small.RaiseLR(1000)]
+    stock = small.build(tmp_path, hooks[1:])
+    stock.train()
+    runner = small.build(tmp_path, hooks)
+    with pytest.warns(UserWarning, match="Nothing is done about it without RollbackHook"):
+        runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    (line,) = small.ledger(runner, "diverged")
+    assert 60 <= line["since"] <= 62
+    assert line["loss_ratio"] > 5
+    assert line["verdict"] == "DIVERGED"
+    run = read(runner.work_dir)
+    judged = judge(run, find(run))
+    assert judged.status is Status.LOST
+    assert line["why"] in judged.reasons[0]
+
+
+def test_it_can_be_switched_off(tmp_path):
+    health = dict(type="amp_hooks.HealthHook", divergence=False)
+    runner = small.build(tmp_path, [health, small.RaiseLR(1000)])
+    runner.train()
+    assert small.ledger(runner, *ACTED) == []
+
+
+def test_what_was_saved_since_the_onset_is_withdrawn(tmp_path):
+    """A slow ruin: the learning rate rises by a fifth in every iteration."""
+
+    class Creep(small.RaiseLR):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if 60 <= runner.iter < 110:
+                for group in runner.optim_wrapper.param_groups:
+                    group["lr"] *= 1.2
+
+    suite = [
+        dict(type="amp_hooks.StabilityHook", rollback=dict(interval=5, probation=2))
+    ]
+    runner = small.build(tmp_path, [*suite, Creep(1)], iters=400)
+    runner.train()
+    (first, *_) = small.ledger(runner, "rollback")
+    assert first["target_iter"] < first["iter"]
+    pointer = (Path(runner.work_dir) / "last_checkpoint").read_text()
+    good = torch.load(pointer, weights_only=True)
+    model = small.Small()
+    model.load_state_dict(good["state_dict"])
+    model.eval()
+    data = small.samples()
+    x = torch.stack([s["x"] for s in data])
+    y = torch.tensor([s["y"] for s in data])
+    with torch.no_grad():
+        loss = float(nn_loss(model(x, y, mode="tensor"), y))
+    assert loss < 1
+
+
+def nn_loss(logits, y):
+    return torch.nn.functional.cross_entropy(logits, y)
+
+
+def test_nothing_is_kept_while_it_is_watched(tmp_path):
+    """Snapshots are due every five iterations; none is taken from the onset on."""
+    hooks = [
+        dict(type="amp_hooks.StepGuardHook"),
+        dict(type="amp_hooks.HealthHook"),
+        dict(type="amp_hooks.RollbackHook", interval=5, probation=0, max_rollbacks=0),
+        small.RaiseLR(1000),
+    ]
+    runner = small.build(tmp_path, hooks)
+    with pytest.raises(Exception, match="DIVERGED") as raised:
+        runner.train()
+    assert type(raised.value).__name__ == "TrainingDivergedError"
+    (watch,) = small.ledger(runner, "watch")
+    snapshots = [line["iter"] for line in small.ledger(runner, "snapshot")]
+    assert max(snapshots) <= watch["iter"]
+    (abort,) = small.ledger(runner, "abort")
+    assert abort["verdict"] == "DIVERGED"
+
+
+def test_a_single_batch_is_no_illness_and_blames_no_learning_rate(tmp_path):
+    class Spike(small.Small):
+        times = 1e4
+
+        def losses(self, features, logits, y):
+            more = self.times if self.calls == 61 else 1.0
+            return dict(
+                super().losses(features, logits, y),
+                loss_aux=more * features.square().mean() * 1e-3,
+            )
+
+    class Ruin(Spike):
+        times = 3e9
+
+    harmless = small.build(tmp_path, SUITE, Spike, iters=200)
+    harmless.train()
+    assert small.ledger(harmless, "diverged", "rollback") == []
+
+    seen = small.Seen()
+    ruined = small.build(tmp_path, [*SUITE, seen], Ruin, iters=200)
+    ruined.train()
+    (line,) = small.ledger(ruined, "rollback")
+    assert line["target_iter"] <= 60
+    assert line["lr_factor"] == 1  # one iteration did it
+    assert mean(seen.losses[-40:]) < 1
+
+
+def test_state_survives_a_resume(tmp_path):
+    """Killed at iteration 55, the run knows its level when the jump comes."""
+    hooks = [
+        dict(type="amp_hooks.StabilityHook", rollback=dict(interval=25, probation=5))
+    ]
+
+    class Stop(small.Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter == 55:
+                raise KeyboardInterrupt
+
+    first = small.build(tmp_path, [*hooks, Stop()], iters=200)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    (abort,) = small.ledger(first, "abort")
+    assert abort["error"] == "KeyboardInterrupt"
+    second = small.build(tmp_path, [*hooks, small.RaiseLR(1000)], iters=200)
+    second._work_dir, second._resume = first.work_dir, True
+    second.train()
+    assert small.ledger(second, "rollback")[0]["iter"] <= 90
+
+
+def test_a_metric_that_falls_to_nothing(tmp_path):
+    """Losses say nothing of it: the evaluation does, twice."""
+    from mmengine.evaluator import BaseMetric
+
+    class Falls(BaseMetric):
+        values = [0.3, 0.4, 0.01, 0.0, 0.4, 0.5]
+
+        def process(self, data_batch, data_samples):
+            self.results.append(0)
+
+        def compute_metrics(self, results):
+            return dict(mAP=self.values.pop(0))
+
+    metric = Falls()
+    metric.values = list(Falls.values)
+    runner = small.build(
+        tmp_path,
+        SUITE,
+        epochs=6,
+        val_dataloader=dict(
+            dataset=small.samples(8),
+            batch_size=8,
+            collate_fn=dict(type="default_collate"),
+            sampler=dict(type="DefaultSampler", shuffle=False),
+        ),
+        val_evaluator=metric,
+        val_cfg=dict(),
+    )
+    runner.train()
+    (line, *more) = small.ledger(runner, "diverged")
+    assert not more
+    assert "mAP" in line["why"]
+    assert 96 <= line["iter"] <= 129
+    assert small.ledger(runner, "rollback")[0]["target_iter"] < 96
