@@ -10,8 +10,9 @@ import numpy as np
 
 from ...engine.headroom import FP16_MAX
 from ...engine.words import count, first_names
+from ..read.curves import Curve
 from ..read.history import Happening, RunHistory
-from .incidents import Incidents, any_within
+from .incidents import Incidents, any_within, diverged
 
 _SHOWN = 5
 # A line names the first five gradients in the order of the model, so of more of them
@@ -46,6 +47,34 @@ class LearningRates:
         return self.chance < 0.05
 
 
+@dataclass(frozen=True)
+class OnsetRate:
+    """The learning rate where the run diverged, against all before.
+
+    Attributes:
+        since: Iteration in which it began.
+        there: The highest from then until it was certain.
+        before: The highest before that; ``None`` if there was none.
+    """
+
+    since: int
+    there: float
+    before: float | None
+
+    @property
+    def rise(self) -> float:
+        """By what it rose; 1.0 if it did not."""
+        return max(1.0, self.there / self.before) if self.before else 1.0
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        before = f", at most {self.before:.3g} before" if self.before else ""
+        return f"{self.there:.3g} where the run diverged (iteration {self.since})" + (
+            before
+        )
+
+
 @dataclass
 class Causes:
     """Everything that points at a cause.
@@ -57,6 +86,7 @@ class Causes:
         images_back: How many of them began several streaks of those.
         layers: Lines on layers, the most telling first.
         rates: Of the learning rate, if it is known.
+        onset: The same, of the divergence before which it rose most.
     """
 
     images: dict[str, list[int]] = field(default_factory=dict)
@@ -65,12 +95,17 @@ class Causes:
     images_back: int = 0
     layers: list[str] = field(default_factory=list)
     rates: LearningRates | None = None
+    onset: OnsetRate | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """``(label, text)`` for a page."""
         rows = [("images", text) for text in self._image_lines()]
         rows += [("layers", text) for text in self.layers or ["nothing points at one"]]
         rates = self.rates
+        if self.onset is not None:
+            rows += [("learning rate", self.onset.words)]
+            if rates is None:
+                return rows
         if rates is None:
             return [*rows, ("learning rate", "no bad iteration at a known one")]
         if not rates.below:
@@ -108,7 +143,7 @@ class Causes:
 
 def find_causes(run: RunHistory, found: Incidents) -> Causes:
     """Find what the bad iterations have in common."""
-    batches = run.having("bad_batch")
+    batches = [h for h in run.having("bad_batch") if not diverged(h)]
     images, back = _images(run, batches)
     return Causes(
         images=images,
@@ -117,6 +152,7 @@ def find_causes(run: RunHistory, found: Incidents) -> Causes:
         images_seen=len({i for h in batches for i in h.names("images")}),
         layers=list(_layers(run)),
         rates=_rates(run, found),
+        onset=_onset(run, found),
     )
 
 
@@ -167,6 +203,13 @@ def _layers(run: RunHistory) -> Iterable[str]:
     for h in run.having("forensics")[:_SHOWN]:
         yield f"{h.line.get('module') or 'outside the model'}: {h.line.get('finding')}"
     lines = run.having("overflow")
+    for kind, what in (
+        ("heads", "what it hands to its losses was not finite"),
+        ("buffers", "it became infinite or NaN"),
+    ):
+        places = Counter(x for h in lines for x in h.names(kind))
+        for place, n in places.most_common(_SHOWN):
+            yield f"{place}: {what} in {count(n, 'iteration')}"
     logits = Counter(x for h in lines for x in h.names("layers"))
     for layer, n in logits.most_common(_SHOWN):
         yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
@@ -194,9 +237,25 @@ def _layers(run: RunHistory) -> Iterable[str]:
         )
 
 
-def _rates(run: RunHistory, found: Incidents) -> LearningRates | None:
+def _learning_rate(run: RunHistory) -> Curve:
     names = [n for n in run.curves if n.endswith("lr") and not n.startswith("amp/")]
-    curve = run.curve("lr", *names).finite
+    return run.curve("lr", *names).finite
+
+
+def _onset(run: RunHistory, found: Incidents) -> OnsetRate | None:
+    curve = _learning_rate(run)
+    rates = []
+    for d in found.divergences if len(curve) else ():
+        there = curve.within(d.since, d.told + 1).values
+        at = np.interp([d.since, d.told], curve.iters, curve.values)
+        before = curve.within(0, d.since).values
+        highest = float(before.max()) if len(before) else None
+        rates.append(OnsetRate(d.since, float(max(*there, *at)), highest))
+    return max(rates, key=lambda rate: rate.rise, default=None)
+
+
+def _rates(run: RunHistory, found: Incidents) -> LearningRates | None:
+    curve = _learning_rate(run)
     if not (len(curve) and len(found.bad)):
         return None
     every = np.arange(found.first, found.last + 1)
