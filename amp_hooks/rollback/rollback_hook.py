@@ -33,27 +33,32 @@ from .snapshot_store import SnapshotStore
 
 @HOOKS.register_module()
 class RollbackHook(AmpHook):
-    """Takes verified snapshots, and rolls the learned state back on sustained NaN.
+    """Takes verified snapshots; goes back on sustained NaN, and where a run diverged.
 
     *Snapshots.* A snapshot is a copy of the run in host memory: weights, buffers,
     optimizer, loss scale, EMA, schedulers, random number generators, and the state of
     all hooks. One is taken before the first iteration and every ``interval``
-    iterations. It counts once every value in it is finite and ``probation`` healthy
-    iterations have followed, for what blows up has grown for a while. Were there some
-    in which a :class:`HeadClampHook` was on by need and had to clamp, probation begins
+    iterations. It counts once every value in it is finite, but for what never
+    was, and ``probation`` healthy iterations have followed, for what blows up has grown
+    for a while. While :class:`HealthHook` watches the run, or finds it ill, none is
+    taken and none begins to count. Were there some in which a :class:`HeadClampHook` was on by need and had to clamp, probation begins
     anew, up to nine times. Then a background thread writes the snapshot to
     ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine checkpoint, and reads it
     back. A disk that fails costs the file, not the run.
 
-    *Rollback.* An iteration is bad if loss or logits are not finite, or gradients where
-    no loss scale is left to lower; an ordinary overflow of a dynamic loss scale is not.
-    After ``patience`` bad ones in a row, or ``share`` of the last ``window``, or at
-    once if the learned state itself is not finite, the state goes back to the newest
-    snapshot that counts; if it comes back within ``cooldown`` iterations, to an
-    older one. Loss scale and learning rate are lowered, and training goes on with the
-    next batch: iteration, schedulers and logs never go back.
+    *Rollback.* An iteration is bad if its forward pass was not finite, or gradients
+    where no loss scale is left to lower; an ordinary overflow of a dynamic loss scale
+    is not, nor a loss that is NaN over finite gradients. After ``patience`` bad ones in
+    a row, or ``share`` of the last ``window``, or at once if the learned state itself
+    is not finite, the state goes back to the newest snapshot that counts; if it comes
+    back within ``cooldown`` iterations, to an older one. At the verdict DIVERGED, of
+    HealthHook, it goes back at once, to before that began. Loss scale and learning rate
+    are lowered, and training goes on with the next batch: iteration, schedulers and
+    logs never go back.
 
-    *The learning rate stays* where it is not to blame: one that is too high overflows
+    *The learning rate* is lowered by ``lr_factor``; where a run diverged and it had
+    risen by more than that takes back, to no more than the highest that had gone well.
+    *It stays* where it is not to blame: one that is too high overflows
     soon. So it stays if ``keep_lr_after`` healthy iterations have passed since it last
     rose, and since the last rollback. And where :class:`StepGuardHook` checks every
     step, a state that holds NaN, and no infinity to which finite numbers may have
@@ -90,8 +95,9 @@ class RollbackHook(AmpHook):
         max_rollbacks (int): In the whole run, resumes included. Defaults to 10.
         max_recent (int): Within ``recent_iters`` iterations. Defaults to 3.
         recent_iters (int): See ``max_recent``. Defaults to 5000.
-        keep (int): Snapshots kept that count, in memory and on disk; in memory up
-            to two more, on probation and being written. At least 2. Defaults to 2.
+        keep (int): Snapshots kept that count, in memory and on disk, of ages that
+            double (1, 2, 4, 8 intervals); in memory up to two more, on probation and
+            being written. At least 2. Defaults to 2.
         probation (int, optional): Healthy iterations until a snapshot counts, at most
             ``interval``. Defaults to None: 100, or ``interval`` if that is less.
         cooldown (int, optional): See above. Defaults to None: ``interval``.
