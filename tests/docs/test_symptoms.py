@@ -60,7 +60,7 @@ CASES = {
         None,
     ),
     "mAP 0 with a finite loss": (
-        [helpers.fault("ema", 5, where="*backbone.bn1.running_var"), *SUITE],
+        [helpers.fault("ema", 5, where="backbone.bn1.weight"), *SUITE],
         9,
         None,
     ),
