@@ -101,7 +101,7 @@ def lower_lr(
     evidence = []
     changed = run.having("rollback", "recover", lost=False)
     factor = changed[-1].number("lr_factor", 1.0) if changed else 1.0
-    lost = judged.status is Status.LOST
+    lost = judged.status is Status.LOST and judged.by_numbers
     if changed and not factor < 1 and not lost:
         return  # it has risen again to what the config says, and that held
     longest = max(found.streaks, key=lambda s: s[1] - s[0], default=(0, -1))

@@ -41,16 +41,21 @@ class Judgement:
     Attributes:
         status: How the run ended.
         reasons: Each a clause for a sentence; empty for a healthy run.
+        by_numbers: Lost by its numbers, and not only by an exception that has nothing
+            to do with them: a full memory, say.
     """
 
     status: Status
     reasons: list[str]
+    by_numbers: bool = False
 
 
 def judge(run: RunHistory, found: Incidents) -> Judgement:
     """Judge a run by what there is of it."""
     if lost := list(_lost(run, found)):
-        return Judgement(Status.LOST, lost)
+        abort = last_abort(run)
+        foreign = abort is not None and _is_foreign(abort)
+        return Judgement(Status.LOST, lost, by_numbers=len(lost) > foreign)
     if recovered := list(_recovered(run, found)):
         return Judgement(Status.RECOVERED, recovered)
     return Judgement(Status.HEALTHY, [])
@@ -86,6 +91,13 @@ def last_abort(run: RunHistory) -> Line | None:
 def stopped_by_hand(abort: Line) -> bool:
     """Whether somebody ended training, and nothing in it did."""
     return str(abort.get("error", "")).split(":")[0] in _BY_HAND
+
+
+def _is_foreign(abort: Line) -> bool:
+    """Whether the exception has nothing to do with numbers."""
+    kind = str(abort.get("error", "TrainingDivergedError")).split(":")[0]
+    ours = kind == "TrainingDivergedError" or abort.get("verdict") == "RAISED"
+    return not (ours or stopped_by_hand(abort))
 
 
 def _ended_by_exception(run: RunHistory) -> str | None:

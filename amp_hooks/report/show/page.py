@@ -122,7 +122,8 @@ def verdict_sentence(
         some = f", {count(len(found.overflows), 'ordinary overflow')}"
         what = f"{count(total, 'iteration')}{some * bool(len(found.overflows))}"
         nothing = NOTHING_TO_CHANGE * _was_well(run, found, judged)
-        return _join(f"Healthy: {what}, nothing lost.", _no_harm(run), end, nothing)
+        passing = _no_harm(run), _watched(run)
+        return _join(f"Healthy: {what}, nothing lost.", *passing, end, nothing)
     if judged.status is Status.RECOVERED:
         what = f"Recovered: {'; '.join(judged.reasons)}. "
         what += f"The last {count(found.healthy_since, 'iteration')} were healthy."
@@ -132,7 +133,8 @@ def verdict_sentence(
         named = any("checkpoint" in h.line for h in run.having("abort"))
         if snapshots and not named:
             what += f" Last good checkpoint: {snapshots[-1].line.get('file')}."
-    return _join(what, injected, _no_harm(run), _metric(run), end, first)
+    passing = _no_harm(run), _watched(run)
+    return _join(what, injected, *passing, _metric(run), end, first)
 
 
 def _join(*sentences: str) -> str:
@@ -150,6 +152,16 @@ def _no_harm(run: RunHistory) -> str:
     if not terms:
         return ""
     return f"Not finite and no harm: {first_names(terms)}."
+
+
+def _watched(run: RunHistory) -> str:
+    """Whether the loss had left its range when the run ended."""
+    lines = run.having("watch", "diverged", "rollback", "well", lost=False)
+    if not lines or lines[-1].event != "watch":
+        return ""
+    return (
+        f"Watched at the end (iteration {lines[-1].iter}: {lines[-1].line.get('why')})."
+    )
 
 
 def _metric(run: RunHistory) -> str:

@@ -237,6 +237,12 @@ CASES = {
         run([START, ended_with(700, "RuntimeError: CUDA out of memory")]),
         [],
     ),
+    "a rollback that held, and an exception that has nothing to do with it": (
+        run([START, *bad(300), rollback(300, 0.5),
+             ended_with(900, "RuntimeError: CUDA out of memory")],
+            config=config(param_scheduler=WARM)),
+        ["Lower the learning rate, to x0.5 (0.02 to 0.01)", "Lengthen the warm-up"],
+    ),
     "everything, in order": (
         run([NO_CLAMP, *bad(20, 21, 22), batch(20, "a"), *bad(30), batch(30, "a"),
              *bad(700, 701, 702, layers=["fc_cls"]), rollback(702),

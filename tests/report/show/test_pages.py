@@ -257,3 +257,11 @@ def test_stopped_by_hand_is_no_loss_and_no_end():
         "Healthy: 51 iterations, nothing lost. It has not ended: KeyboardInterrupt at "
         "iteration 50 of 100."
     )
+
+
+def test_watched_at_the_end_says_so():
+    page = make_page(run([START, watch(52), well(80), watch(95), END]))
+    assert page.sentence == (
+        "Healthy: 100 iterations, nothing lost. Watched at the end (iteration 95: loss "
+        "3 for 0.9). Nothing to change."
+    )
