@@ -10,69 +10,14 @@ import numpy as np
 
 from ...engine.headroom import FP16_MAX
 from ...engine.words import count, first_names
-from ..read.curves import Curve
 from ..read.history import Happening, RunHistory
 from .incidents import Incidents, any_within, diverged
+from .rates import LearningRates, OnsetRate, bad_rates, onset_rate
 
 _SHOWN = 5
 # A line names the first five gradients in the order of the model, so of more of them
 # the names say nothing.
 _FEW_GRADIENTS = 5
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """The learning rate where the run was bad, against where it was not.
-
-    Attributes:
-        first: At the first bad iteration.
-        lowest: The lowest at which one was bad.
-        bad: Bad iterations.
-        at_or_above: Iterations whose learning rate was at least that.
-        below: Iterations below it, all of them healthy.
-        chance: How likely all streaks of bad iterations would fall among
-            ``at_or_above`` if the learning rate had no part in it.
-    """
-
-    first: float
-    lowest: float
-    bad: int
-    at_or_above: int
-    below: int
-    chance: float
-
-    @property
-    def telling(self) -> bool:
-        """Chance is no explanation, by the usual 5 %."""
-        return self.chance < 0.05
-
-
-@dataclass(frozen=True)
-class OnsetRate:
-    """The learning rate where the run diverged, against all before.
-
-    Attributes:
-        since: Iteration in which it began.
-        there: The highest from then until it was certain.
-        before: The highest before that; ``None`` if there was none.
-    """
-
-    since: int
-    there: float
-    before: float | None
-
-    @property
-    def rise(self) -> float:
-        """By what it rose; 1.0 if it did not."""
-        return max(1.0, self.there / self.before) if self.before else 1.0
-
-    @property
-    def words(self) -> str:
-        """For a person."""
-        before = f", at most {self.before:.3g} before" if self.before else ""
-        return f"{self.there:.3g} where the run diverged (iteration {self.since})" + (
-            before
-        )
 
 
 @dataclass
@@ -151,8 +96,8 @@ def find_causes(run: RunHistory, found: Incidents) -> Causes:
         images_back=back,
         images_seen=len({i for h in batches for i in h.names("images")}),
         layers=list(_layers(run)),
-        rates=_rates(run, found),
-        onset=_onset(run, found),
+        rates=bad_rates(run, found),
+        onset=onset_rate(run, found),
     )
 
 
@@ -235,39 +180,3 @@ def _layers(run: RunHistory) -> Iterable[str]:
             f"{layer}: largest |cls_score| {curve.values[top]:.4g}{beyond}, by "
             f"iteration {curve.iters[top]}{room} in the precision it ran in"
         )
-
-
-def _learning_rate(run: RunHistory) -> Curve:
-    names = [n for n in run.curves if n.endswith("lr") and not n.startswith("amp/")]
-    return run.curve("lr", *names).finite
-
-
-def _onset(run: RunHistory, found: Incidents) -> OnsetRate | None:
-    curve = _learning_rate(run)
-    rates = []
-    for d in found.divergences if len(curve) else ():
-        there = curve.within(d.since, d.told + 1).values
-        at = np.interp([d.since, d.told], curve.iters, curve.values)
-        before = curve.within(0, d.since).values
-        highest = float(before.max()) if len(before) else None
-        rates.append(OnsetRate(d.since, float(max(*there, *at)), highest))
-    return max(rates, key=lambda rate: rate.rise, default=None)
-
-
-def _rates(run: RunHistory, found: Incidents) -> LearningRates | None:
-    curve = _learning_rate(run)
-    if not (len(curve) and len(found.bad)):
-        return None
-    every = np.arange(found.first, found.last + 1)
-    rates = np.interp(every, curve.iters, curve.values)
-    bad = np.interp(found.bad, curve.iters, curve.values)
-    # Interpolation and float32 logs must not move an iteration across its own bound.
-    above = int((rates >= bad.min() * (1 - 1e-6)).sum())
-    return LearningRates(
-        first=float(bad[0]),
-        lowest=float(bad.min()),
-        bad=len(bad),
-        at_or_above=above,
-        below=len(every) - above,
-        chance=(above / len(every)) ** len(found.streaks),
-    )
