@@ -177,7 +177,9 @@ def resume(line: Line) -> str:
 def abort(line: Line) -> str:
     """Of an ``abort`` line."""
     if "error" in line:
-        return f"Training ended: {reason(line)}."
+        if line.get("verdict") == "RAISED":
+            return f"Training ended: {reason(line)}."
+        return f"Training ended with {line['error']}."
     return (
         f"Training ended after {line['rollbacks']} rollbacks: {reason(line)}. "
         f"{line['limit']} allows no more. The last good checkpoint is "

@@ -43,8 +43,18 @@ class StepGuardHook(AmpHook):
     It works in any precision. With a GradScaler nothing waits for the device that did
     not before; without one, the optimizer step waits once.
 
-    A loss that is not finite, or that comes from watched logits that are not, makes
-    all gradients NaN, so that with several processes every rank refuses the step.
+    *Gradients decide.* A loss, or a term of one, that is NaN while all gradients are
+    finite does no harm and is stepped on: a mean over no samples, say. But a forward
+    pass with logits, predictions handed to a loss, or BatchNorm statistics that are not
+    finite and were before makes all gradients NaN, so that with several processes
+    every rank refuses the step; also where hooks of others clean gradients
+    (``nan_to_num``). What was not finite, or not there, at the first healthy step is so
+    by design and is not watched.
+
+    *NaN is kept out of the losses.* In what a head hands to losses that could raise or
+    assert, NaN and infinities are replaced by 0 and remembered on the device, so that
+    no assigner raises, no CUDA kernel asserts, and no rank waits for another.
+
     EMAHook and MeanTeacherHook are left out after a refused step. Not undone: what a
     model or hook keeps in Python attributes, and, under gradient accumulation, what
     MeanTeacherHook averaged earlier in the same accumulation.
@@ -57,10 +67,10 @@ class StepGuardHook(AmpHook):
     inf checks were recorded for this optimizer" (fast-reid#700, #704, #735). Here the
     step is skipped, with a warning that says why there is none.
 
-    *NaN that arrives as an exception*, as from a Hungarian assigner (mmdetection#8155):
-    the iteration is left out, its verdict is RAISED, and training goes on. With several
-    processes the other ranks wait for this one's gradients, so it is an error there,
-    unless ``vote=True``. All other exceptions pass through.
+    *NaN that arrives as an exception* all the same (mmdetection#8155): the iteration is
+    left out, its verdict is RAISED, and training goes on. With several processes the
+    other ranks wait for this one's gradients, so it is an error there, unless
+    ``vote=True``. All other exceptions pass through.
 
     Args:
         scale_floor (float): The loss scale is not lowered below it; overflow there has
@@ -70,8 +80,9 @@ class StepGuardHook(AmpHook):
         on_missing_grads (str): 'skip' the step, or 'raise' a RuntimeError. With several
             processes a detached loss is an error in any case. Defaults to 'skip'.
         nan_errors (Sequence[str], optional): Regular expressions by which an exception
-            is known to come from NaN, in addition to those of scipy's
-            linear_sum_assignment and mmdet's heads. Defaults to None.
+            is known to come from NaN, in addition to FloatingPointError, messages with
+            nan or inf, and those of scipy's linear_sum_assignment, sklearn, DETR's
+            boxes and mmdet's heads. Defaults to None.
         max_nan_errors (int): Iterations that may end that way without an optimizer step
             or a rollback between them; one more raises TrainingDivergedError. 0 lets
             every exception pass. Defaults to 10.

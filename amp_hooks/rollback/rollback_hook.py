@@ -33,51 +33,48 @@ from .snapshot_store import SnapshotStore
 
 @HOOKS.register_module()
 class RollbackHook(AmpHook):
-    """Takes verified snapshots, and rolls the learned state back on sustained NaN.
+    """Takes verified snapshots; goes back on sustained NaN, and where a run diverged.
 
-    *Snapshots.* A snapshot is a copy of the run in host memory: weights, buffers,
-    optimizer, loss scale, EMA, schedulers, random number generators, and the state of
-    all hooks. One is taken before the first iteration and every ``interval``
-    iterations. It counts once every value in it is finite and ``probation`` healthy
-    iterations have followed, for what blows up has grown for a while. Were there some
-    in which a :class:`HeadClampHook` was on by need and had to clamp, probation begins
-    anew, up to nine times. Then a background thread writes the snapshot to
+    *Snapshots.* One is a copy of the run in host memory: weights, buffers, optimizer,
+    loss scale, EMA, schedulers, random number generators, the state of all hooks. It is
+    taken before the first iteration and every ``interval``, never while
+    :class:`HealthHook` finds the run watched or ill. It counts once it is finite, but
+    for what never was, and ``probation`` healthy iterations have followed: what blows
+    up has grown for a while. If a triggered :class:`HeadClampHook` had to clamp in
+    them, that begins anew, up to nine times. A background thread then writes it to
     ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine checkpoint, and reads it
     back. A disk that fails costs the file, not the run.
 
-    *Rollback.* An iteration is bad if loss or logits are not finite, or gradients where
-    no loss scale is left to lower; an ordinary overflow of a dynamic loss scale is not.
+    *Rollback.* An iteration is bad if its forward pass is not finite, or gradients
+    where no loss scale is left to lower; NaN in a loss over finite gradients is not.
     After ``patience`` bad ones in a row, or ``share`` of the last ``window``, or at
-    once if the learned state itself is not finite, the state goes back to the newest
-    snapshot that counts; if it comes back within ``cooldown`` iterations, to an
-    older one. Loss scale and learning rate are lowered, and training goes on with the
-    next batch: iteration, schedulers and logs never go back.
+    once if the learned state is not finite, it goes back to the newest snapshot that
+    counts; within ``cooldown`` of the last time, to an older one; where the run
+    diverged, to before that began. Loss scale and learning rate are lowered, and
+    training goes on with the next batch: iteration, schedulers and logs never go back.
 
-    *The learning rate stays* where it is not to blame: one that is too high overflows
-    soon. So it stays if ``keep_lr_after`` healthy iterations have passed since it last
-    rose, and since the last rollback. And where :class:`StepGuardHook` checks every
-    step, a state that holds NaN, and no infinity to which finite numbers may have
-    overflowed, was broken by something else, unless that happens again within
-    ``cooldown``.
+    *The learning rate* goes down by ``lr_factor``; where it had risen by more before
+    the run diverged, to no more than the highest that had gone well. It stays where it
+    is not to blame: if it has gone well for ``keep_lr_after``; and, with
+    :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
+    numbers may have overflowed: something else broke it, unless that was within
+    ``cooldown`` too.
 
     *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
-    is whole and finite, of this hook or of CheckpointHook; others are passed over and
-    named. ``<work_dir>/last_checkpoint`` names such a one at any time. CheckpointHook
-    writes no checkpoint that is not finite, and removes an old one only after the new
-    one is on the disk.
+    is whole and finite, of this hook or of CheckpointHook; others are passed over.
+    ``<work_dir>/last_checkpoint`` names such a one at any time. CheckpointHook writes
+    no other, and removes an old one only after the new one is on the disk.
 
     Args:
         interval (int): Iterations between snapshots. Defaults to 500.
         patience (int): Bad iterations in a row that cause a rollback. Defaults to 3.
         window (int): Iterations looked back on. Defaults to 20.
-        share (float): Bad share of them that causes a rollback, in (0, 1]. Defaults to
-            0.35, which is 7 of 20.
+        share (float): Bad share of them that causes one, in (0, 1]. Defaults to 0.35.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
-            (0, 1], once for every rollback since it was taken; the scale is not taken
-            below 1, or StepGuardHook's floor. Defaults to 0.5.
+            (0, 1], once for every rollback since it was taken; not below 1, or
+            StepGuardHook's floor. Defaults to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
-            rest of every schedule, at a rollback, in (0, 1]; a tenth is what dlib takes
-            when training diverges. Defaults to 0.1.
+            rest of every schedule, in (0, 1]; dlib takes a tenth. Defaults to 0.1.
         keep_lr_after (int, optional): Healthy iterations since the learning rate last
             rose after which a rollback leaves it as it is; one kept in a tensor on a
             GPU is always lowered. Defaults to 2000; None: always lowered.
@@ -90,8 +87,8 @@ class RollbackHook(AmpHook):
         max_rollbacks (int): In the whole run, resumes included. Defaults to 10.
         max_recent (int): Within ``recent_iters`` iterations. Defaults to 3.
         recent_iters (int): See ``max_recent``. Defaults to 5000.
-        keep (int): Snapshots kept that count, in memory and on disk; in memory up
-            to two more, on probation and being written. At least 2. Defaults to 2.
+        keep (int): Snapshots that are kept, in memory (two more) and on disk; their
+            ages double (1, 2, 4, 8 intervals). At least 2. Defaults to 2.
         probation (int, optional): Healthy iterations until a snapshot counts, at most
             ``interval``. Defaults to None: 100, or ``interval`` if that is less.
         cooldown (int, optional): See above. Defaults to None: ``interval``.
@@ -102,8 +99,7 @@ class RollbackHook(AmpHook):
         OSError: At the start of training, if work_dir cannot be written.
         RuntimeError: On resume, if there are checkpoints and all of them are damaged.
         TrainingDivergedError: The state is not finite before the first iteration, or
-            the rollbacks are used up and PrecisionFallbackHook, if there is one, has
-            nothing left to try.
+            rollbacks, and PrecisionFallbackHook if there is one, are used up.
 
     Examples:
         >>> custom_hooks = [dict(type='amp_hooks.RollbackHook', interval=1000)]

@@ -9,6 +9,7 @@ from mmengine.hub import get_config
 
 import amp_hooks.hooks  # noqa: F401  (registers)
 from amp_hooks.engine.events import EVENTS
+from amp_hooks.health import thresholds as t
 from amp_hooks.members import MEMBERS
 from amp_hooks.panel.scalars import SCALARS
 from amp_hooks.registry import HOOKS
@@ -122,6 +123,24 @@ def test_the_table_of_hooks_gives_the_real_defaults(name):
             assert argument in MEMBERS
         else:
             assert argument in helpers.REQUIRED[name]
+
+
+def test_the_table_of_health_has_the_real_thresholds():
+    told = {
+        "range of the loss": (t.RANGE, t.RANGE_SPREADS),
+        "healthy past": (t.WINDOW,),
+        "patience": (t.PATIENCE,),
+        "what one batch may add": (100 * t.CLIP / t.PATIENCE,),
+        "watched": (100 * t.WATCH,),
+        "well again by itself": (t.CALM,),
+        "dead gradients": (t.DEAD, t.DEAD_PATIENCE),
+        "clamped logits": (t.CLAMPED_PATIENCE,),
+    }
+    for what, values in told.items():
+        (cell,) = re.findall(rf"^\| {what} \| (.*?) \|", README, re.MULTILINE)
+        numbers = [float(number) for number in re.findall(r"[\d.]*\d", cell)]
+        assert set(values) <= set(numbers), what
+    assert (t.CLAMPED, t.METRIC_FALLEN) == (0.5, 0.1)  # told in words
 
 
 def test_nothing_unfinished():

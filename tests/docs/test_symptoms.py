@@ -29,6 +29,20 @@ def detached_from_the_model(runner):
     runner.model.parse_losses = parse_losses
 
 
+def a_mean_over_no_samples(runner):
+    """NaN, with a gradient of zero, from the sixth iteration on."""
+    head = runner.model.bbox_head
+    loss_by_feat = head.loss_by_feat
+
+    def with_one_more(cls_scores, *args, **kwargs):
+        losses = loss_by_feat(cls_scores, *args, **kwargs)
+        number = 0 if runner.iter >= 5 else 1
+        losses["loss_extra"] = 0 * cls_scores[0].flatten()[:number].float().mean()
+        return losses
+
+    head.loss_by_feat = with_one_more
+
+
 # Title to hooks, iterations, and what else is done to the run.
 CASES = {
     "NaN at the start": (
@@ -46,10 +60,16 @@ CASES = {
         None,
     ),
     "mAP 0 with a finite loss": (
-        [helpers.fault("buffer", 5, where="backbone.bn1.running_var"), *SUITE],
+        [helpers.fault("ema", 5, where="backbone.bn1.weight"), *SUITE],
         9,
         None,
     ),
+    "A loss that is finite and stays high": (
+        [helpers.fault("loss", 20, iters=12, value="x1000"), *SUITE],
+        32,
+        None,
+    ),
+    "A loss term that is NaN and does no harm": (SUITE, 7, a_mean_over_no_samples),
     '"No inf checks were recorded for this optimizer"': (
         SUITE,
         2,

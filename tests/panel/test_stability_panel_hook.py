@@ -97,11 +97,12 @@ def test_the_worst_value_between_two_publications_is_not_lost(build):
 
 def test_one_layout_with_tags_that_exist(build):
     """Every pattern of every chart finds a curve where the whole suite is attached."""
+    health = dict(type="amp_hooks.HealthHook")
     fallback = dict(type="amp_hooks.PrecisionFallbackHook")
     runner = build(
         "faster_rcnn",
-        iters=3,
-        hooks=[*helpers.SUITE[:7], fallback, PANEL],
+        iters=9,  # the healthy range is known after a few losses
+        hooks=[*helpers.SUITE[:7], health, fallback, PANEL],
         options={"default_hooks.logger.interval": 1},
     )
     runner.train()
@@ -116,6 +117,8 @@ def test_one_layout_with_tags_that_exist(build):
     for chart in category.chart:
         for pattern in chart.multiline.tag:
             assert any(re.match(pattern, tag) for tag in scalars), pattern
+        for edges in chart.margin.series:
+            assert {edges.value, edges.lower, edges.upper} <= set(scalars)
     clip = runner.optim_wrapper.clip_grad_kwargs["max_norm"]
     assert set(series(accumulator, "amp/clip_max_norm").values()) == {clip}
     limit = series(accumulator, "amp/clamp_limit_log2")

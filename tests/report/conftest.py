@@ -100,6 +100,20 @@ def _lost(data, work_dir):
     return train(data, work_dir, hooks, iters=12, ends=TrainingDivergedError)
 
 
+def _ended(data, work_dir):
+    """An exception that has nothing to do with numbers."""
+    fault = helpers.fault("raise", 5, value="the disk is full")
+    return train(data, work_dir, [fault, *helpers.SUITE], iters=12, ends=ValueError)
+
+
+def _ill(data, work_dir):
+    """A loss a thousand times too high, to the end; nothing that could go back."""
+    fault = helpers.fault("loss", 12, iters=100, value="x1000")
+    health = dict(type="amp_hooks.HealthHook")
+    hooks = [fault, *helpers.MONITORS, health, helpers.SUITE[-1]]
+    return train(data, work_dir, hooks, iters=40)
+
+
 def _stock(data, work_dir):
     """A learning rate far too high, and nothing of this package."""
     options = {"optim_wrapper.optimizer.lr": 1e20, "optim_wrapper.clip_grad": None}
@@ -125,6 +139,8 @@ _RUNS = {
     "healthy": _healthy,
     "rescued": _rescued,
     "lost": _lost,
+    "ended": _ended,
+    "ill": _ill,
     "stock": _stock,
     "resumed": _resumed,
     "tensorboard": _tensorboard,

@@ -7,6 +7,7 @@ from amp_hooks.report.read.history import Checkpoint, Start, Validation, merge
 
 NAN = math.nan
 FORWARD = "FORWARD_NONFINITE"
+WHY = "loss 102 for 0.9 since iteration 61; the learning rate rose x30 there"
 CONFIG = dict(
     optim_wrapper=dict(type="AmpOptimWrapper", optimizer=dict(type="SGD", lr=0.02)),
     param_scheduler=[dict(type="CosineAnnealingLR", by_epoch=False, end=9999)],
@@ -41,11 +42,40 @@ def overflows(*iterations, skip="calibration", scale=1024.0):
     ]
 
 
-def rollback(iteration, factor=0.1, number=1):
+def rollback(iteration, factor=0.1, number=1, verdict=FORWARD, **fields):
     return line(
-        iteration, "rollback", FORWARD, rollbacks=number, lr_factor=factor,
-        target_iter=0, scale=512.0, nonfinite_state=[],
+        iteration, "rollback", verdict, rollbacks=number, lr_factor=factor,
+        target_iter=0, scale=512.0, nonfinite_state=[], **fields,
     )  # fmt: skip
+
+
+def diverged(iteration, since=61, why=WHY):
+    """HealthHook is certain that the run is ill."""
+    return line(
+        iteration, "diverged", "DIVERGED", why=why, loss_ratio=113.0, since=since
+    )
+
+
+def went_back(iteration, factor=0.1):
+    """What RollbackHook does about it."""
+    return rollback(iteration, factor, verdict="DIVERGED", why=WHY)
+
+
+def watch(iteration):
+    return line(iteration, "watch", why="loss 3 for 0.9", loss_ratio=3.0, since=50)
+
+
+def well(iteration):
+    return line(iteration, "well", since=50)
+
+
+def nan_term(iteration, **losses):
+    return line(iteration, "nan_term", losses=losses, why="all gradients were finite")
+
+
+def ended_with(iteration, error, verdict="HEALTHY"):
+    """No hook of ours raised it."""
+    return line(iteration, "abort", verdict, error=error)
 
 
 def curve(values, every=10, first=9):

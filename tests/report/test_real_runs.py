@@ -77,6 +77,28 @@ def test_lost(page_of):
     assert "that did not hold" in section(text, "Advice")
 
 
+def test_ended_by_an_exception(page_of):
+    text = text_of(page_of("ended"))
+    assert text.startswith(
+        "Lost: training ended with ValueError: the disk is full (iteration 5)."
+    )
+    assert "Nothing to change" not in text
+    assert "diverged" not in text
+
+
+def test_ill_and_finite(page_of):
+    page = page_of("ill")
+    text = text_of(page)
+    assert page.judged.status is Status.LOST
+    assert text.startswith("Lost: the run has diverged (iteration ")
+    assert {row[page.table()[0].index("not finite")] for row in page.table()[1:]} == {
+        "0"
+    }
+    advice = section(text, "Advice")
+    assert "Lower the learning rate, to x0.1 (0.001 to 0.0001)" in advice
+    assert "Attach RollbackHook" in advice
+
+
 def test_stock_run_without_any_of_our_hooks(page_of):
     page = page_of("stock")
     text = text_of(page)

@@ -25,7 +25,7 @@ _CLIP_AT = 2.0
 def clip(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
     """For spikes of the gradient norm before bad iterations, that pass uncut."""
     norms = run.curve("amp/gradnorm", "grad_norm").finite
-    if not (recipe.known and len(norms) and found.streaks):
+    if not (recipe.known and len(norms) and found.onsets):
         return
     calm = _calm(norms, found)
     if not len(calm):
@@ -34,7 +34,7 @@ def clip(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
     if recipe.clip is not None and recipe.clip <= _SPIKE * median:
         return  # it cuts such spikes already
     spikes = []
-    for first, _ in found.streaks:
+    for first in found.onsets:
         before = norms.within(max(0, first - WINDOW), first + 1)
         if len(before) and before.values.max() > _SPIKE * median:
             top = int(before.values.argmax())
@@ -57,6 +57,9 @@ def clip(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
 def _calm(norms: Curve, found: Incidents) -> Curve:
     """Without the points that a bad iteration or what led to it may be in."""
     near = any_within(found.bad, norms.iters - WINDOW, norms.iters + WINDOW)
+    for d in found.divergences:
+        end = found.last if d.until is None else d.until
+        near |= (norms.iters >= d.since - WINDOW) & (norms.iters <= end + WINDOW)
     return Curve(norms.iters[~near], norms.values[~near])
 
 

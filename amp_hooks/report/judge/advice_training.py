@@ -8,13 +8,15 @@ from itertools import islice
 from ...clamp.trigger import TRIGGER
 from ...config_check.warmup import USUAL_WARMUP, remedy_warmup
 from ...data.boxes import FLAWS
-from ...engine.words import first_names
+from ...engine.words import count, first_names
+from ...members import MEMBERS
 from ...rollback.policy import LR_FACTOR, PATIENCE
 from ..read.history import RunHistory
 from .causes import Causes
 from .change import Advice
+from .divergence import Divergence
 from .incidents import Incidents
-from .recipe import Recipe
+from .recipe import Recipe, has_hook
 from .status import Judgement, Status
 
 _SHOWN = 5  # pieces of evidence of one kind
@@ -99,7 +101,7 @@ def lower_lr(
     evidence = []
     changed = run.having("rollback", "recover", lost=False)
     factor = changed[-1].number("lr_factor", 1.0) if changed else 1.0
-    lost = judged.status is Status.LOST
+    lost = judged.status is Status.LOST and judged.by_numbers
     if changed and not factor < 1 and not lost:
         return  # it has risen again to what the config says, and that held
     longest = max(found.streaks, key=lambda s: s[1] - s[0], default=(0, -1))
@@ -110,6 +112,8 @@ def lower_lr(
         )
     if lost and found.poisoned_to_end:
         evidence.append(f"the logged loss was not finite from {found.first_bad} on")
+    for d in found.divergences[-_SHOWN:]:
+        evidence.append(f"the run diverged from iteration {d.since} on{_told(d)}")
     rates = causes.rates
     if rates and rates.telling:
         evidence.append(
@@ -129,8 +133,13 @@ def lower_lr(
         evidence.append(
             f"the first bad iteration had a learning rate of {rates.first:.3g}"
         )
-    # What held; else one step further than what was tried.
-    wanted = factor if factor < 1 and not lost else factor * LR_FACTOR
+    onset = causes.onset
+    if onset is not None:
+        evidence.append(f"the learning rate was {onset.words}")
+    # What held; else one step further than what was tried, as RollbackHook takes it.
+    step = min(LR_FACTOR, 1 / onset.rise) if onset else LR_FACTOR
+    it_held = factor < 1 and not lost
+    wanted = factor if it_held else float(f"{factor * step:.2g}")
     title = f"Lower the learning rate, to x{wanted:g}"
     change = f"# multiply each learning rate by {wanted:g}"
     if recipe.lr is not None:
@@ -139,9 +148,43 @@ def lower_lr(
     yield Advice(title, change, evidence)
 
 
-def warm_up(found: Incidents, recipe: Recipe) -> Iterator[Advice]:
+def _told(divergence: Divergence) -> str:
+    why = f": {divergence.why}" if divergence.why else ""
+    return f" (certain in iteration {divergence.told}){why}"
+
+
+def go_back(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
+    """For a run that was known to be ill, where nothing could go back."""
+    alone = [d for d in found.divergences if not d.went_back]
+    if not alone or not run.watched:
+        return
+    several = float((run.start_line or {}).get("world_size") or 1) > 1
+    needed = ["RollbackHook", *["StepGuardHook"] * several]
+    missing = [name for name in needed if not has_hook(run, name)]
+    if not missing:
+        return
+    if recipe.whole_suite:
+        members = " and ".join(m for m, hook in MEMBERS.items() if hook in missing)
+        change = f"# {members} not left out:\ndict(type='amp_hooks.StabilityHook'),"
+    else:
+        change = "\n".join(f"dict(type='amp_hooks.{name}')," for name in missing)
+    ill = sum((found.last if d.until is None else d.until) - d.told for d in alone)
+    yield Advice(
+        f"Attach {' and '.join(missing)}",
+        f"# in custom_hooks:\n{change}",
+        [
+            f"the run was ill for {count(ill, 'iteration')} after it was certain "
+            f"(iteration {alone[0].told}), and without {' and '.join(missing)} it "
+            "could not go back"
+        ],
+    )
+
+
+def warm_up(found: Incidents, causes: Causes, recipe: Recipe) -> Iterator[Advice]:
     """For a run that failed within or soon after its warm-up, or without one."""
-    first = found.first_bad
+    ill = [d.since for d in found.divergences]
+    bad = None if causes.all_by_images else found.first_bad
+    first = min([*ill, *([] if bad is None else [bad])], default=None)
     if not recipe.known or first is None or recipe.warmup == float("inf"):
         return
     warmup = int(recipe.warmup)
@@ -163,5 +206,13 @@ def warm_up(found: Incidents, recipe: Recipe) -> Iterator[Advice]:
         if warmup
         else f"Warm up, for {end} iterations",
         change,
-        [f"the first bad iteration was {first}, with {had}"],
+        [f"{_what(first, ill)} {first}, with {had}"],
+    )
+
+
+def _what(first: int, ill: list[int]) -> str:
+    return (
+        "the run diverged from iteration"
+        if first in ill
+        else ("the first bad iteration was")
     )

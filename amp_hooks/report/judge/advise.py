@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..read.history import RunHistory
 from .advice_overflow import bf16, clamp, clip
-from .advice_training import images, lower_lr, warm_up
+from .advice_training import go_back, images, lower_lr, warm_up
 from .causes import Causes
 from .change import Advice
 from .incidents import Incidents
@@ -20,9 +20,10 @@ def advise(
         return []
     recipe = read_recipe(run)
     advice = list(images(run, found, causes, recipe))
-    if not causes.all_by_images:
+    if found.divergences or not causes.all_by_images:
         advice += lower_lr(run, found, causes, recipe, judged)
-        advice += warm_up(found, recipe)
+        advice += warm_up(found, causes, recipe)
+        advice += go_back(run, found, recipe)
         advice += clip(run, found, recipe)
         advice += clamp(run, found)
     return [*advice, *bf16(run, found, recipe)]

@@ -11,39 +11,13 @@ import numpy as np
 from ...engine.headroom import FP16_MAX
 from ...engine.words import count, first_names
 from ..read.history import Happening, RunHistory
-from .incidents import Incidents, any_within
+from .incidents import Incidents, any_within, diverged
+from .rates import LearningRates, OnsetRate, bad_rates, onset_rate
 
 _SHOWN = 5
 # A line names the first five gradients in the order of the model, so of more of them
 # the names say nothing.
 _FEW_GRADIENTS = 5
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """The learning rate where the run was bad, against where it was not.
-
-    Attributes:
-        first: At the first bad iteration.
-        lowest: The lowest at which one was bad.
-        bad: Bad iterations.
-        at_or_above: Iterations whose learning rate was at least that.
-        below: Iterations below it, all of them healthy.
-        chance: How likely all streaks of bad iterations would fall among
-            ``at_or_above`` if the learning rate had no part in it.
-    """
-
-    first: float
-    lowest: float
-    bad: int
-    at_or_above: int
-    below: int
-    chance: float
-
-    @property
-    def telling(self) -> bool:
-        """Chance is no explanation, by the usual 5 %."""
-        return self.chance < 0.05
 
 
 @dataclass
@@ -57,6 +31,7 @@ class Causes:
         images_back: How many of them began several streaks of those.
         layers: Lines on layers, the most telling first.
         rates: Of the learning rate, if it is known.
+        onset: The same, of the divergence before which it rose most.
     """
 
     images: dict[str, list[int]] = field(default_factory=dict)
@@ -65,12 +40,17 @@ class Causes:
     images_back: int = 0
     layers: list[str] = field(default_factory=list)
     rates: LearningRates | None = None
+    onset: OnsetRate | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """``(label, text)`` for a page."""
         rows = [("images", text) for text in self._image_lines()]
         rows += [("layers", text) for text in self.layers or ["nothing points at one"]]
         rates = self.rates
+        if self.onset is not None:
+            rows += [("learning rate", self.onset.words)]
+            if rates is None:
+                return rows
         if rates is None:
             return [*rows, ("learning rate", "no bad iteration at a known one")]
         if not rates.below:
@@ -108,7 +88,7 @@ class Causes:
 
 def find_causes(run: RunHistory, found: Incidents) -> Causes:
     """Find what the bad iterations have in common."""
-    batches = run.having("bad_batch")
+    batches = [h for h in run.having("bad_batch") if not diverged(h)]
     images, back = _images(run, batches)
     return Causes(
         images=images,
@@ -116,7 +96,8 @@ def find_causes(run: RunHistory, found: Incidents) -> Causes:
         images_back=back,
         images_seen=len({i for h in batches for i in h.names("images")}),
         layers=list(_layers(run)),
-        rates=_rates(run, found),
+        rates=bad_rates(run, found),
+        onset=onset_rate(run, found),
     )
 
 
@@ -167,6 +148,13 @@ def _layers(run: RunHistory) -> Iterable[str]:
     for h in run.having("forensics")[:_SHOWN]:
         yield f"{h.line.get('module') or 'outside the model'}: {h.line.get('finding')}"
     lines = run.having("overflow")
+    for kind, what in (
+        ("heads", "what it hands to its losses was not finite"),
+        ("buffers", "it became infinite or NaN"),
+    ):
+        places = Counter(x for h in lines for x in h.names(kind))
+        for place, n in places.most_common(_SHOWN):
+            yield f"{place}: {what} in {count(n, 'iteration')}"
     logits = Counter(x for h in lines for x in h.names("layers"))
     for layer, n in logits.most_common(_SHOWN):
         yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
@@ -192,23 +180,3 @@ def _layers(run: RunHistory) -> Iterable[str]:
             f"{layer}: largest |cls_score| {curve.values[top]:.4g}{beyond}, by "
             f"iteration {curve.iters[top]}{room} in the precision it ran in"
         )
-
-
-def _rates(run: RunHistory, found: Incidents) -> LearningRates | None:
-    names = [n for n in run.curves if n.endswith("lr") and not n.startswith("amp/")]
-    curve = run.curve("lr", *names).finite
-    if not (len(curve) and len(found.bad)):
-        return None
-    every = np.arange(found.first, found.last + 1)
-    rates = np.interp(every, curve.iters, curve.values)
-    bad = np.interp(found.bad, curve.iters, curve.values)
-    # Interpolation and float32 logs must not move an iteration across its own bound.
-    above = int((rates >= bad.min() * (1 - 1e-6)).sum())
-    return LearningRates(
-        first=float(bad[0]),
-        lowest=float(bad.min()),
-        bad=len(bad),
-        at_or_above=above,
-        below=len(every) - above,
-        chance=(above / len(every)) ** len(found.streaks),
-    )

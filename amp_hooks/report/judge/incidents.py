@@ -11,6 +11,7 @@ from ...engine.verdict import Verdict
 from ...monitor.skips import PATIENCE as COLLAPSE_SKIPS
 from ..read.curves import EMPTY, Array, Curve
 from ..read.history import NO_ITERATION, Happening, RunHistory
+from .divergence import Divergence, divergences
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Incidents:
         rollbacks: Iterations of rollbacks.
         clamps: Iterations where the head clamp switched on.
         lost_bad: Bad iterations that a kill took back, with all they did.
+        divergences: When the run was ill, which is another thing: all was finite.
     """
 
     first: int = 0
@@ -46,6 +48,7 @@ class Incidents:
     rollbacks: Array = field(default_factory=lambda: _sorted([]))
     clamps: Array = field(default_factory=lambda: _sorted([]))
     lost_bad: Array = field(default_factory=lambda: _sorted([]))
+    divergences: list[Divergence] = field(default_factory=list)
 
     @property
     def streaks(self) -> list[tuple[int, int]]:
@@ -64,9 +67,23 @@ class Incidents:
         return min(found, default=None)
 
     @property
+    def onsets(self) -> list[int]:
+        """First iterations of each row of bad ones, and of each divergence."""
+        return sorted(
+            [a for a, _ in self.streaks] + [d.since for d in self.divergences]
+        )
+
+    @property
+    def ends_ill(self) -> Divergence | None:
+        """The divergence that nothing ended."""
+        last = self.divergences[-1] if self.divergences else None
+        return None if last is None or last.until is not None else last
+
+    @property
     def healthy_since(self) -> int:
-        """Iterations at the end that were not bad."""
+        """Iterations at the end that were not bad, nor the run ill."""
         bad = [int(a[-1]) for a in (self.bad, self.poisoned) if len(a)]
+        bad += [self.last if d.until is None else d.until for d in self.divergences]
         return self.last - max(bad, default=self.first - 1)
 
 
@@ -75,10 +92,29 @@ def _sorted(iterations: object) -> Array:
 
 
 def _is_bad(happening: Happening) -> bool:
+    """Whether it tells of something that was not finite: DIVERGED does not."""
     verdict = happening.line.get("verdict")
-    return happening.event == "overflow" and any(
-        v.is_bad for v in Verdict if v.value == verdict
-    )
+    not_finite = [v.value for v in Verdict if v.is_bad and v is not Verdict.DIVERGED]
+    return happening.event == "overflow" and verdict in not_finite
+
+
+def diverged(happening: Happening) -> bool:
+    """Whether its verdict is on the run, and every number was finite."""
+    return happening.line.get("verdict") == Verdict.DIVERGED.value
+
+
+def _harmless(run: RunHistory, iteration: int, first: float) -> bool:
+    """Whether a loss that was not finite did no harm.
+
+    Args:
+        run: Its ledgers tell.
+        iteration: Which loss.
+        first: The first iteration in which one did none.
+    """
+    if iteration < first:
+        return False
+    start = next((s for s in reversed(run.starts) if s.begins <= iteration), None)
+    return start is not None and iteration < start.complete_until
 
 
 def _kinds(happening: Happening) -> list[str]:
@@ -133,15 +169,19 @@ def find(run: RunHistory) -> Incidents:
     overflow_lines = run.having("overflow", lost=False)
     bad = {h.iter for h in overflow_lines if _is_bad(h)}
     exact = run.curve("loss").within(0, run.exact_until)
-    bad |= set(exact.iters[~np.isfinite(exact.values)].tolist())
+    # The ledger tells of each such term once, and of every iteration that was bad.
+    terms = run.having("nan_term", lost=False)
+    first_harmless = min((h.iter for h in terms), default=float("inf"))
+    not_finite = set(exact.iters[~np.isfinite(exact.values)].tolist())
+    bad |= {i for i in not_finite if not _harmless(run, i, first_harmless)}
     # A state found broken at a snapshot is rolled back without an overflow line.
     rollbacks = run.having("rollback", lost=False)
-    bad |= {h.iter for h in rollbacks}
-    overflows = _sorted({h.iter for h in overflow_lines} - bad)
+    bad |= {h.iter for h in rollbacks if not diverged(h)}
+    overflows = _sorted({h.iter for h in overflow_lines if not diverged(h)} - bad)
     collapses = {
         h.iter
         for h in overflow_lines
-        if not _is_bad(h)
+        if not (_is_bad(h) or diverged(h))
         and ("collapse" in _kinds(h) or not h.number("scale", 2.0) > 1.0)
     }
     if len(overflows) >= COLLAPSE_SKIPS:
@@ -172,4 +212,5 @@ def find(run: RunHistory) -> Incidents:
         rollbacks=_sorted(h.iter for h in rollbacks),
         clamps=_sorted(h.iter for h in run.having("clamp_on", lost=False)),
         lost_bad=_sorted(lost),
+        divergences=divergences(run),
     )

@@ -9,19 +9,24 @@ from enum import IntEnum
 
 from ...engine.config_values import dig
 from ...engine.events import in_words
-from ...engine.words import count, first_names
+from ...engine.words import Line, count, first_names
 from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
 from .incidents import Incidents
+
+_BY_HAND = ("KeyboardInterrupt", "SystemExit")
 
 
 class Status(IntEnum):
     """How a run ended; the value is the exit status of the command.
 
     Attributes:
-        HEALTHY: Nothing but a loss scale that found its level.
-        RECOVERED: Something was not finite or had to be undone; the end is healthy.
-        LOST: The end is not: given up, NaN, a loss scale of nothing, or an mAP of 0.
+        HEALTHY: Nothing but a loss scale that found its level, a loss that left its
+            range and came back, or a loss term that was NaN and did no harm.
+        RECOVERED: Something was not finite, had to be undone, or the run was ill; the
+            end is healthy.
+        LOST: The end is not: an exception, NaN, a run that is ill, a loss scale of
+            nothing, or an mAP of 0.
     """
 
     HEALTHY = 0
@@ -36,24 +41,31 @@ class Judgement:
     Attributes:
         status: How the run ended.
         reasons: Each a clause for a sentence; empty for a healthy run.
+        by_numbers: Lost by its numbers, and not only by an exception that has nothing
+            to do with them: a full memory, say.
     """
 
     status: Status
     reasons: list[str]
+    by_numbers: bool = False
 
 
 def judge(run: RunHistory, found: Incidents) -> Judgement:
     """Judge a run by what there is of it."""
     if lost := list(_lost(run, found)):
-        return Judgement(Status.LOST, lost)
+        abort = last_abort(run)
+        foreign = abort is not None and _is_foreign(abort)
+        return Judgement(Status.LOST, lost, by_numbers=len(lost) > foreign)
     if recovered := list(_recovered(run, found)):
         return Judgement(Status.RECOVERED, recovered)
     return Judgement(Status.HEALTHY, [])
 
 
 def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
-    if abort := _given_up(run):
+    if abort := _ended_by_exception(run):
         yield abort
+    if ill := found.ends_ill:
+        yield f"the run has diverged ({ill.words})"
     checkpoint = run.checkpoint
     if checkpoint and checkpoint.nonfinite:
         names = checkpoint.nonfinite
@@ -69,14 +81,32 @@ def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
         yield fell
 
 
-def _given_up(run: RunHistory) -> str | None:
-    """The run's last start ended with TrainingDivergedError."""
+def last_abort(run: RunHistory) -> Line | None:
+    """The line of the exception that ended the last start."""
     lines = run.starts[-1].lines if run.starts else []
     aborts = [line for line in lines if line["event"] == "abort"]
-    if not aborts:
+    return aborts[-1] if aborts else None
+
+
+def stopped_by_hand(abort: Line) -> bool:
+    """Whether somebody ended training, and nothing in it did."""
+    return str(abort.get("error", "")).split(":")[0] in _BY_HAND
+
+
+def _is_foreign(abort: Line) -> bool:
+    """Whether the exception has nothing to do with numbers."""
+    kind = str(abort.get("error", "TrainingDivergedError")).split(":")[0]
+    ours = kind == "TrainingDivergedError" or abort.get("verdict") == "RAISED"
+    return not (ours or stopped_by_hand(abort))
+
+
+def _ended_by_exception(run: RunHistory) -> str | None:
+    """RollbackHook's, or any other, named."""
+    abort = last_abort(run)
+    if abort is None or stopped_by_hand(abort):
         return None
-    text = in_words(aborts[-1]).rstrip(".")
-    return f"{text[:1].lower()}{text[1:]} (iteration {aborts[-1]['iter']})"
+    text = in_words(abort).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]} (iteration {abort['iter']})"
 
 
 def _ends_bad(found: Incidents) -> str | None:
@@ -174,6 +204,10 @@ def _recovered(run: RunHistory, found: Incidents) -> Iterator[str]:
             f"{count(n, 'logged mean')} of the loss not finite, each of "
             f"{count(found.mean_over, 'iteration')}"
         )
+    if divergences := found.divergences:
+        what = count(len(divergences), "divergence")
+        of_several = "last " * (len(divergences) > 1)
+        yield f"{what} ({of_several}{divergences[-1].words})"
     if n := len(found.collapses):
         yield (
             f"the loss scale collapsing ({count(n, 'iteration')}, last "

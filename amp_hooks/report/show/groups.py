@@ -88,7 +88,7 @@ class Group:
 def _together(happenings: list[Happening]) -> dict[str, Any]:
     """One line with the names of all, the most frequent first."""
     merged: dict[str, Any] = dict(verdict=happenings[0].line.get("verdict"))
-    for key in ("losses", "layers", "nonfinite_grads"):
+    for key in ("losses", "layers", "heads", "buffers", "nonfinite_grads"):
         names = Counter(n for h in happenings for n in h.names(key))
         merged[key] = [name for name, _ in names.most_common()]
     return merged

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..judge.incidents import Incidents
-from ..read.curves import Array, Curve
+from ..read.curves import EMPTY, Array, Curve
 from ..read.history import RunHistory
 
 Reduce = Callable[[Array], float]
@@ -25,6 +25,7 @@ class Quantity:
         curve: Its points.
         worst: What a stretch shows of it.
         log: Its axis is logarithmic.
+        band: Its healthy range: the lower and the upper edge.
     """
 
     title: str
@@ -33,13 +34,32 @@ class Quantity:
     curve: Curve
     worst: Reduce
     log: bool = False
+    band: tuple[Curve, Curve] | None = None
 
 
 def quantities(run: RunHistory) -> list[Quantity]:
     """The curves worth showing that the run has."""
     named = [n for n in run.curves if n.endswith("lr") and not n.startswith("amp/")]
+    low, high = run.curve("amp/loss_low").finite, run.curve("amp/loss_high").finite
+    health = run.curve("amp/health")
+    always_well = not health.values.any()
     candidates = [
-        Quantity("loss", "loss", "loss", run.curve("loss"), np.mean, log=True),
+        Quantity(
+            "loss",
+            "loss",
+            "loss",
+            run.curve("loss", "amp/loss"),
+            np.mean,
+            log=True,
+            band=(low, high) if len(low) and len(high) else None,
+        ),
+        Quantity(
+            "health (0 healthy, 1 watched, 2 ill)",
+            "state",
+            "health",
+            EMPTY if always_well else health,
+            np.max,
+        ),
         Quantity(
             "loss scale", "log2", "scale log2", run.curve("amp/scale_log2"), np.min
         ),
@@ -78,6 +98,7 @@ class Stretch:
         bad: Bad iterations; ``>=1`` where only a mean tells.
         overflows: Ordinary overflows of scaled gradients.
         rollbacks: Rollbacks.
+        ill: The run was ill in it.
     """
 
     first: int
@@ -86,6 +107,7 @@ class Stretch:
     bad: str
     overflows: int
     rollbacks: int
+    ill: bool
 
 
 def stretches(
@@ -102,6 +124,7 @@ def stretches(
             _bad(found, first, end),
             _within(found.overflows, first, end),
             _within(found.rollbacks, first, end),
+            _ill(found, first, end),
         )
         for first, end in zip(edges[:-1], edges[1:])
     ]
@@ -115,6 +138,13 @@ def _bad(found: Incidents, first: int, end: int) -> str:
     bad = _within(found.bad, first, end)
     at_least = not bad and _within(found.poisoned, first, end)
     return ">=1" if at_least else str(bad)
+
+
+def _ill(found: Incidents, first: int, end: int) -> bool:
+    return any(
+        d.since < end and (d.until is None or d.until >= first)
+        for d in found.divergences
+    )
 
 
 def _worst(quantity: Quantity, first: int, end: int) -> float | None:

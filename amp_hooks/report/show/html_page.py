@@ -9,7 +9,7 @@ from ...engine.events import in_words
 from ...engine.words import count
 from ..judge.status import Status
 from .groups import Group
-from .page import NO_LEDGER, NOTHING_TO_CHANGE, Page
+from .page import NO_LEDGER, Page
 from .plots import draw
 
 # An event is one row, with its lines folded into it. What a run of days writes must
@@ -100,7 +100,8 @@ def _health(page: Page) -> str:
     cells = "".join(f"<th>{escape(c)}</th>" for c in head)
     out = [f'<div class="scroll"><table class="numbers"><tr>{cells}</tr>']
     for row, stretch in zip(rows, page.health):
-        bad = ' class="bad"' * (stretch.bad != "0" or bool(stretch.rollbacks))
+        is_bad = stretch.bad != "0" or bool(stretch.rollbacks) or stretch.ill
+        bad = ' class="bad"' * is_bad
         cells = "".join(f"<td>{escape(c)}</td>" for c in row)
         out.append(f"<tr{bad}>{cells}</tr>")
     return "".join([*out, "</table></div>"])
@@ -134,7 +135,7 @@ def _event(group: Group) -> str:
 
 def _advice(page: Page) -> str:
     if not page.advice:
-        return f"<p>{NOTHING_TO_CHANGE}</p>"
+        return f"<p>{page.no_advice}</p>"
     items = []
     for advice in page.advice:
         evidence = "".join(f"<li>{escape(x)}</li>" for x in advice.evidence)

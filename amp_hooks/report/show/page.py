@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...engine.config_values import dig
-from ...engine.words import count
+from ...engine.words import count, first_names
 from ..judge.advise import advise
 from ..judge.causes import find_causes
 from ..judge.change import Advice
 from ..judge.incidents import Incidents, find
-from ..judge.status import Judgement, Status, judge, main_metric
+from ..judge.status import (
+    Judgement,
+    Status,
+    judge,
+    last_abort,
+    main_metric,
+    stopped_by_hand,
+)
 from ..read.history import RunHistory
 from .active import describe
 from .groups import Group, group
@@ -18,6 +25,7 @@ from .health import Quantity, Stretch, number, quantities, stretches
 
 NO_LEDGER = "No stability.jsonl: hooks of amp_hooks would have written one."
 NOTHING_TO_CHANGE = "Nothing to change."
+NO_ADVICE = "None: nothing here points at what to change."
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Page:
         groups: Events.
         causes: ``(label, text)`` of who is to blame.
         advice: In order.
+        no_advice: What to say if there is none.
     """
 
     run: RunHistory
@@ -47,6 +56,7 @@ class Page:
     groups: list[Group]
     causes: list[tuple[str, str]]
     advice: list[Advice]
+    no_advice: str = NOTHING_TO_CHANGE
 
     def table(self) -> list[list[str]]:
         """The health table with its head, as text."""
@@ -83,7 +93,15 @@ def make_page(run: RunHistory) -> Page:
         groups=group(run.happenings),
         causes=causes.lines(),
         advice=advice,
+        no_advice=NOTHING_TO_CHANGE if _was_well(run, found, judged) else NO_ADVICE,
     )
+
+
+def _was_well(run: RunHistory, found: Incidents, judged: Judgement) -> bool:
+    """Whether it may be said that there is nothing to change."""
+    aborted = [h for h in run.having("abort") if not stopped_by_hand(h.line)]
+    lost = judged.status is Status.LOST
+    return not (lost or aborted or found.divergences or last_abort(run))
 
 
 def verdict_sentence(
@@ -103,16 +121,20 @@ def verdict_sentence(
     if judged.status is Status.HEALTHY:
         some = f", {count(len(found.overflows), 'ordinary overflow')}"
         what = f"{count(total, 'iteration')}{some * bool(len(found.overflows))}"
-        return _join(f"Healthy: {what}, nothing lost.", end, NOTHING_TO_CHANGE)
+        nothing = NOTHING_TO_CHANGE * _was_well(run, found, judged)
+        passing = _no_harm(run), _watched(run)
+        return _join(f"Healthy: {what}, nothing lost.", *passing, end, nothing)
     if judged.status is Status.RECOVERED:
         what = f"Recovered: {'; '.join(judged.reasons)}. "
         what += f"The last {count(found.healthy_since, 'iteration')} were healthy."
     else:
         what = f"Lost: {'; '.join(judged.reasons)}."
         snapshots = run.having("snapshot", lost=False)
-        if snapshots and not run.having("abort"):  # which names it itself
+        named = any("checkpoint" in h.line for h in run.having("abort"))
+        if snapshots and not named:
             what += f" Last good checkpoint: {snapshots[-1].line.get('file')}."
-    return _join(what, injected, _metric(run), end, first)
+    passing = _no_harm(run), _watched(run)
+    return _join(what, injected, *passing, _metric(run), end, first)
 
 
 def _join(*sentences: str) -> str:
@@ -121,6 +143,25 @@ def _join(*sentences: str) -> str:
 
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+def _no_harm(run: RunHistory) -> str:
+    """Of loss terms that were not finite over finite gradients."""
+    lines = run.having("nan_term", lost=False)
+    terms = sorted({term for h in lines for term in h.names("losses")})
+    if not terms:
+        return ""
+    return f"Not finite and no harm: {first_names(terms)}."
+
+
+def _watched(run: RunHistory) -> str:
+    """Whether the loss had left its range when the run ended."""
+    lines = run.having("watch", "diverged", "rollback", "well", lost=False)
+    if not lines or lines[-1].event != "watch":
+        return ""
+    return (
+        f"Watched at the end (iteration {lines[-1].iter}: {lines[-1].line.get('why')})."
+    )
 
 
 def _metric(run: RunHistory) -> str:
@@ -135,7 +176,10 @@ def _unfinished(run: RunHistory, found: Incidents) -> str:
     planned = start_line.get("max_iters") or dig(run.config, "train_cfg", "max_iters")
     if not isinstance(planned, int) or found.last + 1 >= planned:
         return ""
-    if run.starts and any(x["event"] in ("end", "abort") for x in run.starts[-1].lines):
+    if (abort := last_abort(run)) is not None:
+        by_hand = f"It has not ended: {abort.get('error')} at iteration {abort['iter']}"
+        return f"{by_hand} of {planned}." if stopped_by_hand(abort) else ""
+    if run.starts and any(x["event"] == "end" for x in run.starts[-1].lines):
         return ""
     return (
         f"It has not ended: iteration {found.last} of {planned}, so it was stopped or "

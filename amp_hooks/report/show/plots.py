@@ -28,10 +28,12 @@ _MARKS: dict[str, tuple[str, str, str]] = {
     "fallback": ("precision changed", "#CC79A7", "-."),
     "early_warning": ("early warning", "#E69F00", ":"),
     "resumed": ("resumed", "#555555", "--"),
-    "abort": ("given up", "#000000", "-"),
+    "diverged": ("diverged", "#000000", ":"),
+    "abort": ("ended by an exception", "#000000", "-"),
 }
 _MOST_MARKS = 50  # of one kind; more would be a wall
 _CURVE, _NOT_FINITE, _OVERFLOW = "#0072B2", "#D55E00", "#56B4E9"
+_HEALTHY = "#009E73"
 _BINS = 100
 _SHADES = 300
 _WIDTH, _HEIGHT = 10.5, 1.75  # inches, of each plot
@@ -98,9 +100,24 @@ def _curve(ax: Any, quantity: Quantity) -> None:
             xytext=(-2, -3), textcoords="offset points", ha="right", va="top",
             fontsize=8,
         )  # fmt: skip
-    ax.set_title(quantity.title, loc="left", fontsize=10, fontweight="bold", pad=3)
+    title = quantity.title
+    if quantity.band is not None:
+        _healthy_range(ax, *quantity.band)
+        title += ", on its healthy range"
+    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=3)
     ax.set_ylabel(quantity.unit)
     ax.grid(axis="y", alpha=0.25)
+
+
+def _healthy_range(ax: Any, low: Curve, high: Curve) -> None:
+    """What HealthHook has learned of the loss, behind its curve."""
+    iters = np.intersect1d(low.iters, high.iters)
+    edges = [c.values[np.isin(c.iters, iters)] for c in (low, high)]
+    if ax.get_yscale() == "log":  # which knows no 0
+        edges = [np.maximum(values, np.finfo(float).tiny) for values in edges]
+    bottom, top = ax.get_ylim()
+    ax.fill_between(iters, *edges, color=_HEALTHY, alpha=0.18, lw=0)
+    ax.set_ylim(bottom, top)  # the curve is what it is about
 
 
 def _shade(ax: Any, curve: Curve) -> None:

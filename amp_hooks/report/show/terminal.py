@@ -9,7 +9,7 @@ import numpy as np
 from ...engine.words import count
 from ..judge.status import Status
 from .health import Quantity
-from .page import NO_LEDGER, NOTHING_TO_CHANGE, Page
+from .page import NO_LEDGER, Page
 
 _WIDTH = 88
 _SPARK = 32
@@ -145,7 +145,7 @@ def _events(page: Page) -> list[str]:
 
 def _advice(page: Page) -> list[str]:
     if not page.advice:
-        return [NOTHING_TO_CHANGE]
+        return [page.no_advice]
     lines = []
     for i, advice in enumerate(page.advice, 1):
         lines.append(_wrap(f"{i}. {advice.title}", "", "   "))

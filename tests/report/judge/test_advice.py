@@ -15,11 +15,14 @@ from ..made import (
     bad,
     checkpoint,
     curve,
+    diverged,
+    ended_with,
     line,
     overflows,
     rollback,
     run,
     start_line,
+    went_back,
 )
 
 START, END = start_line(), line(999, "end")
@@ -188,6 +191,58 @@ CASES = {
                      loss_bbox=curve([1.0] * 100))),
         ["Lower the learning", "Clamp the head"],
     ),
+    "diverged, and nothing went back": (
+        run([NO_CLAMP, diverged(700, since=690), END]),
+        ["Lower the learning rate, to x0.1 (0.02 to 0.002)", "Attach RollbackHook"],
+    ),
+    "diverged on several ranks, without the guard": (
+        run([start_line(hooks=["HealthHook", "RollbackHook"], world_size=2),
+             diverged(700, since=690), END]),
+        ["Lower the learning rate", "Attach StepGuardHook"],
+    ),
+    "diverged, and rollback was left out of the suite": (
+        run([line(0, "start", hooks=dict(StabilityHook=dict(rollback=None))),
+             diverged(700, since=690), END],
+            config=config(custom_hooks=[dict(type="amp_hooks.StabilityHook")])),
+        ["Lower the learning rate", "Attach RollbackHook"],
+    ),
+    "diverged, went back, and that held": (
+        run([START, diverged(700, since=690), went_back(700, 0.03), END]),
+        ["Lower the learning rate, to x0.03 (0.02 to 0.0006)"],
+    ),
+    "diverged, went back, and the learning rate was not to blame": (
+        run([START, diverged(700, since=690), went_back(700, 1.0), END]),
+        [],
+    ),
+    "diverged where the learning rate rose by more than the usual step": (
+        run([START, diverged(700, since=690), END],
+            lr(*[0.01] * 690, *[0.3] * 310)),
+        ["Lower the learning rate, to x0.033 (0.02 to 0.00066)"],
+    ),
+    "diverged early, without warm-up": (
+        run([START, diverged(130, since=120), went_back(130), END]),
+        ["Lower the learning rate", "Warm up, for 242"],
+    ),
+    "diverged after a spike, and no clip": (
+        run([START, diverged(700, since=690), went_back(700), END],
+            norms((689, 600.0))),
+        ["Lower the learning rate", "Clip gradients, at 10"],
+    ),
+    "bad images, and diverged as well": (
+        run([START, *bad(300), batch(300, "a"), *bad(600), batch(600, "a"),
+             diverged(700, since=690), went_back(700), END]),
+        ["Look at these images", "Lower the learning rate"],
+    ),
+    "ended by an exception": (
+        run([START, ended_with(700, "RuntimeError: CUDA out of memory")]),
+        [],
+    ),
+    "a rollback that held, and an exception that has nothing to do with it": (
+        run([START, *bad(300), rollback(300, 0.5),
+             ended_with(900, "RuntimeError: CUDA out of memory")],
+            config=config(param_scheduler=WARM)),
+        ["Lower the learning rate, to x0.5 (0.02 to 0.01)", "Lengthen the warm-up"],
+    ),
     "everything, in order": (
         run([NO_CLAMP, *bad(20, 21, 22), batch(20, "a"), *bad(30), batch(30, "a"),
              *bad(700, 701, 702, layers=["fc_cls"]), rollback(702),
@@ -246,3 +301,28 @@ def test_images_of_which_most_come_back_do_not_stand_out():
     causes = find_causes(history, find(history))
     assert causes.images == {}
     assert causes.images_back > causes.images_seen / 2
+
+
+def test_a_learning_rate_that_rose_is_evidence():
+    given = advice_on(CASES["diverged where the learning rate rose by more than the "
+                            "usual step"][0])  # fmt: skip
+    assert (
+        "the learning rate was 0.3 where the run diverged (iteration 690), at most "
+        "0.01 before"
+    ) in given[0].evidence
+
+
+def test_a_divergence_is_no_evidence_against_images():
+    """Its verdict is on the run: the batch of that iteration was as good as any."""
+    blamed = [dict(batch(i, "a"), verdict="DIVERGED") for i in (300, 700)]
+    history = run([START, *blamed, diverged(700), END])
+    assert find_causes(history, find(history)).images == {}
+
+
+def test_heads_and_buffers_are_named():
+    lines = bad(5, heads=["bbox_head"]) + bad(9, buffers=["bn1.running_var"])
+    history = run([START, *lines, END])
+    assert find_causes(history, find(history)).layers == [
+        "bbox_head: what it hands to its losses was not finite in 1 iteration",
+        "bn1.running_var: it became infinite or NaN in 1 iteration",
+    ]

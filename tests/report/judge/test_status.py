@@ -11,11 +11,17 @@ from ..made import (
     bad,
     checkpoint,
     curve,
+    diverged,
+    ended_with,
     line,
+    nan_term,
     overflows,
     rollback,
     run,
     start_line,
+    watch,
+    well,
+    went_back,
 )
 
 HEALTHY, RECOVERED, LOST = Status
@@ -29,6 +35,11 @@ def scale(*log2, growth=0.0):
         "amp/scale_log2": curve(log2),
         "amp/growth_tracker": curve([growth] * len(log2)),
     }
+
+
+def health(*states):
+    """Points at 9, 19, ..."""
+    return FINE | {"amp/health": curve(map(float, states))}
 
 
 def val(*maps):
@@ -174,6 +185,77 @@ CASES = {
         run([], dict(loss=curve([1.0] * 9 + [NAN])),
             ckpt=checkpoint([1.0] * 85 + [NAN] + [1.0] * 4)),
     ),
+    # Finite, and ill.
+    "watched, and well again": (
+        HEALTHY,
+        run([START, watch(52), well(80), END], health(0, 0, 0, 0, 0, 1, 1, 1, 0, 0)),
+    ),
+    "watched at the end": (HEALTHY, run([START, watch(95), END], health(*[0] * 9, 1))),
+    "a term that is NaN and does no harm": (
+        HEALTHY,
+        run([START, nan_term(7, loss_mask="nan"), END], FINE),
+    ),
+    "such a term, and with it the logged loss": (
+        HEALTHY,
+        run([START, nan_term(70, loss_mask="nan"), END], FINE,
+            ckpt=checkpoint([1.0] * 70 + [NAN] * 30)),
+    ),
+    "such a term, and before it a loss that nothing explains": (
+        RECOVERED,
+        run([START, nan_term(70, loss_mask="nan"), END], FINE,
+            ckpt=checkpoint([1.0] * 60 + [NAN] + [1.0] * 9 + [NAN] * 30)),
+    ),
+    "such a term, and then the ledger is full": (
+        LOST,
+        run([START, nan_term(20, loss_mask="nan"), line(60, "truncated", max_events=9)],
+            FINE, ckpt=checkpoint([1.0] * 70 + [NAN] * 30)),
+    ),
+    "diverged to the end": (LOST, run([START, diverged(69), END], FINE)),
+    "diverged, and went back": (
+        RECOVERED,
+        run([START, diverged(69), went_back(69), END],
+            health(0, 0, 0, 0, 0, 0, 2, 1, 0, 0)),
+    ),
+    "diverged, went back in the last iteration": (
+        RECOVERED,
+        run([START, diverged(99), went_back(99), END], health(*[0] * 9, 2)),
+    ),
+    "diverged, went back, and diverged again": (
+        LOST,
+        run([START, diverged(69), went_back(69), diverged(90), END], FINE),
+    ),
+    "diverged, and well by itself": (
+        RECOVERED,
+        run([START, diverged(69), well(95), END], health(*[0] * 6, 2, 2, 2, 2)),
+    ),
+    "another rank diverged": (
+        RECOVERED,
+        run([START, *bad(69, verdict="DIVERGED"), went_back(69), END], FINE),
+    ),
+    "ill at the end, by the scalar alone": (
+        LOST,
+        run([START, line(60, "truncated", max_events=9), END], health(*[0] * 9, 2)),
+    ),
+    "ill, and well at the end, by the scalar": (
+        RECOVERED,
+        run([START, diverged(50), line(60, "truncated", max_events=9), END],
+            health(0, 0, 0, 0, 0, 2, 2, 0, 0, 0)),
+    ),
+    "ill at the end, without a ledger": (LOST, run([], health(0, 0, 2, 2))),
+    "ill in between, without a ledger": (RECOVERED, run([], health(0, 2, 2, 0))),
+    "rollbacks used up on divergence": (
+        LOST,
+        run([START, diverged(69), line(69, "abort", "DIVERGED", **ABORT)], FINE),
+    ),
+    # Exceptions that have nothing to do with numbers.
+    "ended by an exception": (
+        LOST,
+        run([START, ended_with(50, "RuntimeError: CUDA out of memory")], FINE),
+    ),
+    "stopped by hand": (
+        HEALTHY,
+        run([START, ended_with(50, "KeyboardInterrupt")], FINE),
+    ),
     "scalars without a ledger": (
         RECOVERED,
         run([], FINE | {"amp/rollbacks_total": curve([0.0, 1.0])}),
@@ -246,3 +328,55 @@ def test_a_checkpoint_of_the_training_before_is_not_read():
     assert history.checkpoint is None
     assert judge(history, find(history)).status is HEALTHY
     assert "before this training began" in history.notes[0]
+
+
+def reasons(lines, curves=FINE):
+    history = run([START, *lines], curves)
+    return judge(history, find(history)).reasons
+
+
+def test_a_run_that_is_ill_says_why():
+    said = reasons([diverged(69), END])
+    assert said == [
+        "the run has diverged (iteration 69: loss 102 for 0.9 since iteration 61; the "
+        "learning rate rose x30 there)"
+    ]
+    said = reasons([diverged(40), went_back(40), diverged(69), well(80), END])
+    assert said[0].startswith("2 divergences (last iteration 69: loss 102 for 0.9")
+
+
+def test_what_diverged_was_finite():
+    """No iteration of it is bad, and none an ordinary overflow."""
+    lines = [*bad(69, verdict="DIVERGED"), diverged(69), went_back(69), END]
+    history = run([START, *lines], FINE)
+    found = find(history)
+    assert not len(found.bad)
+    assert not len(found.overflows)
+    assert not len(found.collapses)
+    assert found.rollbacks.tolist() == [69]
+    assert found.onsets == [61]
+    assert found.healthy_since == 30
+    assert not any("not finite" in reason for reason in reasons(lines))
+
+
+def test_an_exception_is_named_and_no_divergence():
+    (said,) = reasons([ended_with(50, "OSError: no space", "SCALE_OVERFLOW")])
+    assert said == "training ended with OSError: no space (iteration 50)"
+    nan = ended_with(50, "ValueError: matrix contains ...", "RAISED")
+    (said,) = reasons([nan])
+    assert "the training step raised because of NaN: ValueError" in said
+
+
+def test_an_illness_that_a_kill_took_back_is_none():
+    first = [START, diverged(69)]
+    history = two_starts(first, [start_line(50), line(149, "end")])
+    assert find(history).divergences == []
+    assert judge(history, find(history)).status is HEALTHY
+
+
+def test_an_illness_that_was_resumed_is_the_same():
+    first = [START, diverged(55, since=50)]
+    second = [start_line(60), diverged(60), went_back(75), line(149, "end")]
+    (illness,) = find(two_starts(first, second)).divergences
+    assert (illness.since, illness.told, illness.until) == (50, 55, 75)
+    assert illness.went_back

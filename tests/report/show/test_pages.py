@@ -13,7 +13,22 @@ from amp_hooks.report.show.html_page import render as render_html
 from amp_hooks.report.show.page import make_page
 from amp_hooks.report.show.terminal import render
 
-from ..made import NAN, bad, curve, line, overflows, rollback, run, start_line
+from ..made import (
+    NAN,
+    bad,
+    curve,
+    diverged,
+    ended_with,
+    line,
+    nan_term,
+    overflows,
+    rollback,
+    run,
+    start_line,
+    watch,
+    well,
+    went_back,
+)
 
 VOID = ("meta", "br")
 
@@ -168,3 +183,85 @@ def test_next_to_nothing_is_still_a_page():
     assert page.sentence.startswith("Healthy: 0 iterations")
     parse(render_html(page))
     render(page)
+
+
+LOSS = {
+    "loss": curve([1.0] * 6 + [100.0] * 4),
+    "amp/loss_low": curve([0.6] * 10),
+    "amp/loss_high": curve([1.6] * 10),
+    "amp/health": curve([0.0] * 6 + [1.0, 2.0, 2.0, 2.0]),
+}
+START, END = start_line(max_iters=100), line(99, "end")
+NOTHING = "Nothing to change."
+
+
+def test_a_run_that_is_ill_and_finite():
+    page = make_page(run([START, watch(63), diverged(69), END], LOSS))
+    assert page.sentence.startswith(
+        "Lost: the run has diverged (iteration 69: loss 102"
+    )
+    html = render_html(page)
+    text = " ".join(parse(html).text)
+    assert "Watched: loss 3 for 0.9." in text
+    assert "Diverged: loss 102 for 0.9 since iteration 61" in text
+    drawn = " ".join(ET.fromstring(svg_of(html)).itertext())
+    assert "loss, on its healthy range" in drawn
+    assert "health (0 healthy, 1 watched, 2 ill)" in drawn
+    assert " diverged" in drawn
+    assert "not finite in" not in text
+    head, *rows = page.table()
+    assert {row[head.index("not finite")] for row in rows} == {"0"}
+    assert [s.ill for s in page.health] == [s.last >= 61 for s in page.health]
+    assert NOTHING not in render(page)
+
+
+def test_a_run_that_went_back_and_is_healthy():
+    curves = LOSS | {"amp/health": curve([0.0] * 6 + [2.0, 1.0, 0.0, 0.0])}
+    page = make_page(run([START, diverged(69), went_back(69), END], curves))
+    assert page.sentence.startswith("Recovered: 1 divergence (iteration 69: loss 102")
+    assert "1 rollback. The last 30 iterations were healthy." in page.sentence
+    assert "Rollback 1: the run had left its healthy range" in render(page)
+
+
+def test_what_passed_by_itself_is_shown_and_healthy():
+    lines = [START, nan_term(7, loss_mask="nan"), watch(52), well(80), END]
+    page = make_page(run(lines, dict(loss=LOSS["loss"])))
+    assert page.sentence == (
+        "Healthy: 100 iterations, nothing lost. Not finite and no harm: loss_mask. "
+        + NOTHING
+    )
+    text = render(page)
+    assert "loss_mask was not finite, but all gradients were finite." in text
+    assert "iteration 52: Watched" in text
+    assert "iteration 80: Healthy again by itself" in text
+
+
+def test_health_has_no_plot_where_there_was_nothing_else():
+    well_all_along = LOSS | {"amp/health": curve([0.0] * 10)}
+    assert "health" not in make_page(run([START, END], well_all_along)).table()[0]
+
+
+def test_there_is_something_to_change_after_an_exception():
+    error = "RuntimeError: CUDA out of memory"
+    page = make_page(run([START, ended_with(50, error)]))
+    assert page.sentence == f"Lost: training ended with {error} (iteration 50)."
+    text = render(page)
+    assert NOTHING not in text
+    assert "iteration 50: Training ended with RuntimeError: CUDA out of memory." in text
+    assert NOTHING not in render_html(page)
+
+
+def test_stopped_by_hand_is_no_loss_and_no_end():
+    page = make_page(run([START, ended_with(50, "KeyboardInterrupt")]))
+    assert page.sentence == (
+        "Healthy: 51 iterations, nothing lost. It has not ended: KeyboardInterrupt at "
+        "iteration 50 of 100."
+    )
+
+
+def test_watched_at_the_end_says_so():
+    page = make_page(run([START, watch(52), well(80), watch(95), END]))
+    assert page.sentence == (
+        "Healthy: 100 iterations, nothing lost. Watched at the end (iteration 95: loss "
+        "3 for 0.9). Nothing to change."
+    )
