@@ -65,7 +65,9 @@ class Seen(Hook):
             self.states[runner.iter] = state(runner)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.losses.append(float((outputs or {}).get("loss", float("nan"))))
+        self.losses.append(
+            float(torch.as_tensor((outputs or {}).get("loss", float("nan"))).detach())
+        )
 
 
 def state(runner):
@@ -105,14 +107,16 @@ def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, *
     torch.manual_seed(0)
     wrapper = dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9))
     if dtype:
+        # A scale at which nothing overflows while it is calibrated.
         wrapper.update(type="amp_hooks.CpuAmpOptimWrapper", dtype=dtype)
+        wrapper.update(loss_scale=128.0 if dtype == "float16" else "dynamic")
     wrapper.update(more.pop("wrapper", {}))
     by_epoch, name = epochs is not None, uuid.uuid4().hex
     sampler = "DefaultSampler" if by_epoch else "InfiniteSampler"
     loop = dict(max_epochs=epochs) if by_epoch else dict(max_iters=iters)
     runner = Runner(
         model=model() if isinstance(model, type) else model,
-        work_dir=str(tmp_path / name),
+        work_dir=str(more.pop("work_dir", tmp_path / name)),
         experiment_name=name,
         randomness=dict(seed=0),
         optim_wrapper=wrapper,
@@ -147,7 +151,8 @@ def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, *
 def ledger(runner, *events):
     """Lines of the ledger, of some events or all."""
     path = Path(runner.log_dir) / "stability.jsonl"
-    lines = [json.loads(line) for line in path.open()] if path.exists() else []
+    text = path.read_text().splitlines() if path.exists() else []
+    lines = [json.loads(line) for line in text]
     return [line for line in lines if not events or line["event"] in events]
 
 

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 # Their number is bounded by other means, and a report cannot do without them.
-_ALWAYS = ("start", "rollback", "fallback", "abort", "end")
+_ALWAYS = ("start", "diverged", "well", "rollback", "fallback", "abort", "end")
 
 
 def strict_json(value: Any) -> Any:

@@ -87,6 +87,7 @@ class HealthHook(AmpHook):
         self._told = HEALTHY
         self._told_since = 0
         self._watches = 0
+        self._iter = 0
         self._convalescent = False  # watched because it went back, which was told
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
@@ -146,7 +147,9 @@ class HealthHook(AmpHook):
             self._lifts[record.iter] = loss / self.health.level
             self._lifts.pop(record.iter - _LAST, None)
         lr = largest_lr(runner)
-        self._rates.add(record.iter, lr)
+        self._iter = record.iter
+        well = self.health.condition == HEALTHY
+        self._rates.add(record.iter, lr, well)
         self.health.add(
             record.iter,
             loss,
@@ -163,7 +166,7 @@ class HealthHook(AmpHook):
             health.since,
             health.why,
             health.ratio,
-            rise := self._rates.rise(health.since),
+            rise := self._rates.rise(health.since or self._iter),
             sudden=rise < _ROSE and self._height_at(health.since) >= _AT_ONCE,
         )
 

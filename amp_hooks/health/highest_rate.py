@@ -13,10 +13,10 @@ class HighestRate:
         self._rises: list[tuple[int, float]] = []  # iteration, learning rate
         self._now = 0.0
 
-    def add(self, iteration: int, lr: float | None) -> None:
+    def add(self, iteration: int, lr: float | None, well: bool) -> None:
         """Take in the largest learning rate of an iteration, where it is known."""
         self._now = 0.0 if lr is None else lr
-        if self._now > (self._rises[-1][1] if self._rises else 0.0):
+        if well and self._now > (self._rises[-1][1] if self._rises else 0.0):
             self._rises.append((iteration, self._now))
             if len(self._rises) > _MOST:
                 del self._rises[1:-1:2]  # a long warm-up: every other one tells as much

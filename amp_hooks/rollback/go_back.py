@@ -64,13 +64,14 @@ class GoBack:
                 messages.no_snapshot(runner.iter, verdict.value, named)
             )
         where = messages.where_text(nonfinite)
-        ill = runtime.condition if verdict is Verdict.DIVERGED else Condition()
+        # NaN may be but the end of an illness that had been seen before.
+        ill = of_all_ranks(runtime.condition)
         if ill.why:
-            where = f": {ill.why}"
+            where += f": {ill.why}"
         limit = self._attempts.used_up(runner.iter)
         if limit and not self._last_resort(runtime, verdict):
             self._give_up(runtime, verdict, where, limit)
-        kept = self._why_lr_stays(runtime, verdict, nonfinite)
+        kept = self._why_lr_stays(runtime, verdict, nonfinite, ill)
         target = self._store.go_back(runner.iter, ill.since)
         if target is None:
             raise TrainingDivergedError(
@@ -111,14 +112,17 @@ class GoBack:
         )
 
     def _why_lr_stays(
-        self, runtime: Runtime, verdict: Verdict, nonfinite: list[str]
+        self,
+        runtime: Runtime,
+        verdict: Verdict,
+        nonfinite: list[str],
+        ill: Condition,
     ) -> str:
         """In words, or '' if the learning rate is to blame."""
         if self._came_from_outside(runtime, verdict, nonfinite):
             return "no step did this"
-        ill = runtime.condition
         cooling = self._store.cooling(self._runner.iter)
-        if verdict is Verdict.DIVERGED and ill.sudden and not cooling:
+        if ill.sudden and not cooling:
             return "one iteration did this"
         if self._lr.trust.cleared:
             return f"it has gone well for {self._lr.trust.after} iterations"
@@ -175,6 +179,15 @@ class GoBack:
                 checkpoint=checkpoint,
             )
         )
+
+
+def of_all_ranks(condition: Condition) -> Condition:
+    """The earliest illness that a rank knows of: all must go back to one snapshot."""
+    if dist.get_world_size() == 1:
+        return condition
+    everyone: list[Condition] = dist.all_gather_object(condition)
+    sick = [one for one in everyone if not one.well]
+    return min(sick, key=lambda one: one.since or 0) if sick else everyone[0]
 
 
 def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | None:
