@@ -235,6 +235,16 @@ def gradient_hooks(parameter: Tensor) -> OrderedDict[int, Any] | None:
     return hooks if isinstance(hooks, OrderedDict) else None
 
 
+def call_first(parameter: Tensor, handle: int) -> None:
+    """Let one of the hooks of a parameter be called before the others."""
+    hooks = gradient_hooks(parameter)
+    if hooks:
+        # torch walks the dict itself, to which `move_to_end` means nothing.
+        order = [(handle, hooks.pop(handle)), *hooks.items()]
+        hooks.clear()
+        hooks.update(order)
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs: activation checkpointing calls modules again."""
     return torch._C._current_graph_task_id() != -1

@@ -73,7 +73,5 @@ class CleanedGradients:
             return grad * factor.to(grad.dtype)
 
         first, last = p.register_hook(before), p.register_hook(after)
-        hooks = private.gradient_hooks(p)
-        if hooks is not None:
-            hooks.move_to_end(first.id, last=False)
+        private.call_first(p, first.id)
         self._handles += [first.remove, last.remove]

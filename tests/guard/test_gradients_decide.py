@@ -1,0 +1,330 @@
+"""What a step is judged by: gradients, and what the forward pass knows of itself."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests import small
+
+GUARD = [dict(type="amp_hooks.StepGuardHook")]
+SUITE = [
+    dict(
+        type="amp_hooks.StabilityHook",
+        preflight=None,
+        rollback=dict(interval=5, probation=2),
+    )
+]
+HOOKS = [GUARD, SUITE]
+LOOPS = [dict(iters=40), dict(epochs=2)]
+BAD = ("overflow", "veto", "rollback", "abort", "diverged")
+
+
+class NoSamples(small.Small):
+    """A second branch whose labels are mostly 'ignore': NaN, with a gradient of 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(16, 4)
+        self.loss_aux = nn.CrossEntropyLoss(ignore_index=255)
+
+    def losses(self, features, logits, y):
+        target = torch.full_like(y, 255) if self.calls % 2 else y
+        aux = self.loss_aux(self.aux(features).float(), target)
+        return dict(super().losses(features, logits, y), loss_aux=aux)
+
+
+class LogsNaN(small.Small):
+    """DAFormer's feature distance, of images without a thing in them."""
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            losses = self(**self.data_preprocessor(data, True))
+        loss = sum(losses.values())
+        optim_wrapper.update_params(loss)
+        return dict(losses, loss=loss.detach(), loss_distance=torch.tensor(math.nan))
+
+
+@pytest.mark.parametrize("hooks", HOOKS, ids=["guard", "suite"])
+@pytest.mark.parametrize("dtype", small.DTYPES)
+@pytest.mark.parametrize("loop", LOOPS, ids=str)
+@pytest.mark.parametrize(
+    ("model", "term"), [(NoSamples, "loss_aux"), (LogsNaN, "loss_distance")]
+)
+def test_a_loss_without_a_gradient_does_no_harm(
+    tmp_path, model, term, loop, dtype, hooks
+):
+    """Stock trains on; so do we, bit for bit, and tell once."""
+    stock = small.build(tmp_path, model=model, dtype=dtype, **loop)
+    stock.train()
+    runner = small.build(tmp_path, hooks, model, dtype, **loop)
+    runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    (line,) = small.ledger(runner, "nan_term")
+    assert list(line["losses"]) == [term]
+    assert line["verdict"] == "HEALTHY"
+    assert small.ledger(runner, *BAD) == []
+
+
+def test_under_accumulation_as_well(tmp_path):
+    wrapper = dict(accumulative_counts=4)
+    stock = small.build(tmp_path, model=NoSamples, wrapper=wrapper)
+    stock.train()
+    runner = small.build(tmp_path, SUITE, NoSamples, wrapper=wrapper)
+    runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    assert small.ledger(runner, *BAD) == []
+
+
+class Cleaned(small.Small):
+    """Ten public repositories do so."""
+
+    def __init__(self):
+        super().__init__()
+        for p in self.parameters():
+            p.register_hook(lambda g: torch.nan_to_num(g, nan=0, posinf=0, neginf=0))
+
+
+class CleanedByStep(small.Small):
+    """The same between the backward pass and the step."""
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            losses = self(**self.data_preprocessor(data, True))
+        loss = losses["loss_cls"]
+        optim_wrapper.backward(loss)
+        for p in self.parameters():
+            p.grad.nan_to_num_(0, 0, 0)
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
+        return dict(losses, loss=loss.detach())
+
+
+class CleanedWithoutNorm(Cleaned):
+    """Nothing but the loss shows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone[1] = nn.Identity()
+
+
+class Floats(small.Small):
+    """A training step that returns numbers, and calls no loss module."""
+
+    def losses(self, features, logits, y):
+        return dict(other=(logits[:, 0].float() - y).square().mean())
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            losses = self(**self.data_preprocessor(data, True))
+        total = sum(losses.values())
+        optim_wrapper.update_params(total)
+        return {k: v.item() for k, v in losses.items()} | dict(loss=total.item())
+
+
+@pytest.mark.parametrize("hooks", HOOKS, ids=["guard", "suite"])
+@pytest.mark.parametrize("dtype", small.DTYPES)
+@pytest.mark.parametrize(
+    "model", [small.Small, Cleaned, CleanedByStep, CleanedWithoutNorm, Floats]
+)
+def test_a_forward_pass_that_fails_leaves_no_trace(tmp_path, model, dtype, hooks):
+    seen = small.Seen(keep=(20, 21))
+    spoil = small.SpoilInputs([20])
+    runner = small.build(tmp_path, [*hooks, spoil, seen], model, dtype, 40)
+    runner.train()
+    assert small.same(seen.states[20], seen.states[21])
+    (line,) = small.ledger(runner, "overflow")
+    assert (line["iter"], line["verdict"]) == (20, "FORWARD_NONFINITE")
+    assert all(value.isfinite().all() for value in small.state(runner).values())
+    if dtype == "float16":  # the loss scale has nothing to do with it
+        assert small.ledger(runner, "veto")[0]["scale"] == line["scale"]
+
+
+@pytest.mark.parametrize("hooks", HOOKS, ids=["guard", "suite"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_batchnorm_that_becomes_infinite_under_a_finite_loss(tmp_path, dtype, hooks):
+    """Inputs of 1e30: their variance is no number, the layer returns zeros."""
+    spoil = small.SpoilInputs([20, 30], 1e30)
+    stock = small.build(tmp_path, [spoil], dtype=dtype, iters=40)
+    stock.train()
+    assert not small.state(stock)["backbone.1.running_var"].isfinite().all()
+    assert all(p.isfinite().all() for p in stock.model.parameters())
+
+    seen = small.Seen(keep=(20, 21))
+    runner = small.build(tmp_path, [*hooks, spoil, seen], dtype=dtype, iters=40)
+    runner.train()
+    assert small.same(seen.states[20], seen.states[21])
+    lines = small.ledger(runner, "overflow")
+    assert [line["iter"] for line in lines] == [20, 30]
+    assert lines[0]["buffers"][0] == "backbone.1.running_mean" or lines[0]["buffers"]
+    assert math.isfinite(seen.losses[20])
+
+
+class Mask(small.Small):
+    """An additive attention mask, kept from the first forward pass on."""
+
+    def losses(self, features, logits, y):
+        if not hasattr(self, "mask"):
+            mask = torch.full((4, 4), -math.inf).triu(1)
+            self.register_buffer("mask", mask, persistent=False)
+        return super().losses(features, logits, y)
+
+
+class NaNBuffer(small.Small):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("unused", torch.full((3,), math.nan))
+
+
+class NaNParameter(small.Small):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.full((3,), math.nan), requires_grad=False)
+
+
+class NaNTrainable(small.Small):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.full((3,), math.nan))
+
+
+class Expanded(small.Small):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1).expand(10))
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=str)
+@pytest.mark.parametrize(
+    ("model", "ema"),
+    [
+        # MMEngine's EMA can do nothing with these two.
+        (Mask, False),
+        (Expanded, False),
+        (NaNBuffer, False),
+        (NaNBuffer, True),
+        (NaNParameter, True),
+        (NaNTrainable, True),
+    ],
+)
+def test_what_was_never_finite_is_by_design(tmp_path, model, loop, ema):
+    """Snapshots are taken and a rollback goes to one, which can be read back."""
+    average = [dict(type="EMAHook")] if ema else []
+    spoil = small.SpoilInputs([20, 21, 22])
+    runner = small.build(tmp_path, [*SUITE, *average, spoil], model, **loop)
+    runner.train()
+    (line,) = small.ledger(runner, "rollback")
+    assert line["verdict"] == "FORWARD_NONFINITE"
+    assert 10 <= line["target_iter"] <= 20
+    assert small.ledger(runner, "abort") == []
+    again = dict(work_dir=runner.work_dir, resume=True)
+    more = dict(iters=50) if "iters" in loop else dict(epochs=3)
+    second = small.build(tmp_path, [*SUITE, *average], model, **more, **again)
+    second.train()
+    (line,) = small.ledger(second, "resume")
+    assert Path(line["checkpoint"]).parent.name == "rollback"
+    assert second.iter >= (50 if "iters" in loop else 96)
+
+
+def test_a_used_parameter_that_is_nan_ends_soon(tmp_path):
+    """There is no healthy step to show that it does no harm."""
+    model = small.Small()
+    with torch.no_grad():
+        model.backbone[0].weight.fill_(math.nan)
+    runner = small.build(tmp_path, SUITE, model)
+    with pytest.raises(Exception, match="before the first iteration") as raised:
+        runner.train()
+    assert type(raised.value).__name__ == "TrainingDivergedError"
+    assert runner.iter < 5
+
+
+class Detr(small.Small):
+    """generalized_box_iou of DETR and its copies."""
+
+    def losses(self, features, logits, y):
+        boxes1 = torch.cat([logits[:, :2] - 1, logits[:, :2].detach() + 1], 1)
+        assert (boxes1[:, 2:] >= boxes1[:, :2]).all() or boxes1.isfinite().all()
+        assert (boxes1[:, 2:] >= boxes1[:, :2] - 99).all(), f"incorrect {boxes1}"
+        return super().losses(features, logits, y)
+
+
+class Detectron2(small.Small):
+    def losses(self, features, logits, y):
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return super().losses(features, logits, y)
+
+
+class Sklearn(small.Small):
+    def losses(self, features, logits, y):
+        if not torch.isfinite(logits).all():
+            raise ValueError("Input X contains NaN.")
+        return super().losses(features, logits, y)
+
+
+class Printed(small.Small):
+    def losses(self, features, logits, y):
+        if not torch.isfinite(logits).all():
+            raise RuntimeError(f"cannot match costs {logits}")
+        return super().losses(features, logits, y)
+
+
+@pytest.mark.parametrize("model", [Detr, Detectron2, Sklearn, Printed])
+def test_exceptions_that_are_nan_are_survived(tmp_path, model):
+    spoil = small.SpoilInputs([20])
+    runner = small.build(tmp_path, [*GUARD, spoil], model, iters=40)
+    runner.train()
+    (line,) = small.ledger(runner, "veto")
+    assert (line["iter"], line["verdict"]) == (20, "RAISED")
+
+
+class Breaks(small.Small):
+    def losses(self, features, logits, y):
+        if self.calls == 21:
+            raise KeyError("no such thing")
+        return super().losses(features, logits, y)
+
+
+class BreaksElsewhere(small.Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 20:
+            raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("hooks", "model", "error"),
+    [
+        ([], Breaks, "KeyError: 'no such thing'"),
+        ([BreaksElsewhere()], small.Small, "OSError: the disk is gone"),
+    ],
+)
+def test_any_exception_that_ends_training_leaves_a_line(tmp_path, hooks, model, error):
+    runner = small.build(tmp_path, [*SUITE, *hooks], model)
+    with pytest.raises((KeyError, OSError)):
+        runner.train()
+    (line,) = small.ledger(runner, "abort")
+    assert (line["iter"], line["error"]) == (20, error)
+
+
+def test_the_loss_that_is_propagated_is_the_loss(tmp_path):
+    """Under accumulation too, and whatever train_step calls it."""
+    from amp_hooks.engine.runtime import Runtime
+
+    wrapper = dict(accumulative_counts=4)
+    for model in (small.Small, Floats):
+        seen = small.Seen()
+        hooks = [dict(type="amp_hooks.HealthHook"), seen]
+        runner = small.build(tmp_path, hooks, model, iters=22, wrapper=wrapper)
+        runner.train()
+        records = Runtime.of(runner).recorder.records
+        noted = [record.get("backward_loss") for record in records]
+        assert noted == pytest.approx(seen.losses, rel=1e-5)
+
+
+def test_nothing_stays_on_the_parameters(tmp_path):
+    model = Cleaned()
+    before = [len(p._backward_hooks) for p in model.parameters()]
+    small.build(tmp_path, GUARD, model, iters=5).train()
+    assert [len(p._backward_hooks) for p in model.parameters()] == before
