@@ -1,5 +1,6 @@
 """Runs that are ruined and finite, and runs that are well."""
 
+import ast
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mmengine.hooks import Hook
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import Status, judge
 from amp_hooks.report.read.work_dir import read_run
-from tests import small
+from tests import helpers, processes, small
 
 ROLLBACK = dict(interval=25, probation=5)
 SUITE = [dict(type="amp_hooks.StabilityHook", rollback=ROLLBACK)]
@@ -229,3 +230,22 @@ def test_a_metric_that_falls_to_nothing(tmp_path):
     assert "mAP" in line["why"]
     assert 96 <= line["iter"] <= 129
     assert small.ledger(runner, "rollback")[0]["target_iter"] < 96
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_two_ranks_go_back_together(tmp_path, factor):
+    """Each judges its own loss; what one of them finds the other learns of."""
+    program = helpers.ROOT / "tests/health/two_ranks.py"
+    done = processes.run(
+        *processes.TWO_RANKS, program, tmp_path, factor, timeout=300, cwd=helpers.ROOT
+    )
+    lines = sorted(x for x in done.stdout.splitlines() if x.startswith("rank"))
+    (_, went, mean, weights), (_, *other) = (line.split(" | ") for line in lines)
+    assert [went, weights] == [other[0], other[2]]
+    assert float(mean) < 1
+    if factor == 1:
+        assert went == "[]"
+    else:
+        ((now, target),) = ast.literal_eval(went)
+        assert target <= 60 < now <= 90
