@@ -5,7 +5,6 @@ detectors are beside those that use it.
 """
 
 import json
-import logging
 import uuid
 from pathlib import Path
 
@@ -103,7 +102,6 @@ class SpoilInputs(Hook):
 
 def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, **more):
     """A runner; ``epochs`` of 32 iterations in place of ``iters``."""
-    logging.disable(logging.WARNING)
     torch.manual_seed(0)
     wrapper = dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9))
     if dtype:

@@ -203,13 +203,14 @@ def test_members_can_be_left_out_and_doubled(build):
         "BadBatchHook",
         "HeadClampHook",
         "HeadClampHook",
+        "HealthHook",
         "AmpPreflightHook",
     ]
     assert line(runner) == (
         "boxes, loss_scale, grad_norm, step_guard, forensics, bad_batch, head_clamp, "
-        "preflight on; off: cls_score (switched off), rollback (switched off), panel "
-        "(switched off), precision_fallback (rollback is off, so there is nothing to "
-        "count)"
+        "health, preflight on; off: cls_score (switched off), rollback (switched off), "
+        "panel (switched off), precision_fallback (rollback is off, so there is "
+        "nothing to count)"
     )
 
 

@@ -20,6 +20,7 @@ class Condition:
         lr_rise: The learning rate over the highest of the healthy past.
         sudden: One iteration did it, at a learning rate that had not risen: one batch,
             or a number that was changed.
+        convalescent: It has just gone back and is only watched for that.
     """
 
     state: int = HEALTHY
@@ -28,6 +29,7 @@ class Condition:
     loss_ratio: float | None = None
     lr_rise: float = 1.0
     sudden: bool = False
+    convalescent: bool = False
 
     @property
     def well(self) -> bool:

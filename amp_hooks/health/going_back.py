@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .thresholds import BACK_FOR, BACK_PATIENCE, NORMAL_NEAR, NORMAL_RATIO
+from .thresholds import (
+    BACK_AT_ONCE,
+    BACK_FOR,
+    BACK_PATIENCE,
+    NORMAL_NEAR,
+    NORMAL_RATIO,
+)
 
 AT_ONCE = 5  # losses: training has hardly begun after going back
 AGAIN = 2  # times going back to the same height: whatever it is, it does not diverge
@@ -16,6 +22,8 @@ class GoingBack:
 
     Where the loss stands at the same moderate height from the first batches on, the
     weights of before do not help: data or settings have changed, and nothing diverges.
+    Where it is far out from the first batches on, it is not the weights either, and to
+    go back once more right away would not help.
     """
 
     def __init__(self) -> None:
@@ -23,19 +31,21 @@ class GoingBack:
         self._first: list[float] = []
         self._times = 0
         self._seen: int | None = None  # iterations since
+        self._was_inside = False  # the range, since then
 
     def begin(self, height: float | None) -> None:
         """The run goes back; ``height`` as it was if it was the loss that made it."""
         self._height = height
         self._times = self._times + 1 if height is not None else 0
         self._first = []
-        self._seen = 0
+        self._seen, self._was_inside = 0, False
 
-    def add(self, height: float) -> None:
-        """Take in the log of the loss over its level."""
+    def add(self, height: float, inside: bool) -> None:
+        """Take in the log of the loss over its level; whether it is in its range."""
         if self._seen is None:
             return
         self._seen += 1
+        self._was_inside |= inside
         if len(self._first) < AT_ONCE:
             self._first.append(height)
         if self._seen >= BACK_FOR:
@@ -43,8 +53,12 @@ class GoingBack:
 
     @property
     def patience(self) -> float:
-        """Share of the usual patience: it has been ill before."""
-        return 1.0 if self._seen is None else BACK_PATIENCE
+        """Times the usual patience: less, for it has been ill before."""
+        if self._seen is None:
+            return 1.0
+        known = sorted(self._first)
+        far_out = not known or known[len(known) // 2] > math.log(NORMAL_RATIO)
+        return BACK_AT_ONCE if far_out and not self._was_inside else BACK_PATIENCE
 
     def is_normal(self, height: float) -> bool:
         """Whether a loss of this height is what it now costs.
@@ -66,9 +80,11 @@ class GoingBack:
             first=list(self._first),
             times=self._times,
             seen=self._seen,
+            was_inside=int(self._was_inside),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self._height, self._first = state["height"], list(state["first"])
         self._times, self._seen = state["times"], state["seen"]
+        self._was_inside = bool(state["was_inside"])

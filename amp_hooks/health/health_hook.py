@@ -168,6 +168,7 @@ class HealthHook(AmpHook):
             health.ratio,
             rise := self._rates.rise(health.since or self._iter),
             sudden=rise < _ROSE and self._height_at(health.since) >= _AT_ONCE,
+            convalescent=self._convalescent,
         )
 
     def _height_at(self, onset: int | None) -> float:

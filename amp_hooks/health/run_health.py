@@ -134,7 +134,7 @@ class RunHealth:
             target: Iteration of what it went back to.
         """
         of_loss = self.condition is Condition.ILL and self._cause in OF_LOSS
-        self._symptoms.went_back(self._symptoms.lift if of_loss else None)
+        self._symptoms.went_back(now, self._symptoms.lift if of_loss else None)
         self._metrics.clear()
         self._be_well()
         self._convalescent, self._calm = True, 0

@@ -24,7 +24,7 @@ from .thresholds import (
 )
 
 LATEST = 5  # losses whose median is the loss of now: three bad batches in a row show
-RATE_ROSE = 3.0  # times the learning rate of the iteration before
+RATE_ROSE = 3.0  # times the highest learning rate so far; a warm-up begins with less
 NEARBY = 20  # iterations between a rise of the learning rate and the onset
 
 
@@ -69,12 +69,17 @@ class Symptoms:
         self._left_start = 0  # iteration after the last batch that cost no more
         self._lr: float | None = None
         self._rise: tuple[int, float] | None = None  # of the learning rate
+        self._highest, self._rates_seen = 0.0, 0
 
     def note_rate(self, iteration: int, lr: float | None) -> None:
         """Take in a learning rate, also of an iteration whose loss says nothing."""
-        if lr is not None and self._lr and lr >= RATE_ROSE * self._lr:
-            self._rise = iteration, lr / self._lr
         self._lr = lr
+        if lr is None:
+            return
+        if self._rates_seen >= NEARBY and lr >= RATE_ROSE * self._highest > 0:
+            self._rise = iteration, lr / self._highest
+        self._rates_seen += 1
+        self._highest = max(self._highest, lr)
 
     def of_known_terms(self, loss: float, terms: Mapping[str, float]) -> float:
         """The total without terms that are too new to be part of its past."""
@@ -123,7 +128,7 @@ class Symptoms:
         patience = self.back.patience * PATIENCE
         excess = now - recent.level - recent.width
         self._recent.add(iteration, excess, CLIP, patience)
-        self.back.add(now - recent.level)
+        self.back.add(now - recent.level, excess <= 0)
         self.lift = latest - recent.level
         self.ratio = math.exp(min(self.lift, 700.0))
         self.inside = self.lift <= recent.width
@@ -222,8 +227,9 @@ class Symptoms:
         self._terms.clear()
         self._signs.clear()
 
-    def went_back(self, lift: float | None) -> None:
+    def went_back(self, now: int, lift: float | None) -> None:
         """Begin anew by the level of before; ``lift`` as in :class:`GoingBack`."""
+        self._left_start, self._rise = now + 1, None
         self.clear()
         self._latest.clear()
         self.back.begin(lift)
@@ -258,6 +264,8 @@ class Symptoms:
             lr=self._lr,
             rise=None if self._rise is None else list(self._rise),
             range=None if self.range is None else list(self.range),
+            highest=self._highest,
+            rates_seen=self._rates_seen,
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -268,6 +276,7 @@ class Symptoms:
         self.inside = bool(state["inside"])
         self._latest = deque(state["latest"], maxlen=LATEST)
         self._left_start, self._lr = state["left_start"], state["lr"]
+        self._highest, self._rates_seen = state["highest"], state["rates_seen"]
         rise = state["rise"]
         self._rise = None if rise is None else (rise[0], rise[1])
         self.range = None if state["range"] is None else Range(*state["range"])

@@ -87,6 +87,9 @@ METRIC_FALLEN = _row("metric_fallen", 0.1, "of its best", "no change of data doe
 METRIC_LEAST = _row("metric_least", 0.02, "of the metric", "a best that means anything")
 BACK_CALM = _row("back_calm", 20, "iterations", "in range after going back")
 BACK_PATIENCE = _row("back_patience", 0.5, "of patience", "it has been ill before")
+BACK_AT_ONCE = _row(
+    "back_at_once", 4.0, "of patience", "far out at once: not the weights of before"
+)
 BACK_FOR = _row("back_for", 500, "iterations", "for so long after going back")
 NORMAL_RATIO = _row(
     "normal_ratio", 4.0, "x level", "more is never accepted as a new normal"

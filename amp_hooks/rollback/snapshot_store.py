@@ -177,7 +177,7 @@ class SnapshotStore:
                 f"after {_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} "
                 "is the newest that is whole."
             )
-        if not diverged and self._condition.well:
+        if not diverged and (self._condition.well or self._condition.convalescent):
             self._offer_saved(all_of_them=True)
 
     @property

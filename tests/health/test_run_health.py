@@ -189,7 +189,7 @@ def test_too_high_to_be_a_new_normal():
     health = go_on(trained(), 8.0, 200)
     for _ in range(4):
         health.rolled_back(400, 190)
-        assert go_on(health, 8.0, 50, 400).condition is Condition.ILL
+        assert go_on(health, 8.0, 100, 400).condition is Condition.ILL
 
 
 def test_going_back_that_does_not_last():
@@ -268,3 +268,22 @@ def test_resume(at):
     assert (second.level, second.band) == (first.level, first.band)
     follow(second, steps[at:], at)
     assert second.state() == whole.state()
+
+
+def test_far_out_at_once_after_going_back_is_not_the_weights():
+    """Twelve bad batches in a row cost one rollback, not one every few iterations."""
+    health = go_on(trained(), 1000.0, 8)
+    assert health.condition is Condition.ILL
+    health.rolled_back(208, 190)
+    go_on(health, 1000.0, 12, 209)
+    assert health.condition is Condition.WATCHED
+    go_on(health, 1.0, 40, 221)
+    assert health.condition is Condition.HEALTHY
+
+
+def test_the_onset_after_going_back_is_not_before_it():
+    health = go_on(trained(), 1000.0, 8)
+    health.rolled_back(208, 190)
+    go_on(health, 1000.0, 100, 209)
+    assert health.condition is Condition.ILL
+    assert health.since >= 209
