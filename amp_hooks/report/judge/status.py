@@ -12,6 +12,7 @@ from ...engine.events import in_words
 from ...engine.words import Line, count, first_names
 from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
+from .beginning import broken_beginning
 from .incidents import Incidents
 
 _BY_HAND = ("KeyboardInterrupt", "SystemExit")
@@ -66,6 +67,8 @@ def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
         yield abort
     if ill := found.ends_ill:
         yield f"the run has diverged ({ill.words})"
+    if broken := broken_beginning(run):
+        yield broken
     checkpoint = run.checkpoint
     if checkpoint and checkpoint.nonfinite:
         names = checkpoint.nonfinite

@@ -380,3 +380,22 @@ def test_an_illness_that_was_resumed_is_the_same():
     (illness,) = find(two_starts(first, second)).divergences
     assert (illness.since, illness.told, illness.until) == (50, 55, 75)
     assert illness.went_back
+
+
+@pytest.mark.parametrize(
+    ("findings", "losses", "metrics", "status"),
+    [
+        (["large_logits"], [10564.0] + [5.0] * 9, (), LOST),
+        (["large_logits"], [10564.0] + [5.0] * 9, [(99, dict(mAP=0.004))], LOST),
+        (["large_logits"], [10564.0] + [5.0] * 9, [(99, dict(mAP=0.4))], HEALTHY),
+        (["large_logits"], [40.0] + [5.0] * 9, (), HEALTHY),
+        (["warm_up"], [10564.0] + [5.0] * 9, (), HEALTHY),
+    ],
+)
+def test_weights_that_were_broken_from_the_beginning(findings, losses, metrics, status):
+    lines = [START, line(0, "preflight", findings=findings, fails=[]), END]
+    history = run(lines, {"amp/loss": curve(losses)}, validations=metrics)
+    judged = judge(history, find(history))
+    assert judged.status is status
+    if status is LOST:
+        assert "10564" in judged.reasons[0]

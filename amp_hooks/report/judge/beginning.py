@@ -1,0 +1,41 @@
+"""A run whose weights were broken before its first step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..read.history import RunHistory
+
+_TIMES = 30.0  # those of a sound head begin with some times that of the end
+_FEW = 5  # points of the curve
+_LIVES = 0.1  # of a metric that goes to 1: somebody lives who had been given up
+
+
+def broken_beginning(run: RunHistory) -> str | None:
+    """It began with logits that were far out, and a loss to match.
+
+    Every number is finite and the loss falls from the first step on, so that nothing
+    later looks ill. But gradients of such a loss undo in a few steps what the backbone
+    had learned before.
+
+    Returns:
+        Why it is lost, or None: pre-flight did not find such logits, the loss was no
+        such loss, or an evaluation says that the model lives.
+    """
+    found = [h.names("findings") for h in run.having("preflight")]
+    begins = any("large_logits" in names for names in found)
+    losses = run.curve("amp/loss", "loss").finite
+    if not begins or len(losses) < _FEW:
+        return None
+    first = float(losses.values[0])
+    later = float(np.median(losses.values[len(losses) // 2 :]))
+    if not first > _TIMES * later > 0:
+        return None
+    metrics = [x for v in run.validations for x in v.metrics.values()]
+    if metrics and max(metrics) > _LIVES:
+        return None
+    return (
+        f"it began with a loss of {first:.5g}, {first / later:.2g} times what it has "
+        "been since, and with logits far out (pre-flight: large_logits): gradients of "
+        "such steps undo what the backbone had learned"
+    )
