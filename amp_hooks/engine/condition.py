@@ -21,6 +21,7 @@ class Condition:
         sudden: One iteration did it, at a learning rate that had not risen: one batch,
             or a number that was changed.
         convalescent: It has just gone back and is only watched for that.
+        by_loss: It is the loss that shows it, and not an evaluation.
     """
 
     state: int = HEALTHY
@@ -30,6 +31,7 @@ class Condition:
     lr_rise: float = 1.0
     sudden: bool = False
     convalescent: bool = False
+    by_loss: bool = True
 
     @property
     def well(self) -> bool:

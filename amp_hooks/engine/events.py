@@ -99,7 +99,7 @@ EVENTS = {
     "well": Event(
         "the run is healthy again by itself",
         words.well,
-        {"since": _SINCE},
+        {"since": _SINCE, "why": "if it was not the weights: how that is known"},
     ),
     "veto": Event(
         "StepGuardHook undid the iteration",

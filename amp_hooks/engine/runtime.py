@@ -69,6 +69,8 @@ class Runtime:
         by_design: What may be NaN or infinite in the model, because it always was.
         condition: How the run is, beyond this iteration.
         goes_back: RollbackHook is there to act on it.
+        second_opinion: ``second_opinion(condition)`` gives the reason why it is not the
+            weights, or ''. A collective.
         harmless: Losses that were not finite over finite gradients.
         observers: Called with each record before it is judged; what they return goes
             into the ledger line of an iteration that is not healthy.
@@ -91,6 +93,7 @@ class Runtime:
         self.harmless = HarmlessLosses()
         self.condition = Condition()
         self.goes_back = False
+        self.second_opinion: Callable[[Condition], str] | None = None
         self.scale_floor = 1.0
         self.raised: Raised | None = None
         self.clamped: set[str] = set()
@@ -282,3 +285,4 @@ class Runtime:
         self.early_lines.clear()
         self.last_resorts.clear()
         self.replayed.clear()
+        self.second_opinion = None

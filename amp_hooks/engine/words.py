@@ -98,6 +98,8 @@ def diverged(line: Line) -> str:
 
 def well(line: Line) -> str:
     """Of a ``well`` line."""
+    if why := line.get("why"):
+        return f"It is not the weights: {why}."
     return f"Healthy again by itself, after it was not since iteration {line['since']}."
 
 

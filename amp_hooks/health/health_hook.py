@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -99,13 +100,20 @@ class HealthHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Take in the iteration; say what follows from it."""
+        # Of several ranks one has asked for this, and all of them are here.
+        together = record.verdict is Verdict.DIVERGED
         if not record.verdict.is_bad:
             if self.divergence:
                 self._add(runner, record)
             runtime.condition = self._condition()
             self._tell(runtime, record)
-            if self._told == ILL:
-                self._act(runtime, record)
+        ill = runtime.condition.state == ILL and not record.verdict.is_bad
+        if together or (ill and not runtime.forward.together):
+            self._diverged(runtime, record)
+        elif ill and self._acts(runtime):
+            runtime.forward.diverged = runtime.condition
+        elif ill:
+            self._tell_diverged(runtime, record)
         record.put("health", runtime.condition.state)
         if self.health.ratio is not None:
             record.put("loss_level", self.health.ratio)
@@ -169,6 +177,7 @@ class HealthHook(AmpHook):
             rise := self._rates.rise(health.since or self._iter),
             sudden=rise < _ROSE and self._height_at(health.since) >= _AT_ONCE,
             convalescent=self._convalescent,
+            by_loss=health.by_loss,
         )
 
     def _height_at(self, onset: int | None) -> float:
@@ -179,29 +188,57 @@ class HealthHook(AmpHook):
         return max(self._lifts.get(i, 0.0) for i in near)
 
     def _tell(self, runtime: Runtime, record: IterationRecord) -> None:
+        """Say that it is watched, or well again; not yet that it is ill."""
         now = runtime.condition
-        if now.state == self._told or (now.state, self._told) == (WATCHED, ILL):
-            return
-        about: dict[str, Any] = dict(why=now.why, loss_ratio=now.loss_ratio)
-        if now.state == HEALTHY:
+        if now.state == HEALTHY and self._told != HEALTHY:
             if not self._convalescent:
                 since = self._told_since
                 runtime.emit("well", record.iter, record.verdict, since=since)
-        elif now.state == WATCHED:
+            self._told, self._convalescent = HEALTHY, False
+        elif now.state == WATCHED and self._told == HEALTHY:
             self._watches += 1
-            if self._watches > _MOST_WATCHES:
-                return
-            runtime.emit("watch", record.iter, record.verdict, **about, since=now.since)
-        else:
-            about["since"] = now.since
-            runtime.emit("diverged", record.iter, Verdict.DIVERGED, **about)
-            warn(self._message(runtime, record.iter))
-        self._told, self._convalescent = now.state, False
-        if now.since is not None:
+            if self._watches <= _MOST_WATCHES:
+                about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
+                runtime.emit("watch", record.iter, record.verdict, **about)
+                self._told = WATCHED
+        if now.state != HEALTHY and now.since is not None:
             self._told_since = now.since
 
+    def _diverged(self, runtime: Runtime, record: IterationRecord) -> None:
+        """Act on it, unless it is not the weights; on all ranks alike."""
+        ask = runtime.second_opinion
+        if ask is not None and (why := ask(runtime.condition)):
+            self._excuse(runtime, record, why)
+            return
+        self._tell_diverged(runtime, record)
+        record.verdict = Verdict.DIVERGED
+
+    def _excuse(self, runtime: Runtime, record: IterationRecord, why: str) -> None:
+        told = runtime.condition.why
+        self.health.excuse()
+        runtime.condition = self._condition()
+        record.verdict = Verdict.HEALTHY
+        if self._told != HEALTHY:
+            about = dict(since=self._told_since, why=f"{told}, but {why}")
+            runtime.emit("well", record.iter, record.verdict, **about)
+        self._told, self._convalescent = HEALTHY, False
+        print_log(
+            f"[amp_hooks] iteration {record.iter}: {told}, but {why}. So it is the "
+            "data, or a setting, and not the weights; training goes on.",
+            logger="current",
+        )
+
+    def _tell_diverged(self, runtime: Runtime, record: IterationRecord) -> None:
+        now = runtime.condition
+        if self._told == ILL:
+            return
+        about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
+        runtime.emit("diverged", record.iter, Verdict.DIVERGED, **about)
+        warn(self._message(runtime, record.iter))
+        self._told, self._convalescent = ILL, False
+
     def _message(self, runtime: Runtime, iteration: int) -> str:
-        told = f"iteration {iteration}: the run has diverged. {self.health.why}."
+        told = f"iteration {iteration}: the run has diverged. {runtime.condition.why}."
         if self._acts(runtime):
             return told
         missing = "RollbackHook" if not runtime.goes_back else "StepGuardHook"
@@ -215,12 +252,6 @@ class HealthHook(AmpHook):
         # Of several ranks one alone cannot act; the guard lets the others know.
         carried = runtime.tap.gate is not None or not runtime.forward.together
         return runtime.goes_back and carried
-
-    def _act(self, runtime: Runtime, record: IterationRecord) -> None:
-        if not runtime.forward.together:
-            record.verdict = Verdict.DIVERGED
-        elif self._acts(runtime):
-            runtime.forward.diverged = runtime.condition
 
     def _on_event(self, runtime: Runtime, line: dict[str, Any]) -> None:
         if line["event"] == "rollback":

@@ -11,7 +11,7 @@ from . import words
 from .condition import Condition
 from .metric import Metrics
 from .symptoms import Cause, Symptoms
-from .thresholds import BACK_CALM, CALM, WATCH
+from .thresholds import BACK_CALM, CALM, NORMAL_RATIO, WATCH
 
 HELD_BACK = 40  # losses not known to be healthy that are learned once they are
 OF_LOSS = ("loss", "start", "term")
@@ -49,6 +49,7 @@ class RunHealth:
         self._cause = ""  # what made it watched or ill
         self._held_back: deque[tuple[float, float | None]] = deque(maxlen=HELD_BACK)
         self._calm = 0  # iterations in range in a row
+        self._last, self._excuses = 0, 0
         self._convalescent = False  # went back, and is not known to be well
 
     @property
@@ -92,6 +93,7 @@ class RunHealth:
             clamped: Share of the logits that a clamp bounds.
         """
         s = self._symptoms
+        self._last = iteration
         s.note_rate(iteration, lr)
         if loss is None or not math.isfinite(loss):
             return
@@ -125,6 +127,26 @@ class RunHealth:
         if self._cause == "metric" and not self._metrics.fallen:
             self._be_well()
         self._conclude()
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether it is the loss, or gradients, that make it watched or ill."""
+        return self._cause != "metric"
+
+    def excuse(self) -> None:
+        """It is not the weights.
+
+        A loss that is moderately higher is the new normal, and so is any other if that
+        is found twice in a row: it is not a series of bad batches.
+        """
+        s = self._symptoms
+        self._excuses += 1
+        if s.lift <= math.log(NORMAL_RATIO) or self._excuses > 1:
+            s.accept(list(self._held_back))
+            self._excuses = 0
+        else:
+            s.went_back(self._last, None)
+        self._be_well()
 
     def rolled_back(self, now: int, target: int) -> None:
         """The run went back, to be judged anew by the level of before.
@@ -162,6 +184,7 @@ class RunHealth:
             self._fall(Condition.WATCHED, cause)
         elif cause.share < WATCH / 2 and not self._convalescent:
             self._get_up()
+            self._excuses *= self._calm < CALM
 
     def _worst(self) -> Cause:
         cause, fallen = self._symptoms.worst(), self._metrics.fallen
@@ -203,6 +226,7 @@ class RunHealth:
             held_back=[list(pair) for pair in self._held_back],
             calm=self._calm,
             convalescent=int(self._convalescent),
+            excuses=self._excuses,
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -215,3 +239,4 @@ class RunHealth:
         held_back = [(loss, lr) for loss, lr in state["held_back"]]
         self._held_back = deque(held_back, maxlen=HELD_BACK)
         self._convalescent = bool(state["convalescent"])
+        self._excuses = int(state["excuses"])

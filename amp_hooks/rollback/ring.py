@@ -118,6 +118,16 @@ class SnapshotRing(Generic[T]):
             before: The iteration in which the illness showed first. It was caused by
                 the step before that at the latest.
         """
+        target = self.target(now, before)
+        if target is None:
+            return None
+        proven = [entry for entry in self.entries if entry.left == 0]
+        self.entries = [e for e in proven if e.iter <= target.iter]
+        self.last = (now, target.iter)
+        return target
+
+    def target(self, now: int, before: int | None = None) -> Entry[T] | None:
+        """What :meth:`go_back` would return; nothing is changed."""
         proven = [entry for entry in self.entries if entry.left == 0]
         if not proven:
             return None
@@ -128,8 +138,6 @@ class SnapshotRing(Generic[T]):
         if self.cooling(now):
             older = self._older_than_last(proven) or proven[0]
             target = min(target, older, key=lambda entry: entry.iter)
-        self.entries = [e for e in proven if e.iter <= target.iter]
-        self.last = (now, target.iter)
         return target
 
     def cooling(self, now: int) -> bool:

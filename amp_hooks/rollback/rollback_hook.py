@@ -28,6 +28,7 @@ from .resume import choose_resume
 from .ring import SnapshotRing
 from .run_state import nonfinite_state
 from .schedule import SnapshotSchedule
+from .second_opinion import SecondOpinion
 from .snapshot_store import SnapshotStore
 
 
@@ -42,23 +43,21 @@ class RollbackHook(AmpHook):
     for what never was, and ``probation`` healthy iterations have followed: what blows
     up has grown for a while. If a triggered :class:`HeadClampHook` had to clamp in
     them, that begins anew, up to nine times. A background thread then writes it to
-    ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine checkpoint, and reads it
-    back. A disk that fails costs the file, not the run.
+    ``<work_dir>/rollback/iter_<N>.pth``, an ordinary MMEngine checkpoint.
 
     *Rollback.* An iteration is bad if its forward pass is not finite, or gradients
     where no loss scale is left to lower; NaN in a loss over finite gradients is not.
     After ``patience`` bad ones in a row, or ``share`` of the last ``window``, or at
     once if the learned state is not finite, it goes back to the newest snapshot that
-    counts; within ``cooldown`` of the last time, to an older one; where the run
-    diverged, to before that began. Loss scale and learning rate are lowered, and
-    training goes on with the next batch: iteration, schedulers and logs never go back.
+    counts; within ``cooldown``, to an older one; where the run diverged, to before
+    that. Loss scale and learning rate are lowered, and training goes on with the next
+    batch: iteration, schedulers and logs never go back.
 
     *The learning rate* goes down by ``lr_factor``; where it had risen by more before
-    the run diverged, to no more than the highest that had gone well. It stays where it
-    is not to blame: if it has gone well for ``keep_lr_after``; and, with
+    the run diverged, to the highest that had gone well. It stays where it is not to
+    blame: if it has gone well for ``keep_lr_after``; if one iteration did it; and, with
     :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
-    numbers may have overflowed: something else broke it, unless that was within
-    ``cooldown`` too.
+    numbers may have overflowed; but not within ``cooldown`` of the last time.
 
     *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
     is whole and finite, of this hook or of CheckpointHook; others are passed over.
@@ -202,6 +201,7 @@ class RollbackHook(AmpHook):
             self.scale_factor,
             self.reset_optimizer,
         )
+        self._opinion = runtime.second_opinion = SecondOpinion(runner, self._snapshots)
         nonfinite = partial(nonfinite_state, runner, self._ignore)
         self._guard = CheckpointGuard(runner, nonfinite, self._snapshots.saved)
         self._guard.attach()
@@ -220,6 +220,7 @@ class RollbackHook(AmpHook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
+        self._opinion.begin_iteration()
         saved, self._rng = self._rng, []
         set_rng_of_rank(saved)
         self._snapshots.collect()
@@ -242,7 +243,7 @@ class RollbackHook(AmpHook):
         step_is_due = not accumulating(runner.optim_wrapper)
         at_once = record.verdict is Verdict.DIVERGED
         if record.verdict.is_bad:
-            # Once for all iterations of a step: they share what one of them did.
+            # Once for all iterations of a step.
             if step_is_due or record.verdict is Verdict.RAISED:
                 self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
@@ -273,6 +274,7 @@ class RollbackHook(AmpHook):
 
     def after_train(self, runner: Runner) -> None:
         """Wait for the last file, and leave everything as it was."""
+        self._opinion.detach()
         self._snapshots.finish()
         self._guard.detach()
         super().after_train(runner)

@@ -122,6 +122,11 @@ class SnapshotStore:
         """Somebody else has saved a checkpoint that was verified."""
         self._saved.append([path, iteration, self._ring.probation])
 
+    def look(self, now: int, before: int | None = None) -> Snapshot | None:
+        """What :meth:`go_back` would return, if it is in memory; nothing is changed."""
+        entry = self._ring.target(now, before)
+        return entry.item if entry and isinstance(entry.item, Snapshot) else None
+
     def go_back(self, now: int, before: int | None = None) -> Snapshot | None:
         """The snapshot to restore; later files will be removed in time.
 

@@ -249,3 +249,65 @@ def test_two_ranks_go_back_together(tmp_path, factor):
     else:
         ((now, target),) = ast.literal_eval(went)
         assert target <= 60 < now <= 90
+
+
+class Harder(small.Small):
+    """From call 100 on a part of the loss that nothing can be done about."""
+
+    more = 0.2
+
+    def losses(self, features, logits, y):
+        losses = super().losses(features, logits, y)
+        if self.calls > 100:
+            losses["loss_cls"] = losses["loss_cls"] + self.more
+        return losses
+
+
+class MuchHarder(Harder):
+    more = 2.0
+
+
+class VeryMuchHarder(Harder):
+    more = 20.0
+
+
+@pytest.mark.parametrize("model", [Harder, MuchHarder, VeryMuchHarder])
+@pytest.mark.parametrize("loop", [dict(iters=500), dict(epochs=15)], ids=str)
+def test_a_loss_that_is_the_data_s_is_no_illness(tmp_path, loop, model):
+    """The weights of before cost as much on the same batch: nothing is taken back."""
+    stock = small.build(tmp_path, model=model, **loop)
+    stock.train()
+    runner = small.build(tmp_path, SUITE, model, **loop)
+    runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    assert small.ledger(runner, "diverged", "rollback", "abort") == []
+    wells = [line for line in small.ledger(runner, "well") if "why" in line]
+    assert (not wells) if model is Harder else 1 <= len(wells) <= 2
+    for line in wells:
+        assert "on this batch the weights of now cost" in line["why"]
+    # What is kept is kept on.
+    assert small.ledger(runner, "snapshot")[-1]["iter"] >= runner.iter - 60
+
+
+def test_a_series_of_bad_batches_costs_no_rollback(tmp_path):
+    """Twelve in a row, x1000; the gradient is clipped, and stock survives them."""
+
+    class Series(small.Small):
+        times = 1.0
+
+        def losses(self, features, logits, y):
+            losses = super().losses(features, logits, y)
+            return dict(loss_cls=losses["loss_cls"] * self.times)
+
+    class Bad(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.times = 1000.0 if 100 <= runner.iter < 112 else 1.0
+
+    wrapper = dict(clip_grad=dict(max_norm=1.0))
+    stock = small.build(tmp_path, [Bad()], Series, iters=200, wrapper=wrapper)
+    stock.train()
+    suite = [dict(SUITE[0], head_clamp=None), Bad()]
+    runner = small.build(tmp_path, suite, Series, iters=200, wrapper=wrapper)
+    runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    assert small.ledger(runner, "rollback", "abort") == []

@@ -1,0 +1,140 @@
+"""Is it the weights? What those of before cost on the batch of now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import mmengine.dist as dist
+import torch
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..engine.condition import Condition
+from ..engine.rng import capture_rng, restore_rng, undisturbed_rng
+from ..engine.run import bare_model, iter_wrappers
+from ..engine.runtime import Runtime
+from ..engine.tensors import overlaps_itself
+from .snapshot_store import SnapshotStore
+
+# Ruined weights cost more than those from before the onset, and be it a fifth; a loss
+# that is high because the data or a setting changed costs them as much, or more.
+WORSE = 1.2
+
+
+class SecondOpinion:
+    """Runs the last batch with the weights of now and of before, side by side.
+
+    Two forward passes without gradients, when a run is found ill, decide better than
+    any threshold on the loss: on the same batch, with the same random numbers, ruined
+    weights cost more than those of the snapshot, and healthy ones do not, whatever the
+    batch costs. Weights, buffers and generators are put back bit for bit.
+
+    Args:
+        runner: The run.
+        store: Has the snapshot that a rollback would go to.
+    """
+
+    def __init__(self, runner: Runner, store: SnapshotStore) -> None:
+        self._runner, self._store = runner, store
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        model = bare_model(runner)
+        self._handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def begin_iteration(self) -> None:
+        """Let go of the last batch."""
+        self._calls.clear()
+
+    def detach(self) -> None:
+        """Take the hook away."""
+        self._handle.remove()
+        self._calls.clear()
+
+    def __call__(self, ill: Condition) -> str:
+        """Why it is not the weights, in words; '' if it is, or cannot be told.
+
+        A collective: call it on every rank.
+
+        Args:
+            ill: As found.
+        """
+        losses, taken_at = None, 0
+        snapshot = self._store.look(self._runner.iter, ill.since)
+        if snapshot is not None and len(self._calls) == 1 and ill.by_loss:
+            taken_at = snapshot.iter
+            try:
+                losses = self._compare(snapshot.state["model"])
+            except Exception:  # of a model of its own ways: then the loss decides alone
+                losses = None
+        every = [losses]
+        if dist.get_world_size() > 1:
+            every = dist.all_gather_object(losses)
+        known = [pair for pair in every if pair is not None]
+        if len(known) < len(every):
+            return ""
+        now, before = (sum(of_one) / len(every) for of_one in zip(*known))
+        if to_blame(now, before):
+            return ""
+        return (
+            f"on this batch the weights of now cost {now:.3g} and those of iteration "
+            f"{taken_at} {before:.3g}"
+        )
+
+    def _note(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        muted = Runtime.of(self._runner).recorder.muted
+        if model.training and torch.is_grad_enabled() and not muted:
+            self._calls.append((args, kwargs))
+            del self._calls[2:]
+
+    @torch.no_grad()
+    def _compare(self, before: dict[str, Tensor]) -> tuple[float, float]:
+        model = bare_model(self._runner)
+        live = model.state_dict(keep_vars=False)
+        with self._as_it_was(), undisturbed_rng():
+            states = capture_rng()
+            now = self._loss()
+            for name, value in before.items():
+                if name in live and not overlaps_itself(live[name]):
+                    live[name].copy_(value)
+            torch.clear_autocast_cache()
+            restore_rng(states)
+            return now, self._loss()
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Whatever happens to weights and buffers meanwhile is undone."""
+        model = bare_model(self._runner)
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors = [t.detach() for t in tensors if not overlaps_itself(t)]
+        copies = [t.clone() for t in tensors]
+        try:
+            yield
+        finally:
+            for tensor, copy in zip(tensors, copies):
+                tensor.copy_(copy)
+            torch.clear_autocast_cache()
+
+    def _loss(self) -> float:
+        runtime, model = Runtime.of(self._runner), bare_model(self._runner)
+        runner_model: Any = model
+        _, wrapper = next(iter_wrappers(self._runner.optim_wrapper))
+        args, kwargs = self._calls[0]
+        with ExitStack() as stack:
+            stack.enter_context(runtime.quiet())
+            for as_injected in runtime.replayed:
+                stack.enter_context(as_injected())
+            stack.enter_context(wrapper.optim_context(model))
+            total, _ = runner_model.parse_losses(model(*args, **kwargs))
+        return float(total)
+
+
+def to_blame(now: float, before: float) -> bool:
+    """Whether the weights of now are worse than those of before, on the same batch.
+
+    What cannot be compared speaks against them.
+    """
+    if not (math.isfinite(now) and math.isfinite(before)) or before <= 0:
+        return True
+    return now > WORSE * before
