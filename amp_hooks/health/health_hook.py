@@ -51,8 +51,9 @@ class HealthHook(AmpHook):
 
     Nothing is learned from a run while it is watched or ill, so that illness does not
     become normal. Decaying and restarting learning rates, loss terms that come and go,
-    the end of mosaic and a few hard batches are no illness; if the loss comes back to
-    the same moderate height right after a rollback, it is the data's, and is accepted.
+    the end of mosaic and a few hard batches are no illness. RollbackHook is asked for a
+    second opinion first: if the weights of its snapshot cost as much on the last batch
+    as those of now, it is the data, and nothing is taken back.
 
     The numbers are on the host anyway: nothing is copied, launched or awaited for this.
     With several processes each judges its own loss. One that finds the run ill makes

@@ -59,10 +59,9 @@ class RollbackHook(AmpHook):
     :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
     numbers may have overflowed; but not within ``cooldown`` of the last time.
 
-    *Resume.* ``resume=True`` or ``--resume`` continues from the newest checkpoint that
-    is whole and finite, of this hook or of CheckpointHook; others are passed over.
-    ``<work_dir>/last_checkpoint`` names such a one at any time. CheckpointHook writes
-    no other, and removes an old one only after the new one is on the disk.
+    *Resume.* ``--resume`` continues from the newest checkpoint that is whole and
+    finite, of this hook or of CheckpointHook, as ``<work_dir>/last_checkpoint`` names
+    one. CheckpointHook writes no other, and removes an old one only after that.
 
     Args:
         interval (int): Iterations between snapshots. Defaults to 500.
@@ -91,8 +90,7 @@ class RollbackHook(AmpHook):
         probation (int, optional): Healthy iterations until a snapshot counts, at most
             ``interval``. Defaults to None: 100, or ``interval`` if that is less.
         cooldown (int, optional): See above. Defaults to None: ``interval``.
-        pin_memory (bool): Copy from the GPU into page-locked memory, which is faster
-            and takes that memory from the rest of the machine. Defaults to False.
+        pin_memory (bool): Copy from the GPU into page-locked memory. Defaults to False.
 
     Raises:
         OSError: At the start of training, if work_dir cannot be written.
@@ -239,7 +237,7 @@ class RollbackHook(AmpHook):
         """Count bad iterations and roll back when they are too many."""
         self._lr.end_iteration()
         self._snapshots.clamp_needed |= bool(record.get("clamp_needed"))
-        bad = list[str]()
+        bad: list[str] = []
         step_is_due = not accumulating(runner.optim_wrapper)
         at_once = record.verdict is Verdict.DIVERGED
         if record.verdict.is_bad:
