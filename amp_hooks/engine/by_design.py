@@ -55,6 +55,19 @@ class ByDesign:
         self._buffers = {name for name, _ in model.named_buffers()}
         self.names = nonfinite_in_model(model)
 
+    @property
+    def learned(self) -> list[str]:
+        """Those of the names that training is to make something of."""
+        return sorted(self.names & (self._parameters | self._statistics))
+
+    def masks(self, name: str, tensor: Tensor) -> bool:
+        """Whether it is a buffer that masks a part with -inf, as it may at any time."""
+        prefix = _PREFIX.match(name)
+        bare = name[prefix.end() :] if prefix else ""
+        if not bare or bare in self._parameters or bare in self._statistics:
+            return False
+        return not bool(tensor.isnan().any() or tensor.isposinf().any())
+
     @classmethod
     def of_new(cls, model: nn.Module) -> ByDesign:
         """Of a model that was just built, for a checkpoint that it is to read."""

@@ -82,7 +82,7 @@ class ForwardJudge:
         grads_finite = not any(record.all("found_inf"))
         losses, propagated = nonfinite_losses(record)
         self.harmless, self.harmless_propagated = {}, propagated
-        if record.stepped or not propagated:
+        if _known_harmless(record) or not propagated:
             if len(losses) > 1:  # the total is but the sum of the others
                 losses.pop("loss", None)
             self.harmless, losses = losses, {}
@@ -138,3 +138,11 @@ class ForwardJudge:
                 if self.trusts(name) or watch.kind == "buffers":
                     known.setdefault(watch.kind, []).append(name)
         return found, known
+
+
+def _known_harmless(record: IterationRecord) -> bool:
+    """Whether each optimizer whose loss is not finite has looked at its gradients."""
+    found_inf = record.values.get("found_inf", {})
+    losses = record.values.get("backward_loss", {})
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    return record.stepped and all(name in found_inf for name in bad)

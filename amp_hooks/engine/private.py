@@ -214,6 +214,11 @@ def multiply_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
     torch._foreach_mul_(list(tensors), factor)
 
 
+def without_negative(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies in which values below 0 are 0, -inf too; NaN stays. In one launch."""
+    return list(torch._foreach_clamp_min(list(tensors), 0.0))
+
+
 def peaks_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Largest magnitude of each tensor, 0-d; NaN where one of its values is."""
     return list(torch._foreach_norm(list(tensors), math.inf))
@@ -221,7 +226,17 @@ def peaks_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """L2 norm of each tensor, 0-d float32, in few launches."""
-    return list(torch._foreach_norm(list(tensors), 2, dtype=torch.float32))
+    tensors = list(tensors)
+    # Its `dtype` narrows nothing: neither float64 nor complex.
+    wide = [t.is_complex() or t.dtype is torch.float64 for t in tensors]
+    if not any(wide):
+        return list(torch._foreach_norm(tensors, 2, dtype=torch.float32))
+    return [
+        torch.linalg.vector_norm(t).float()
+        if is_wide
+        else torch.linalg.vector_norm(t, dtype=torch.float32)
+        for t, is_wide in zip(tensors, wide)
+    ]
 
 
 def sparse_values(gradient: Tensor) -> Tensor:

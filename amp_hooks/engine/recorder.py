@@ -64,6 +64,11 @@ class IterationRecord:
         found_inf = self.all("found_inf")
         return bool(found_inf) and not any(found_inf)
 
+    @property
+    def proves_something(self) -> bool:
+        """Whether optimizers stepped in it, or it is of a loop that steps by itself."""
+        return self.stepped or "backward_loss" not in self.values
+
     def any_nonfinite(self, quantity: str) -> bool:
         """Whether a value of the quantity is NaN or infinite."""
         return any(not math.isfinite(v) for v in self.all(quantity))

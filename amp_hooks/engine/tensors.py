@@ -49,7 +49,7 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     """
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, t in named_tensors(tree):
-        if t.is_floating_point() and t.numel():
+        if measurable(t):
             # The largest magnitude is NaN or inf exactly if one of the values is; a
             # sum could overflow, or let +inf and a finite value pass for large.
             peak = torch.linalg.vector_norm(t.detach(), float("inf")).float()
@@ -62,9 +62,20 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     return found[:limit]
 
 
+def measurable(t: Tensor) -> bool:
+    """Whether it is an ordinary tensor of floating-point numbers, with values.
+
+    Not a sparse or complex one, nor one of float8, for which torch has no norm.
+    """
+    strided = t.layout is torch.strided and not t.is_complex()
+    return strided and t.is_floating_point() and t.itemsize >= 2 and t.numel() > 0
+
+
 def overlaps_itself(t: Tensor) -> bool:
     """Whether several of its values are one in memory (``expand``): none can be set."""
-    return any(s == 0 and n > 1 for s, n in zip(t.stride(), t.shape))
+    return t.layout is torch.strided and any(
+        s == 0 and n > 1 for s, n in zip(t.stride(), t.shape)
+    )
 
 
 def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:

@@ -37,7 +37,11 @@ class AccumulationStart:
 
     def save(self, runner: Runner) -> None:
         """Copy, on the device and without waiting for it."""
-        self._saved = [slot for slot in self._slots if _can_change(slot[0])]
+        self._saved = [
+            (module, name)
+            for module, name in self._slots
+            if _can_change(module) and private.buffers_of(module).get(name) is not None
+        ]
         self._buffers.save(self._live())
         if self._keeps_ema:
             self._ema.save(list(ema_tensors(runner)))
@@ -45,7 +49,7 @@ class AccumulationStart:
     def restore(self, runner: Runner) -> None:
         """Put it back, bit for bit."""
         for (module, name), copy in zip(self._saved, self._buffers.copies):
-            live = private.buffers_of(module)[name]
+            live = private.buffers_of(module).get(name)
             # Replaced meanwhile, or of the kind that cannot be written to.
             if live is None or live.shape != copy.shape or overlaps_itself(live):
                 private.buffers_of(module)[name] = copy.clone()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..engine import private
 from ..engine.by_design import ByDesign
 from ..engine.recorder import FlightRecorder, IterationRecord
-from ..engine.tensors import nonfinite_names
+from ..engine.tensors import measurable, nonfinite_names
 
 
 class BufferWatch:
@@ -20,7 +20,7 @@ class BufferWatch:
     finite, in FP32 and BF16 (their squares overflow, and the layer returns zeros);
     every later evaluation is NaN (pytorch#88474). Statistics of BatchNorm are looked at
     from the first iteration on, other buffers once the first healthy step has shown
-    which of them are finite by design.
+    which of them are finite by design; a -inf in those may mask something.
 
     Attributes:
         kind: Of what it sees, for the ledger.
@@ -43,7 +43,7 @@ class BufferWatch:
             (f"{path}.{name}" if path else name, module, name)
             for path, module in model.named_modules()
             for name, buffer in private.buffers_of(module).items()
-            if buffer is not None and buffer.is_floating_point() and buffer.numel()
+            if buffer is not None and measurable(buffer)
         ]
 
     def end_iteration(self) -> str | None:
@@ -85,12 +85,18 @@ class BufferWatch:
         self._zeros.clear()
 
     def _watched(self) -> list[tuple[str, Tensor]]:
-        found = []
+        """Those that must be finite; of buffers that may mask a part."""
+        found: list[tuple[str, Tensor]] = []
+        others: list[tuple[str, Tensor]] = []
         for path, module, name in self._slots:
             norm = private.is_norm(module)
             if norm and not module.training or not (norm or self._by_design.settled):
                 continue
             buffer = private.buffers_of(module).get(name)
-            if buffer is not None and path not in self._by_design.names:
-                found.append((path, buffer.detach()))
+            if buffer is None or path in self._by_design.names:
+                continue
+            (found if norm else others).append((path, buffer.detach()))
+        if others:
+            paths, buffers = zip(*others)
+            found += zip(paths, private.without_negative(buffers))
         return found

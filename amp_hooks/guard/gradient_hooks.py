@@ -59,10 +59,11 @@ class CleanedGradients:
         raw: list[Tensor] = []
 
         def before(grad: Tensor) -> None:
-            raw[:] = [torch.isfinite(grad.detach()).all()]
+            if not grad.is_sparse:
+                raw[:] = [torch.isfinite(grad.detach()).all()]
 
         def after(grad: Tensor) -> Tensor:
-            if self._loss_finite is None:
+            if self._loss_finite is None or grad.is_sparse:
                 return grad
             fine = self._loss_finite.to(grad.device)
             if raw:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.recorder import FlightRecorder, IterationRecord
-from ..engine.tensors import overlaps_itself
+from ..engine.tensors import measurable, overlaps_itself
 
 # Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target")
@@ -167,9 +167,12 @@ def _predictions(tree: Any) -> Iterator[Tensor]:
     stack = [tree]
     while stack:
         item = stack.pop()
+        if isinstance(item, (Mapping, list, tuple)):
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
         if isinstance(item, Tensor):
-            number = item.is_floating_point() and item.numel()
-            if not (item.requires_grad and number) or item.is_sparse:
+            if not (item.requires_grad and measurable(item)):
                 continue
             if id(item) not in seen and not overlaps_itself(item):
                 seen.add(id(item))

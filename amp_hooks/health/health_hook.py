@@ -142,8 +142,10 @@ class HealthHook(AmpHook):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
-        self.health.load_state(state["health"])
-        self._rates.load_state(state["rates"])
+        health, rates = RunHealth(), HighestRate()
+        health.load_state(state["health"])
+        rates.load_state(state["rates"])
+        self.health, self._rates = health, rates
         self._told, self._told_since, self._watches, quiet = state["told"]
         self._convalescent = bool(quiet)
 

@@ -79,7 +79,9 @@ class Reference:
         self.small = SMALL * size if size > 0 else None
 
     def learn(self, loss: float, lr: float | None) -> None:
-        """Take in a healthy loss."""
+        """Take in a healthy loss; as long as all are 0 there is no level."""
+        if self.small is None:
+            return
         self.past.add(loss)
         self._longer_past.add(loss)
         self.rates.learn(loss, lr)

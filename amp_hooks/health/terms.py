@@ -16,6 +16,8 @@ GONE = 20  # zeros in a row after which a term that comes back is new
 JUDGED = 20  # values that give a term's level
 NEW_MOST = 3.0  # times the total's level: more of a new term is not left out
 
+MOST = 100  # terms that are followed
+
 
 class _Term:
     """One term: its level, whether it is part of the total, its evidence."""
@@ -98,6 +100,8 @@ class Terms:
                 continue
             term = self._terms.get(name)
             if term is None:
+                if len(self._terms) >= MOST:
+                    continue  # names with a number of the iteration in them, say
                 term = self._terms[name] = _Term(part=total is None and value != 0)
             if total is None:
                 term.part = term.ever = term.part or value != 0

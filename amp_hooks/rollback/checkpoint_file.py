@@ -71,7 +71,12 @@ def nonfinite_in(
     found = []
     for name in names:
         bare = _OF_MODEL.sub("", name, count=1)
-        if bare == name or not (f"model.{bare}" in ignore or bare in own):
+        inside = f"model.{bare}"
+        if bare != name and (inside in ignore or bare in own):
+            continue
+        value = checkpoint.get("state_dict", {}).get(bare) if bare != name else None
+        masks = getattr(ignore, "masks", None)
+        if value is None or masks is None or not masks(inside, value):
             found.append(name)
     return found
 

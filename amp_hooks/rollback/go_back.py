@@ -57,9 +57,9 @@ class GoBack:
         """
         runner, runtime = self._runner, Runtime.of(self._runner)
         by_design = runtime.by_design
-        if by_design.names and not by_design.settled:
+        if by_design.learned and not by_design.settled:
             # There was no healthy step: nothing has shown that they do no harm.
-            named = messages.where_text(sorted(by_design.names))
+            named = messages.where_text(by_design.learned)
             raise TrainingDivergedError(
                 messages.no_snapshot(runner.iter, verdict.value, named)
             )

@@ -41,7 +41,7 @@ class HostCopier:
         devices = set()
 
         def copy_one(tensor: Tensor) -> Tensor:
-            key = (tensor.device, tensor.data_ptr(), *_kind(tensor))
+            key = (tensor.device, _place(tensor), *_kind(tensor))
             if key not in copies:
                 copies[key] = self._copy(tensor.detach())
                 devices.add(tensor.device)
@@ -80,4 +80,9 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _distinct(tensors: Iterable[Tensor]) -> list[Tensor]:
-    return list({(t.data_ptr(), *_kind(t)): t for t in tensors}.values())
+    return list({(_place(t), *_kind(t)): t for t in tensors}.values())
+
+
+def _place(tensor: Tensor) -> int:
+    # A sparse one has no single place.
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)

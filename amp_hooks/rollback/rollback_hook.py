@@ -247,7 +247,7 @@ class RollbackHook(AmpHook):
             bad = nonfinite_state(runner, self._ignore)
             if any_rank(bool(bad)):
                 record.verdict, at_once = Verdict.STATE_NONFINITE, True
-        elif record.verdict is Verdict.HEALTHY and record.stepped:
+        elif record.verdict is Verdict.HEALTHY and record.proves_something:
             self._streak.add(False)
             iterations = runner.iter - self._judged
             self._judged = runner.iter

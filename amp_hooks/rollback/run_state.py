@@ -16,6 +16,7 @@ from torch import nn
 
 from ..engine import private
 from ..engine.averaging import ema_hooks
+from ..engine.by_design import ByDesign
 from ..engine.run import active_scaler, bare_model, iter_wrappers, left_out_buffers
 from ..engine.tensors import (
     map_tensors,
@@ -47,6 +48,9 @@ def nonfinite_state(runner: Runner, ignore: Container[str]) -> list[str]:
     A loss scale of 0, from which nothing comes back, counts as well.
     """
     names = nonfinite_names(learned_state(runner), limit=1000)
+    if names and isinstance(ignore, ByDesign):
+        tensors = dict(named_tensors(learned_state(runner)))
+        names = [name for name in names if not ignore.masks(name, tensors[name])]
     names += _nan_numbers(runner)
     for name, wrapper in iter_wrappers(runner.optim_wrapper):
         if (scaler := active_scaler(wrapper)) is not None:

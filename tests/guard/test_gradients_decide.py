@@ -328,3 +328,85 @@ def test_nothing_stays_on_the_parameters(tmp_path):
     before = [len(p._backward_hooks) for p in model.parameters()]
     small.build(tmp_path, GUARD, model, iters=5).train()
     assert [len(p._backward_hooks) for p in model.parameters()] == before
+
+
+class LateMask(small.Small):
+    """A padding mask, made anew in each forward pass; padding comes late."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(4))
+
+    def losses(self, features, logits, y):
+        if self.calls > 20:
+            self.mask = torch.tensor([0.0, 0.0, 0.0, -math.inf])
+        return super().losses(features, logits, y)
+
+
+class Lazy(small.Small):
+    """Buffers that come and go, and kinds that have no norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(3))
+        self.register_buffer("graph", torch.eye(4).to_sparse())
+        self.register_buffer("phase", torch.zeros(3, dtype=torch.complex64))
+        self.register_buffer("scale", torch.ones(3, dtype=torch.float64))
+        self.register_buffer("codes", torch.ones(3).to(torch.float8_e4m3fn))
+
+    def losses(self, features, logits, y):
+        self.cache = None if self.calls % 3 else torch.zeros(3)
+        return super().losses(features, logits, y)
+
+
+class Wide(small.Small):
+    """A parameter that is float64, one that is complex, and a sparse gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+        self.phase = nn.Parameter(torch.zeros(4, dtype=torch.complex64))
+        self.table = nn.Embedding(4, 4, sparse=True)
+        self.table.weight.register_hook(lambda grad: grad)
+
+    def losses(self, features, logits, y):
+        logits = logits + self.offset.float() + self.phase.real + self.table(y % 4) * 0
+        return super().losses(features, logits, y)
+
+
+@pytest.mark.parametrize("model", [LateMask, Lazy, Wide])
+def test_odd_models_train_as_without_us(tmp_path, model):
+    more = dict(wrapper=dict(optimizer=dict(type="SGD", lr=0.1)))
+    stock = small.build(tmp_path, model=model, iters=60, **more)
+    stock.train()
+    suite = [dict(SUITE[0], panel=None)]
+    runner = small.build(tmp_path, suite, model, iters=60, **more)
+    runner.train()
+    assert runner.iter == 60
+    a, b = stock.model.parameters(), runner.model.parameters()
+    assert all(torch.equal(p, q) for p, q in zip(a, b))
+    assert small.ledger(runner, *BAD) == []
+    if model is not Wide:  # what can be saved at all
+        assert small.ledger(runner, "snapshot")[-1]["iter"] > 40
+
+
+def test_a_loop_that_steps_by_itself_forgets_old_faults(tmp_path):
+    """Three bad losses in the whole run are not three in a row."""
+
+    class Bare(small.Small):
+        def train_step(self, data, optim_wrapper):
+            loss = self(**self.data_preprocessor(data, True))["loss_cls"]
+            bad = self.calls in (20, 60, 100)
+            if not bad:
+                optim_wrapper.optimizer.zero_grad()
+                loss.backward()
+                optim_wrapper.optimizer.step()
+            return dict(loss=loss.detach() * (math.nan if bad else 1.0))
+
+    stock = small.build(tmp_path, model=Bare, iters=120)
+    stock.train()
+    runner = small.build(tmp_path, SUITE, Bare, iters=120)
+    runner.train()
+    a, b = stock.model.parameters(), runner.model.parameters()
+    assert all(torch.equal(p, q) for p, q in zip(a, b))
+    assert small.ledger(runner, "rollback") == []

@@ -287,3 +287,19 @@ def test_the_onset_after_going_back_is_not_before_it():
     go_on(health, 1000.0, 100, 209)
     assert health.condition is Condition.ILL
     assert health.since >= 209
+
+
+def test_losses_that_are_zero_at_first_are_no_level():
+    health = RunHealth()
+    for i in range(30):
+        health.add(i, 0.0, {})
+    for i in range(30, 400):
+        health.add(i, 1.3 * (1 + 0.1 * math.sin(i)), {})
+        assert health.condition is not Condition.ILL
+
+
+def test_names_without_end_do_not_slow_it_down():
+    health = RunHealth()
+    for i in range(1000):
+        health.add(i, 1.0, {f"loss_{i}": 1.0})
+    assert len(health.state()["symptoms"]["terms"]) <= 110
