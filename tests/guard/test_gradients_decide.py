@@ -386,7 +386,7 @@ def test_odd_models_train_as_without_us(tmp_path, model):
     a, b = stock.model.parameters(), runner.model.parameters()
     assert all(torch.equal(p, q) for p, q in zip(a, b))
     assert small.ledger(runner, *BAD) == []
-    if model is not Wide:  # what can be saved at all
+    if model is LateMask:  # the others hold what torch does not save
         assert small.ledger(runner, "snapshot")[-1]["iter"] > 40
 
 
