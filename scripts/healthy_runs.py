@@ -7,9 +7,9 @@ Every run is made twice in a process of its own, without hooks and with Stabilit
 its intervals a twentieth of their defaults, on the same digits in the same order: six
 small detectors, from scratch with AdamW, and four of them fine-tuned with SGD, from the
 weights that the rescue benchmark begins with; in FP32, BF16 and FP16, with a loss scale
-that begins so low that no step overflows. Without a GPU, FP16 is rehearsed
-(amp_hooks.CpuAmpOptimWrapper). Two-stage detectors are not trained in BF16, as mmcv
-has no NMS for it on a CPU.
+that begins so low that no step overflows. All are made on a CPU, where two runs are
+alike bit for bit: FP16 is rehearsed (amp_hooks.CpuAmpOptimWrapper), and two-stage
+detectors are not trained in BF16, for which mmcv has no NMS there.
 
 Beside a warm-up and a cosine there are 17 recipes that make a run uneven: schedules,
 losses and pipelines that are switched, hard batches and others. Each is tried in two
@@ -39,6 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from apart import one_thread_each, run_apart
 from compare_runs import show
 from healthy_cases import (
@@ -76,6 +77,10 @@ counted. Made on {about}.
 def main() -> None:
     """Run what is missing, then write the results."""
     args = parse_args()
+    if torch.cuda.is_available():
+        sys.exit(
+            "error: on a GPU two runs differ by themselves. Set CUDA_VISIBLE_DEVICES="
+        )
     one_thread_each()
     out = Path(args.out)
     length = Length(args.images, args.epochs, args.pretrain_epochs)
