@@ -29,18 +29,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import os.path as osp
 import subprocess
 import sys
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
+from apart import one_thread_each, run_apart
 from rescue_cells import (
     DETECTORS,
     FAULTS,
@@ -62,17 +60,11 @@ from small_detectors import ROOT
 
 from amp_hooks.engine.files import write_text
 
-# Each cell is a fork of one process that has imported everything, and done nothing.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["rescue_run"])
-
 
 def main() -> None:
     """Run what is missing, then write the results."""
     args = parse_args()
-    # For the cells, and for the process they are forks of.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    one_thread_each()
     out = Path(args.out)
     length = Length(args.images, args.epochs, args.pretrain_epochs)
     prepare(out, length)
@@ -174,22 +166,13 @@ def start(cell: Cell, length: Length, out: Path) -> Cell:
     Raises:
         RuntimeError: It ended without a result, which is a fault of this script.
     """
-    log = result_path(out, cell).with_suffix(".log")
-    process = _PROCESSES.Process(target=run_cell, args=(cell, length, out, log))
-    process.start()
-    process.join()
-    if not result_path(out, cell).exists():
-        raise RuntimeError(f"{cell.name} left no result; see {log}")
+    path = result_path(out, cell)
+    run_apart(run_cell, cell, length, out, result=path)
     return cell
 
 
-def run_cell(cell: Cell, length: Length, out: Path, log: Path) -> None:
-    """Train, and write the result and the log."""
-    with log.open("w") as stream:
-        for number in (1, 2):
-            os.dup2(stream.fileno(), number)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+def run_cell(cell: Cell, length: Length, out: Path) -> None:
+    """Train, and write the result."""
     about = asdict(cell) | dict(config=fingerprint(cell, length))
     result = about | train(cell, length, out)
     write_text(str(result_path(out, cell)), json.dumps(result, indent=1))

@@ -67,12 +67,12 @@ class Detector:
     pretrain_lr: float = 1e-3
 
 
-_FPN = {
+FPN = {
     **R18,
     "model.backbone.base_channels": 16,
     "model.neck.in_channels": [16, 32, 64, 128],
 }
-_RPN = {
+RPN = {
     "model.rpn_head.anchor_generator.scales": [4],
     "model.train_cfg.rpn_proposal.nms_pre": 100,
     "model.train_cfg.rpn_proposal.max_per_img": 64,
@@ -83,13 +83,13 @@ _RPN = {
 DETECTORS = {
     "faster_rcnn": Detector(
         "faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
-        {**_FPN, **_RPN, "model.train_cfg.rcnn.sampler.num": 32},
+        {**FPN, **RPN, "model.train_cfg.rcnn.sampler.num": 32},
         ("roi_head.bbox_head.fc_cls",),
         lr=0.01,
     ),
     "cascade_rcnn": Detector(
         "cascade_rcnn/cascade-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
-        {**_FPN, **_RPN},
+        {**FPN, **RPN},
         tuple(f"roi_head.bbox_head.{i}.fc_cls" for i in range(3)),
         lr=0.01,
     ),
@@ -97,7 +97,7 @@ DETECTORS = {
         "fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_"
         "8xb8-amp-lsj-200e_coco",
         {
-            **_FPN,
+            **FPN,
             "model.neck.start_level": 0,
             "model.bbox_head.stacked_convs": 2,
             "model.bbox_head.strides": [4, 8, 16, 32, 64],
@@ -235,10 +235,15 @@ def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
 
 def fingerprint(cell: Cell, length: Length) -> str:
     """Of what a cell's result depends on, the same in every folder."""
-    cfg = make_config(cell, length, "out", "work_dir").to_dict()
-    del cfg["experiment_name"], cfg["visualizer"]["name"]
-    text = json.dumps(cfg, sort_keys=True, default=str)
-    text += machine() + _code(cell.policy in ("clamp", "ladder"))
+    with_hooks = cell.policy in ("clamp", "ladder")
+    return digest(make_config(cell, length, "out", "work_dir"), _code(with_hooks))
+
+
+def digest(cfg: Config, code: str) -> str:
+    """Of a config, of the code it is run by, and of the machine."""
+    values = cfg.to_dict()
+    del values["experiment_name"], values["visualizer"]["name"]
+    text = json.dumps(values, sort_keys=True, default=str) + machine() + code
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -257,10 +262,13 @@ def _code(with_hooks: bool) -> str:
     names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]
     names += ["scripts/make_digits.py"]
     names += [f"amp_hooks/precision/{m}.py" for m in ("cpu_amp", "half_rehearsal")]
+    return code_of(names, "" if with_hooks else "inject")
+
+
+def code_of(names: list[str], folder: str) -> str:
+    """A digest of some files, and of all in a folder of amp_hooks."""
     files = [Path(ROOT, name) for name in names]
-    files += sorted(
-        Path(ROOT, "amp_hooks", "" if with_hooks else "inject").rglob("*.py")
-    )
+    files += sorted(Path(ROOT, "amp_hooks", folder).rglob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 
