@@ -135,6 +135,9 @@ class Symptoms:
         return self.lift > math.log(DEAD_RATIO)
 
     def _weigh_start(self, iteration: int, now: float, latest: float) -> None:
+        first = self.reference.start.level
+        if first is not None and self._last <= first:
+            self._left_start = iteration + 1
         start = self.reference.from_start()
         if start is None:
             return
@@ -142,7 +145,6 @@ class Symptoms:
         clip, patience = (START_CLIP, START_PATIENCE) if early else (CLIP, PATIENCE)
         if now <= start.level:
             self._start.clear()  # single batches that cost so little come again
-            self._left_start = iteration + 1
         excess = now - start.level - start.width
         self._start.add(iteration, excess, clip, self.back.patience * patience)
         self.inside = self.inside and latest - start.level <= start.width

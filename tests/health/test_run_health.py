@@ -303,3 +303,15 @@ def test_names_without_end_do_not_slow_it_down():
     for i in range(1000):
         health.add(i, 1.0, {f"loss_{i}": 1.0})
     assert len(health.state()["symptoms"]["terms"]) <= 110
+
+
+def test_the_onset_of_an_early_ruin_is_not_the_first_iteration():
+    """The noise of the start is not known yet, and where the loss left it is."""
+    health = RunHealth()
+    for i in range(30):
+        loss = 2.6 - 0.06 * i if i < 11 else 60.0
+        health.add(i, loss * (1 + 0.02 * math.sin(i)), {}, lr=0.01)
+        if health.condition is Condition.ILL:
+            break
+    assert health.condition is Condition.ILL
+    assert 10 <= health.since <= 12
