@@ -23,6 +23,7 @@ from .main_metric import main_metric
 from .run_health import RunHealth
 
 _MOST_WATCHES = 100  # lines in the ledger
+_LARGEST = 1e30  # of a chart, whose numbers are float32
 # A learning rate that is too high needs some iterations to ruin a model: the loss is
 # x1.4, x3, x212 (mmdetection#4299). What is out by so much at once was one batch.
 _AT_ONCE = 100.0
@@ -116,12 +117,13 @@ class HealthHook(AmpHook):
         elif ill:
             self._tell_diverged(runtime, record)
         record.put("health", runtime.condition.state)
-        if self.health.ratio is not None:
-            record.put("loss_level", self.health.ratio)
-        if self.health.band is not None:
-            low, high = self.health.band
-            record.put("loss_low", low)
-            record.put("loss_high", high)
+        ratio, level, band = self.health.ratio, self.health.level, self.health.band
+        if ratio is not None and level is not None and band is not None:
+            record.put("loss_level", ratio)
+            # All three or none: TensorBoard draws a margin only of points that match.
+            record.put("loss_now", min(ratio * level, _LARGEST))
+            record.put("loss_low", band[0])
+            record.put("loss_high", band[1])
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None

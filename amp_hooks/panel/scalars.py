@@ -51,6 +51,7 @@ _COUNTS_AND_FLAGS = (
     "nonfinite_total",
     "vetoes_total",
     "nan_terms_total",
+    "loss_now",
     "loss_low",
     "loss_high",
     "loss_level",
@@ -93,6 +94,9 @@ SCALARS = {
         "iterations with a loss that was not finite and did no harm so far",
     ),
     "amp/loss": Scalar(max, "loss", "the loss that was propagated"),
+    "amp/loss_now": Scalar(
+        max, "loss", "the median of the last five, once their level is known"
+    ),
     "amp/loss_low": Scalar(_latest, "loss", "lower edge of its healthy range"),
     "amp/loss_high": Scalar(_latest, "loss", "upper edge of its healthy range"),
     "amp/loss_level": Scalar(max, "ratio", "loss over its healthy level"),

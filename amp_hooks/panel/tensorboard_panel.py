@@ -30,7 +30,7 @@ LAYOUT = {
         "Loss (train)": ["Multiline", [r"^loss$"]],
         "Loss within its healthy range": [
             "Margin",
-            ["amp/loss", "amp/loss_low", "amp/loss_high"],
+            ["amp/loss_now", "amp/loss_low", "amp/loss_high"],
         ],
         "Health (0 healthy, 1 watched, 2 ill)": ["Multiline", [r"^amp/health$"]],
         # In a collapse the one falls while the other rises.

@@ -9,6 +9,8 @@ import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 
+from amp_hooks.engine.runtime import Runtime
+from amp_hooks.panel.scalars import scalars_of
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import Status, judge
 from amp_hooks.report.read.work_dir import read_run
@@ -311,3 +313,19 @@ def test_a_series_of_bad_batches_costs_no_rollback(tmp_path):
     runner.train()
     assert small.same(small.state(stock), small.state(runner))
     assert small.ledger(runner, "rollback", "abort") == []
+
+
+def test_a_margin_has_all_its_points(tmp_path):
+    """TensorBoard draws none if the steps of its three tags differ."""
+    seen = []
+
+    class Publish(small.Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            scalars = scalars_of(Runtime.of(runner).recorder.records[-1])
+            seen.append([f"amp/loss_{n}" in scalars for n in ("now", "low", "high")])
+
+    spoil = small.SpoilInputs([40, 41])
+    hooks = [*SUITE, small.RaiseLR(1e30), spoil, Publish()]
+    small.build(tmp_path, hooks, iters=120).train()
+    assert {tuple(row) for row in seen} == {(True,) * 3, (False,) * 3}
+    assert all(all(row) for row in seen[20:])

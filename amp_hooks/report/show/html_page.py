@@ -30,6 +30,7 @@ h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem; border-bottom: 1px solid #ccc; }
 table { border-collapse: collapse; }
 th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
+.numbers { font-size: .85rem; }
 .numbers td, .numbers th { text-align: right; font-variant-numeric: tabular-nums; }
 .numbers tr:nth-child(even), .events tr:nth-child(even) { background: #f5f5f5; }
 .scroll { overflow-x: auto; }
@@ -38,6 +39,7 @@ th { font-weight: 600; white-space: nowrap; }
            background: #f7f7f7; overflow-wrap: anywhere; }
 .verdict b { color: var(--status); font-size: 1.15rem; }
 td { overflow-wrap: anywhere; }
+.numbers td { overflow-wrap: normal; white-space: nowrap; }
 .events td:first-child { white-space: nowrap; }
 .lost { color: #666; }
 pre { background: #f3f3f3; padding: .5rem .7rem; overflow-x: auto; margin: .3rem 0; }
