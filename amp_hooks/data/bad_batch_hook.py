@@ -115,7 +115,7 @@ class BadBatchHook(AmpHook):
         """Write down who is to blame for a bad iteration, and count."""
         raised = record.verdict is Verdict.RAISED and dist.get_rank() in record.ranks
         self._of_step[-1].failed = bool(runtime.forward.here) or raised
-        if record.verdict.is_bad:
+        if record.verdict.is_of_the_batch:
             self._blame(runtime, record)
         elif record.verdict is Verdict.HEALTHY:
             self._stand_ins.healthy()

@@ -34,6 +34,11 @@ class Verdict(str, Enum):
     DIVERGED = "DIVERGED"
 
     @property
+    def is_of_the_batch(self) -> bool:
+        """Whether the iteration's own batch may have done it."""
+        return self.is_bad and self is not Verdict.DIVERGED
+
+    @property
     def is_bad(self) -> bool:
         """Whether the iteration counts towards a rollback."""
         return self not in (Verdict.HEALTHY, Verdict.SCALE_OVERFLOW)

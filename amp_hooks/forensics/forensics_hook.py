@@ -147,7 +147,7 @@ class ForensicsHook(AmpHook):
         self._training = False
         self._failed = self._failed or (self._calls if runtime.forward.here else [])
         # Verdicts are the same on every rank, so all of them come to the same places.
-        if record.verdict.is_bad and not self._looked:
+        if record.verdict.is_of_the_batch and not self._looked:
             self._looked = True
             self._look(runner, runtime, record.verdict, record)
         elif record.iter in self.at:

@@ -222,7 +222,8 @@ class HealthHook(AmpHook):
         told = runtime.condition.why
         self.health.excuse()
         runtime.condition = self._condition()
-        record.verdict = Verdict.HEALTHY
+        if record.verdict is Verdict.DIVERGED:
+            record.verdict = Verdict.HEALTHY
         if self._told != HEALTHY:
             about = dict(since=self._told_since, why=f"{told}, but {why}")
             runtime.emit("well", record.iter, record.verdict, **about)

@@ -41,7 +41,12 @@ class SecondOpinion:
         self._runner, self._store = runner, store
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         model = bare_model(runner)
-        self._handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+        # No method: a copy of the model would copy what it belongs to, the whole run.
+        def note(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._note(model, args, kwargs)
+
+        self._handle = model.register_forward_pre_hook(note, with_kwargs=True)
 
     def begin_iteration(self) -> None:
         """Let go of the last batch."""

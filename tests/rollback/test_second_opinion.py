@@ -1,0 +1,99 @@
+"""Two forward passes that decide whether it is the weights."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from amp_hooks.rollback.second_opinion import to_blame
+from tests import small
+
+SUITE = [
+    dict(
+        type="amp_hooks.StabilityHook",
+        preflight=None,
+        rollback=dict(interval=10, probation=2),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (1.0, 1.0, False),
+        (1.1, 1.0, False),
+        (0.2, 1.0, False),
+        (2.0, 1.0, True),
+        (math.nan, 1.0, True),
+        (math.inf, 1.0, True),
+        (1.0, math.nan, True),
+        (1.0, 0.0, True),
+        (-1.0, -2.0, True),
+    ],
+)
+def test_the_weights_are_to_blame(now, before, expected):
+    assert to_blame(now, before) is expected
+
+
+class Offset(small.Small):
+    """A loss that rises for good, by something that no weight can change."""
+
+    more = 0.0
+
+    def losses(self, features, logits, y):
+        loss = super().losses(features, logits, y)["loss_cls"]
+        features = torch.nn.functional.dropout(features, 0.1, self.training)
+        return dict(loss_cls=loss + self.more + 0.0 * features.sum())
+
+
+class Rise(small.Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        model = runner.model
+        getattr(model, "module", model).more = 20.0 * (runner.iter >= 60)
+
+
+@pytest.mark.parametrize("dtype", small.DTYPES)
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_it_leaves_no_trace(tmp_path, dtype, accumulate):
+    """Weights, BatchNorm, generators: all are those of a run without it."""
+    more = dict(wrapper=dict(accumulative_counts=accumulate))
+    stock = small.build(tmp_path, [Rise()], Offset, dtype, 200, **more)
+    stock.train()
+    runner = small.build(tmp_path, [*SUITE, Rise()], Offset, dtype, 200, **more)
+    runner.train()
+    assert small.same(small.state(stock), small.state(runner))
+    excused = [line for line in small.ledger(runner, "well") if "why" in line]
+    assert 1 <= len(excused) <= 2
+    assert small.ledger(runner, "diverged", "rollback") == []
+
+
+def test_a_model_of_its_own_ways_is_judged_by_its_loss(tmp_path):
+    """It cannot be run again: the loss decides, as without a second opinion."""
+
+    class Own(small.Small):
+        calls_of_now = 0
+
+        def forward(self, x, y, mode="loss"):
+            if not torch.is_grad_enabled():
+                raise RuntimeError("not without gradients")
+            return super().forward(x, y, mode)
+
+    hooks = [*SUITE, small.RaiseLR(1000)]
+    runner = small.build(tmp_path, hooks, Own, iters=200)
+    runner.train()
+    assert small.ledger(runner, "rollback")[0]["iter"] <= 90
+
+
+def test_a_copy_of_the_model_is_no_copy_of_the_run(tmp_path):
+    class Copy(small.Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 5:
+                self.made = copy.deepcopy(runner.model)
+
+    hook = Copy()
+    runner = small.build(tmp_path, [*SUITE, hook], iters=20)
+    runner.train()
+    assert hook.made is not runner.model
+    assert runner.iter == 20
+    assert len(runner.model._forward_pre_hooks) == 0
