@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -16,6 +17,8 @@ from .runtime import Runtime
 from .safe_load import allow_mmengine_checkpoints
 
 CHECKPOINT_KEY = "amp_hooks"
+
+_TELLING: weakref.WeakSet[BaseLoop] = weakref.WeakSet()  # loops that are wrapped
 
 
 def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
@@ -34,14 +37,22 @@ def tell_how_it_ends(runner: Runner) -> None:
     No hook event comes after an exception, so the loop's ``run`` is wrapped, once.
     """
     loop = private.train_loop(runner)
-    if not isinstance(loop, BaseLoop) or "run" in loop.__dict__:
+    if not isinstance(loop, BaseLoop) or loop in _TELLING:
         return
-    original = loop.run
+    _TELLING.add(loop)
+    original, own = loop.run, vars(loop).get("run")
+    if getattr(own, "__module__", "").startswith("amp_hooks."):
+        own = None  # a wrapper of this package, which goes away as well
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        del loop.run
-        with Runtime.of(runner).telling_how_it_ends(runner):
-            return original(*args, **kwargs)
+        try:
+            with Runtime.of(runner).telling_how_it_ends(runner):
+                return original(*args, **kwargs)
+        finally:
+            _TELLING.discard(loop)
+            vars(loop).pop("run", None)
+            if own is not None:
+                loop.run = own
 
     loop.run = run
 

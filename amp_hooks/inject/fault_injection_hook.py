@@ -128,7 +128,6 @@ class FaultInjectionHook(AmpHook):
 
     def before_run(self, runner: Runner) -> None:
         """Refuse what cannot happen in this run; add the hook of the other end."""
-        super().before_run(runner)
         self._end()
         self._names = []
         for i, fault in enumerate(self.faults):
@@ -143,6 +142,7 @@ class FaultInjectionHook(AmpHook):
         if not any(getattr(h, "faults", None) is self for h in runner.hooks):
             runner.register_hook(_LastHook(self), priority="LOWEST")
         self._end_with(private.train_loop(runner))
+        super().before_run(runner)  # around that
 
     def before_train(self, runner: Runner) -> None:
         """Say what is going to happen."""

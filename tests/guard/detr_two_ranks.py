@@ -79,7 +79,8 @@ def main():
     records = Runtime.of(runner).recorder.records
     refused = [record.iter for record in records if not record.stepped]
     same = "same" if hook.same else "changed"
-    print(f"rank {dist.get_rank()} ended at {runner.iter} {same} {refused}", flush=True)
+    text = f"rank {dist.get_rank()} ended at {runner.iter} {same} {refused}"
+    sys.stdout.write(text + "\n")  # at once: the ranks share it
 
 
 main()

@@ -52,4 +52,5 @@ went = [
 ]
 mean = sum(seen.losses[-40:]) / 40
 weights = sum(float(p.detach().double().sum()) for p in runner.model.parameters())
-print(f"rank {dist.get_rank()} | {went} | {mean:.3f} | {weights!r}", flush=True)
+text = f"rank {dist.get_rank()} | {went} | {mean:.3f} | {weights!r}"
+sys.stdout.write(text + "\n")  # at once: the ranks share it

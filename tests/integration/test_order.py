@@ -12,6 +12,7 @@ from tests import helpers
 
 LISTED = [
     *helpers.SUITE,
+    dict(type="amp_hooks.HealthHook"),
     dict(type="amp_hooks.PrecisionFallbackHook"),
     dict(type="amp_hooks.AmpPreflightHook"),
     helpers.fault("gradient", 10**6, where="bbox_head.retina_cls.weight"),

@@ -153,7 +153,7 @@ def test_random_numbers_go_on(build, tmp_path, loop):
             self.drawn[runner.iter] = numbers
 
     draws = []
-    hooks = [dict(type="amp_hooks.RollbackHook", interval=4, probation=0)]
+    hooks = [dict(type="amp_hooks.RollbackHook", interval=4, probation=0, keep=3)]
     for options in (
         {},
         dict(load_from=str(tmp_path / "rollback/iter_4.pth"), resume=True),

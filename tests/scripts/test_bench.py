@@ -88,5 +88,5 @@ def test_snapshots_hold_as_much_memory_in_each_round():
     for part in ("snapshot", "in the background", "rollback", "MMEngine checkpoint"):
         ms, ratio = map(float, cells[part])
         assert ratio == pytest.approx(ms / iteration, abs=0.01, rel=0.01)
-    # The first round has no second snapshot that is younger than the first step.
-    assert cells["2"] == cells["3"] == cells["4"]
+    # In the first rounds there are not yet as many as are kept.
+    assert cells["3"] == cells["4"]
