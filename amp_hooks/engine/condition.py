@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
-HEALTHY, WATCHED, ILL = 0, 1, 2
+
+class State(IntEnum):
+    """How a run is, in a word; the numbers are those of the scalar ``amp/health``."""
+
+    HEALTHY = 0
+    WATCHED = 1
+    ILL = 2
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Condition:
         by_loss: It is the loss that shows it, and not an evaluation.
     """
 
-    state: int = HEALTHY
+    state: State = State.HEALTHY
     since: int | None = None
     why: str = ""
     loss_ratio: float | None = None
@@ -36,4 +43,4 @@ class Condition:
     @property
     def well(self) -> bool:
         """Whether what the run has learned may be kept."""
-        return self.state == HEALTHY
+        return self.state is State.HEALTHY

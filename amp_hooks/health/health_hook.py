@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..engine.checks import check_bool
-from ..engine.condition import HEALTHY, ILL, WATCHED, Condition
+from ..engine.condition import Condition, State
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
@@ -87,7 +87,7 @@ class HealthHook(AmpHook):
         self.health = RunHealth()
         self._rates = HighestRate()
         self._lifts: dict[int, float] = {}  # loss over its level, by iteration
-        self._told = HEALTHY
+        self._told = State.HEALTHY
         self._told_since = 0
         self._watches = 0
         self._iter = 0
@@ -109,7 +109,7 @@ class HealthHook(AmpHook):
                 self._add(runner, record)
             runtime.condition = self._condition()
             self._tell(runtime, record)
-        ill = runtime.condition.state == ILL and not record.verdict.is_bad
+        ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
         if together or (ill and not runtime.forward.together):
             self._diverged(runtime, record)
         elif ill and self._acts(runtime):
@@ -139,8 +139,11 @@ class HealthHook(AmpHook):
 
     def state(self) -> dict[str, Any]:
         """What has been learned of the run."""
-        told = [self._told, self._told_since, self._watches, int(self._convalescent)]
-        return dict(health=self.health.state(), rates=self._rates.state(), told=told)
+        told = map(
+            int, (self._told, self._told_since, self._watches, self._convalescent)
+        )
+        health, rates = self.health.state(), self._rates.state()
+        return dict(health=health, rates=rates, told=list(told))
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
@@ -148,7 +151,8 @@ class HealthHook(AmpHook):
         health.load_state(state["health"])
         rates.load_state(state["rates"])
         self.health, self._rates = health, rates
-        self._told, self._told_since, self._watches, quiet = state["told"]
+        told, self._told_since, self._watches, quiet = state["told"]
+        self._told = State(told)
         self._convalescent = bool(quiet)
 
     def _add(self, runner: Runner, record: IterationRecord) -> None:
@@ -161,7 +165,7 @@ class HealthHook(AmpHook):
             self._lifts.pop(record.iter - _LAST, None)
         lr = largest_lr(runner)
         self._iter = record.iter
-        well = self.health.condition == HEALTHY
+        well = self.health.condition == State.HEALTHY
         self._rates.add(record.iter, lr, well)
         self.health.add(
             record.iter,
@@ -175,7 +179,7 @@ class HealthHook(AmpHook):
     def _condition(self) -> Condition:
         health = self.health
         return Condition(
-            int(health.condition),
+            health.condition,
             health.since,
             health.why,
             health.ratio,
@@ -195,18 +199,18 @@ class HealthHook(AmpHook):
     def _tell(self, runtime: Runtime, record: IterationRecord) -> None:
         """Say that it is watched, or well again; not yet that it is ill."""
         now = runtime.condition
-        if now.state == HEALTHY and self._told != HEALTHY:
+        if now.state == State.HEALTHY and self._told != State.HEALTHY:
             if not self._convalescent:
                 since = self._told_since
                 runtime.emit("well", record.iter, record.verdict, since=since)
-            self._told, self._convalescent = HEALTHY, False
-        elif now.state == WATCHED and self._told == HEALTHY:
+            self._told, self._convalescent = State.HEALTHY, False
+        elif now.state == State.WATCHED and self._told == State.HEALTHY:
             self._watches += 1
             if self._watches <= _MOST_WATCHES:
                 about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
                 runtime.emit("watch", record.iter, record.verdict, **about)
-                self._told = WATCHED
-        if now.state != HEALTHY and now.since is not None:
+                self._told = State.WATCHED
+        if now.state != State.HEALTHY and now.since is not None:
             self._told_since = now.since
 
     def _diverged(self, runtime: Runtime, record: IterationRecord) -> None:
@@ -224,10 +228,10 @@ class HealthHook(AmpHook):
         runtime.condition = self._condition()
         if record.verdict is Verdict.DIVERGED:
             record.verdict = Verdict.HEALTHY
-        if self._told != HEALTHY:
+        if self._told != State.HEALTHY:
             about = dict(since=self._told_since, why=f"{told}, but {why}")
             runtime.emit("well", record.iter, record.verdict, **about)
-        self._told, self._convalescent = HEALTHY, False
+        self._told, self._convalescent = State.HEALTHY, False
         print_log(
             f"[amp_hooks] iteration {record.iter}: {told}, but {why}. So it is the "
             "data, or a setting, and not the weights; training goes on.",
@@ -236,12 +240,12 @@ class HealthHook(AmpHook):
 
     def _tell_diverged(self, runtime: Runtime, record: IterationRecord) -> None:
         now = runtime.condition
-        if self._told == ILL:
+        if self._told == State.ILL:
             return
         about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
         runtime.emit("diverged", record.iter, Verdict.DIVERGED, **about)
         warn(self._message(runtime, record.iter))
-        self._told, self._convalescent = ILL, False
+        self._told, self._convalescent = State.ILL, False
 
     def _message(self, runtime: Runtime, iteration: int) -> str:
         told = f"iteration {iteration}: the run has diverged. {runtime.condition.why}."
@@ -263,7 +267,7 @@ class HealthHook(AmpHook):
         if line["event"] == "rollback":
             self._rates.went_back(self.health.since)
             self.health.rolled_back(line["iter"], line["target_iter"])
-            self._told, self._convalescent = WATCHED, True
+            self._told, self._convalescent = State.WATCHED, True
             runtime.forward.diverged = None
             runtime.condition = self._condition()
 

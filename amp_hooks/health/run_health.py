@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from ..engine.condition import State
 from . import words
-from .condition import Condition
 from .metric import Metrics
 from .symptoms import Cause, Symptoms
 from .thresholds import BACK_CALM, CALM, NORMAL_RATIO, WATCH
@@ -41,7 +41,7 @@ class RunHealth:
     """
 
     def __init__(self) -> None:
-        self.condition = Condition.HEALTHY
+        self.condition = State.HEALTHY
         self.since: int | None = None
         self.why = ""
         self._symptoms = Symptoms()
@@ -98,10 +98,10 @@ class RunHealth:
         if loss is None or not math.isfinite(loss):
             return
         loss = s.of_known_terms(loss, terms)
-        healthy = self.condition is Condition.HEALTHY
+        healthy = self.condition is State.HEALTHY
         s.weigh(iteration, loss, grad_norm, clamped, healthy)
         self._calm = self._calm + 1 if s.inside else 0
-        if self.condition is not Condition.ILL:
+        if self.condition is not State.ILL:
             self._held_back.append((loss, lr))
             if healthy and s.none:
                 self._learn()
@@ -155,17 +155,17 @@ class RunHealth:
             now: Iteration at which it did.
             target: Iteration of what it went back to.
         """
-        of_loss = self.condition is Condition.ILL and self._cause in OF_LOSS
+        of_loss = self.condition is State.ILL and self._cause in OF_LOSS
         self._symptoms.went_back(now, self._symptoms.lift if of_loss else None)
         self._metrics.clear()
         self._be_well()
         self._convalescent, self._calm = True, 0
-        self.condition, self.since = Condition.WATCHED, now
+        self.condition, self.since = State.WATCHED, now
         self.why = f"went back to iteration {target}"
 
     def _conclude(self) -> None:
         cause = self._worst()
-        if self.condition is Condition.ILL:
+        if self.condition is State.ILL:
             if self._cause != "metric" and self._calm >= CALM:
                 self._be_well()
         elif cause.share >= 1:
@@ -175,13 +175,13 @@ class RunHealth:
                 s.accept(list(self._held_back))
                 self._be_well()
             else:
-                self._fall(Condition.ILL, cause)
+                self._fall(State.ILL, cause)
                 self._held_back.clear()
                 self._calm = 0
         elif self._convalescent and self._calm >= BACK_CALM:
             self._be_well()
         elif cause.share >= WATCH:
-            self._fall(Condition.WATCHED, cause)
+            self._fall(State.WATCHED, cause)
         elif cause.share < WATCH / 2 and not self._convalescent:
             self._get_up()
             self._excuses *= self._calm < CALM
@@ -194,7 +194,7 @@ class RunHealth:
         m = self._metrics
         return Cause(1.0 if out else WATCH, "metric", m.since, m.name)
 
-    def _fall(self, condition: Condition, cause: Cause) -> None:
+    def _fall(self, condition: State, cause: Cause) -> None:
         self.condition, self.since = condition, cause.since
         self._cause = cause.kind
         m = self._metrics
@@ -205,7 +205,7 @@ class RunHealth:
         )
 
     def _get_up(self) -> None:
-        self.condition, self.since, self.why = Condition.HEALTHY, None, ""
+        self.condition, self.since, self.why = State.HEALTHY, None, ""
         self._cause = ""
 
     def _be_well(self) -> None:
@@ -231,7 +231,7 @@ class RunHealth:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
-        self.condition = Condition(state["condition"])
+        self.condition = State(state["condition"])
         self.since, self.why = state["since"], state["why"]
         self._cause, self._calm = state["cause"], state["calm"]
         self._symptoms.load_state(state["symptoms"])

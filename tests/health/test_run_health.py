@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amp_hooks.health.condition import Condition
+from amp_hooks.engine.condition import State
 from amp_hooks.health.run_health import RunHealth
 
 from . import curves
@@ -121,7 +121,7 @@ def test_one_batch_is_data():
         health = RunHealth()
         for i in range(300):
             health.add(i, size if i % 40 == 35 else 1.0, {})
-            assert health.condition is Condition.HEALTHY
+            assert health.condition is State.HEALTHY
 
 
 def trained(length=200, loss=1.0):
@@ -140,7 +140,7 @@ def go_on(health, loss, length, first=200, **more):
 def test_illness_does_not_become_normal():
     health = trained()
     go_on(health, 30.0, 2000)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     assert health.since == 200
     assert health.level == pytest.approx(1.0, rel=0.05)
     assert health.ratio == pytest.approx(30.0, rel=0.1)
@@ -150,11 +150,11 @@ def test_illness_does_not_become_normal():
 
 def test_well_again_by_itself():
     health = go_on(trained(), 30.0, 30)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     go_on(health, 1.0, 40, 230)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     go_on(health, 1.0, 20, 270)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
     assert (health.why, health.since) == ("", None)
 
 
@@ -169,20 +169,20 @@ def test_nonfinite_losses_change_nothing():
 def test_going_back_that_helps():
     health = go_on(trained(), 30.0, 30)
     health.rolled_back(230, 190)
-    assert health.condition is Condition.WATCHED
+    assert health.condition is State.WATCHED
     go_on(health, 1.0, 30, 230)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
     go_on(health, 30.0, 10, 260)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
 
 
 def test_a_new_normal():
     health = go_on(trained(), 2.5, 200)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     health.rolled_back(400, 190)
     worst = max(go_on(health, 2.5, 1, 400 + i).condition for i in range(1000))
-    assert worst is Condition.WATCHED
-    assert health.condition is Condition.HEALTHY
+    assert worst is State.WATCHED
+    assert health.condition is State.HEALTHY
     assert health.level == pytest.approx(2.5, rel=0.1)
 
 
@@ -190,7 +190,7 @@ def test_too_high_to_be_a_new_normal():
     health = go_on(trained(), 8.0, 200)
     for _ in range(4):
         health.rolled_back(400, 190)
-        assert go_on(health, 8.0, 100, 400).condition is Condition.ILL
+        assert go_on(health, 8.0, 100, 400).condition is State.ILL
 
 
 def test_going_back_that_does_not_last():
@@ -198,15 +198,15 @@ def test_going_back_that_does_not_last():
     health.rolled_back(400, 190)
     go_on(health, 1.0, 15, 400)
     go_on(health, 2.5, 150, 415)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
 
 
 def test_clamped_logits():
     health = go_on(trained(), 1.6, 150, clamped=0.8)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     assert "80% of the logits are clamped" in health.why
     health = go_on(trained(), 1.0, 300, clamped=0.8)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
 
 
 def test_a_term_alone():
@@ -214,12 +214,12 @@ def test_a_term_alone():
     for i in range(400):
         box = 50.0 if i >= 300 else 0.1
         health.add(i, 100.0 + box, dict(loss_cls=100.0, loss_box=box))
-    assert health.condition is Condition.ILL  # it is in range, its term is not
+    assert health.condition is State.ILL  # it is in range, its term is not
     assert health.why == "loss_box 50 for 0.1 since iteration 300"
     health.rolled_back(400, 290)
     for i in range(400, 500):
         health.add(i, 150.0, dict(loss_cls=100.0, loss_box=50.0))
-    assert health.condition is Condition.HEALTHY  # a weight was changed, say
+    assert health.condition is State.HEALTHY  # a weight was changed, say
 
 
 def test_the_term_that_rose_is_named():
@@ -234,24 +234,24 @@ def test_metric():
     health = trained()
     for i, value in enumerate((0.0, 0.01, 0.3, 0.4)):
         health.metric(100 * i, "coco/bbox_mAP", value)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
     health.metric(400, "coco/bbox_mAP", 0.02)
-    assert health.condition is Condition.WATCHED
+    assert health.condition is State.WATCHED
     go_on(health, 1.0, 100, 400)
-    assert health.condition is Condition.WATCHED
+    assert health.condition is State.WATCHED
     health.metric(500, "coco/bbox_mAP", 0.0)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     assert health.why == "coco/bbox_mAP is 0, its best was 0.4"
     assert health.since == 301
     health.metric(600, "coco/bbox_mAP", 0.35)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
 
 
 def test_metric_that_is_better_small():
     health = trained()
     for i, value in enumerate((50.0, 10.0, 1.0, 0.1)):
         health.metric(100 * i, "perplexity", value, best_is_larger=False)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
 
 
 @pytest.mark.parametrize("at", [3, 150, 310, 345])
@@ -274,19 +274,19 @@ def test_resume(at):
 def test_far_out_at_once_after_going_back_is_not_the_weights():
     """Twelve bad batches in a row cost one rollback, not one every few iterations."""
     health = go_on(trained(), 1000.0, 8)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     health.rolled_back(208, 190)
     go_on(health, 1000.0, 12, 209)
-    assert health.condition is Condition.WATCHED
+    assert health.condition is State.WATCHED
     go_on(health, 1.0, 40, 221)
-    assert health.condition is Condition.HEALTHY
+    assert health.condition is State.HEALTHY
 
 
 def test_the_onset_after_going_back_is_not_before_it():
     health = go_on(trained(), 1000.0, 8)
     health.rolled_back(208, 190)
     go_on(health, 1000.0, 100, 209)
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     assert health.since >= 209
 
 
@@ -296,7 +296,7 @@ def test_losses_that_are_zero_at_first_are_no_level():
         health.add(i, 0.0, {})
     for i in range(30, 400):
         health.add(i, 1.3 * (1 + 0.1 * math.sin(i)), {})
-        assert health.condition is not Condition.ILL
+        assert health.condition is not State.ILL
 
 
 def test_names_without_end_do_not_slow_it_down():
@@ -312,7 +312,7 @@ def test_the_onset_of_an_early_ruin_is_not_the_first_iteration():
     for i in range(30):
         loss = 2.6 - 0.06 * i if i < 11 else 60.0
         health.add(i, loss * (1 + 0.02 * math.sin(i)), {}, lr=0.01)
-        if health.condition is Condition.ILL:
+        if health.condition is State.ILL:
             break
-    assert health.condition is Condition.ILL
+    assert health.condition is State.ILL
     assert 10 <= health.since <= 12

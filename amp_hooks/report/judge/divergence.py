@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...engine.condition import HEALTHY, ILL
+from ...engine.condition import State
 from ..read.curves import Curve
 from ..read.history import Happening, RunHistory
 
@@ -47,12 +47,12 @@ def divergences(run: RunHistory) -> list[Divergence]:
         return _of_scalar(health)
     last, before = int(health.iters[-1]), int(health.iters[:-1].max(initial=-1))
     is_open = bool(found) and found[-1].until is None
-    if is_open and last > found[-1].told and health.values[-1] == HEALTHY:
+    if is_open and last > found[-1].told and health.values[-1] == State.HEALTHY:
         found[-1] = dataclasses.replace(found[-1], until=last)
     # A point is the worst since the one before: it may be from before the rollback.
     ends = [h.iter for h in run.having("rollback", "well", lost=False)]
     cured = any(before < i <= last for i in ends)
-    if not is_open and health.values[-1] == ILL and not cured:
+    if not is_open and health.values[-1] == State.ILL and not cured:
         found += _of_scalar(health)[-1:]
     return found
 
@@ -77,7 +77,7 @@ def _of_ledger(run: RunHistory) -> list[Divergence]:
 
 
 def _of_scalar(health: Curve) -> list[Divergence]:
-    ill = health.values == ILL
+    ill = health.values == State.ILL
     edges = np.diff(ill.astype(int), prepend=0, append=0)
     firsts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     iters = [*map(int, health.iters)]
