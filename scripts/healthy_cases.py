@@ -14,48 +14,23 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from rescue_cells import (
     BATCH,
-    DETECTORS,
-    FPN,
     POLICIES,
     SIZE,
     WARMUP,
-    Detector,
     Length,
     code_of,
     digest,
     pretraining,
+    set_precision,
 )
+from rescue_detectors import DETECTORS, TWO_STAGES
 from small_detectors import on_digits
 
 FINE_TUNE, SCRATCH = "fine-tuned", "from scratch"
 STARTS = {"tuned": FINE_TUNE, "scratch": SCRATCH}
 PRECISIONS = ("float32", "bfloat16", "float16")
-TWO_STAGES = ("faster_rcnn", "cascade_rcnn")  # mmcv has no NMS in BF16 on a CPU
 SCALE = 16.0  # of the loss, so that nothing overflows while GradScaler finds its own
-ONLY_SCRATCH = {
-    "retinanet": Detector(
-        "retinanet/retinanet_r18_fpn_8xb8-amp-lsj-200e_coco",
-        {
-            **FPN,
-            "model.neck.start_level": 0,
-            "model.bbox_head.stacked_convs": 2,
-            "model.bbox_head.anchor_generator.strides": [4, 8, 16, 32, 64],
-        },
-        ("bbox_head.retina_cls",),
-    ),
-    "yolox": Detector(
-        "yolox/yolox_tiny_8xb8-300e_coco",
-        {
-            "model.backbone.widen_factor": 0.25,
-            "model.neck.in_channels": [64, 128, 256],
-            "model.neck.out_channels": 64,
-            "model.bbox_head.in_channels": 64,
-            "model.bbox_head.feat_channels": 64,
-        },
-        tuple(f"bbox_head.multi_level_conv_cls.{i}" for i in range(3)),
-    ),
-}
-ALL_DETECTORS = {**DETECTORS, **ONLY_SCRATCH}
+ONLY_SCRATCH = ("retinanet", "yolox")
 # A loss that can be switched: its module and its usual weight.
 SWITCHED = {
     "faster_rcnn": ("roi_head.bbox_head.loss_bbox", 1.0),
@@ -82,7 +57,7 @@ class Case:
     @property
     def lr(self) -> float:
         """At which the detector does well."""
-        detector = ALL_DETECTORS[self.detector]
+        detector = DETECTORS[self.detector]
         return detector.lr if self.start == "tuned" else detector.pretrain_lr
 
 
@@ -345,7 +320,7 @@ def _even() -> list[Case]:
         Case(detector, start, precision, "cosine")
         for precision in PRECISIONS
         for start in STARTS
-        for detector in ALL_DETECTORS
+        for detector in DETECTORS
         if not (start == "tuned" and detector in ONLY_SCRATCH)
         and not (precision == "bfloat16" and detector in TWO_STAGES)
     ]
@@ -365,7 +340,7 @@ def make_plan(
     case: Case, length: Length, out: str, work_dir: str, *, hooked: bool
 ) -> Plan:
     """The config of a run, and the hooks that make it uneven."""
-    detector = ALL_DETECTORS[case.detector]
+    detector = DETECTORS[case.detector]
     data = osp.join(out, "digits")
     cfg = on_digits(detector.config, detector.options, data, SIZE, BATCH)
     cfg.work_dir = work_dir
@@ -381,7 +356,10 @@ def make_plan(
     else:
         optimizer = dict(type="AdamW", lr=case.lr, weight_decay=0.05)
     cfg.optim_wrapper.optimizer = optimizer
-    _set_precision(cfg, case.precision)
+    set_precision(cfg, case.precision)
+    if case.precision == "float16":
+        # A step that is refused because of its scale takes BatchNorm back with it.
+        cfg.optim_wrapper.loss_scale = dict(init_scale=SCALE, growth_interval=100)
     cfg.custom_hooks = []
     plan = Plan(cfg, length.iters, length.epochs, [])
     plan.cosine(warmup_of(case, plan.iters))
@@ -396,20 +374,6 @@ def make_plan(
 def warmup_of(case: Case, iters: int) -> int:
     """Iterations, as in the rescue benchmark."""
     return min(WARMUP if case.start == "tuned" else 4 * WARMUP, iters // 2)
-
-
-def _set_precision(cfg: Config, precision: str) -> None:
-    wrapper = cfg.optim_wrapper
-    if precision == "float32":
-        wrapper.type = "OptimWrapper"
-        del wrapper.dtype, wrapper.loss_scale
-        return
-    half = precision == "float16"
-    wrapper.dtype = precision
-    # A step that is refused because of its scale takes BatchNorm back with it.
-    wrapper.loss_scale = (
-        dict(init_scale=SCALE, growth_interval=100) if half else dict(enabled=False)
-    )
 
 
 def _evaluates(cfg: Config) -> bool:

@@ -43,7 +43,7 @@ import torch
 from apart import one_thread_each, run_apart
 from compare_runs import show
 from healthy_cases import (
-    ALL_DETECTORS,
+    DETECTORS,
     ILL,
     QUICK,
     RECIPES,
@@ -106,7 +106,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small part of it")
     parser.add_argument("--out", default="work_dirs/healthy")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--detectors", nargs="+", choices=ALL_DETECTORS)
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS)
     parser.add_argument(
         "--recipes",
         nargs="+",
@@ -118,7 +118,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pretrain-epochs", type=int)
     length = Length()
     parser.set_defaults(
-        detectors=list(ALL_DETECTORS),
+        detectors=list(DETECTORS),
         recipes=[recipe for recipe in RECIPES if recipe != ILL],
         images=length.images,
         epochs=length.epochs,

@@ -1,28 +1,32 @@
 """Faults x detectors x policies: which training runs are saved, and at what price?
 
     python scripts/rescue_benchmark.py --quick   # at most 15 minutes on 2 cores
-    python scripts/rescue_benchmark.py           # everything, an hour; can be resumed
+    python scripts/rescue_benchmark.py           # everything, hours; can be resumed
 
-Every cell is a training run in a process of its own, in FP16 with a dynamic loss scale
-and EMA, on the same digits in the same order; without a GPU, FP16 is rehearsed
-(amp_hooks.CpuAmpOptimWrapper). All begin with the same weights, as one fine-tunes: each
-detector is first trained in FP32 on other digits. They go on with SGD, at a learning
-rate at which the detector does well.
+Every cell is a training run in a process of its own, with EMA and an evaluation after
+every epoch, on the same digits; the seed is that of their order, of the augmentation
+and of the boxes that are sampled. All begin with the same weights, as one fine-tunes:
+each detector is first trained in FP32 on other digits. They go on with SGD, at a
+learning rate at which the detector does well; in FP16 with a dynamic loss scale,
+rehearsed if there is no GPU (amp_hooks.CpuAmpOptimWrapper), in BF16 and in FP32.
 
-Policies: nothing; mmdet's CheckInvalidLossHook; going back to the last epoch, much as
-Ultralytics' trainer does; HeadClampHook alone, always on; StabilityHook, with its
-intervals a twentieth of their defaults. Of the faults three arise by themselves, and
-six are injected at 60% of the run.
+Policies: nothing and StabilityHook, its intervals a twentieth of their defaults, with
+three seeds. With one seed, in FP16: mmdet's CheckInvalidLossHook; going back to the
+last epoch, much as Ultralytics' trainer does; HeadClampHook alone, always on. And with
+default intervals, in runs of 5175 iterations, nothing and StabilityHook.
 
-What ruins a model with finite losses is no matter of precision, and no reason for a
-rollback: such runs are shown, and nothing is promised of them.
+Of the faults three arise by themselves, and eight are injected at 60% of the run. Those
+that need no loss scale are tried in every precision, in BF16 but for two-stage
+detectors, for which mmcv has no NMS there on a CPU.
 
 Cells that are done, by --quick as well, are kept in --out and run again only if their
 config or code has changed, or what they begin with. In the end there are rescue.json,
-rescue.md, which explains its columns, and rescue.png.
+rescue.md, which explains its columns, and rescue.png. --done makes them of the cells
+that there are.
 
-Exit status 1 if a run of amp_hooks ended with an error or below 0.95 of the clean FP32
-run's mAP, but for those ruined with finite losses, or if it intervened in a clean run.
+Exit status 1 if a run of amp_hooks ended with an error or below 0.95 of the clean runs'
+mAP, but for those that pre-flight had named and the report calls lost, or if it
+intervened in a clean run.
 """
 
 from __future__ import annotations
@@ -40,12 +44,13 @@ from pathlib import Path
 
 from apart import one_thread_each, run_apart
 from rescue_cells import (
-    DETECTORS,
     FAULTS,
     POLICIES,
+    PRECISIONS,
     PRETRAIN,
     QUICK_DETECTORS,
     QUICK_FAULTS,
+    SEEDS,
     SIZE,
     Cell,
     Length,
@@ -54,6 +59,7 @@ from rescue_cells import (
     machine,
     pretraining,
 )
+from rescue_detectors import DETECTORS
 from rescue_run import train
 from rescue_tables import failures, markdown, plot
 from small_detectors import ROOT
@@ -68,8 +74,14 @@ def main() -> None:
     out = Path(args.out)
     length = Length(args.images, args.epochs, args.pretrain_epochs)
     prepare(out, length)
-    wanted = cells(args.detectors, args.faults, args.policies)
-    run_missing([*map(pretraining, args.detectors), *wanted], length, out, args.jobs)
+    wanted = cells(
+        args.detectors, args.faults, args.policies, args.precisions, args.seeds
+    )
+    if args.done:
+        wanted = [c for c in wanted if is_done(c, length, out)]
+    else:
+        first = map(pretraining, dict.fromkeys(c.detector for c in wanted))
+        run_missing([*first, *wanted], length, out, args.jobs)
     results = [json.loads(result_path(out, c).read_text()) for c in wanted]
     about = machine()
     everything = dict(about=about, length=asdict(length), results=results)
@@ -93,6 +105,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS)
     parser.add_argument("--faults", nargs="*", choices=FAULTS)
     parser.add_argument("--policies", nargs="+", choices=POLICIES)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument(
+        "--done", action="store_true", help="run nothing, write what there is"
+    )
     parser.add_argument("--images", type=int, help="for training")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--pretrain-epochs", type=int)
@@ -101,7 +118,9 @@ def parse_args() -> argparse.Namespace:
     parser.set_defaults(
         detectors=QUICK_DETECTORS if quick else list(DETECTORS),
         faults=QUICK_FAULTS if quick else list(FAULTS),
-        policies=list(POLICIES),
+        policies=[p for p in POLICIES if p != "defaults"] if quick else list(POLICIES),
+        precisions=["float16"] if quick else list(PRECISIONS),
+        seeds=[0] if quick else list(SEEDS),
         images=length.images,
         epochs=length.epochs,
         pretrain_epochs=length.pretrain,
@@ -126,17 +145,25 @@ def prepare(out: Path, length: Length) -> None:
     write_text(str(about), json.dumps(asdict(length)))
 
 
+def is_done(cell: Cell, length: Length, out: Path) -> bool:
+    """Whether there is a result of this very run."""
+    path = result_path(out, cell)
+    if cell.fault == PRETRAIN and not path.with_suffix(".pth").exists():
+        return False
+    if not path.exists():
+        return False
+    known = json.loads(path.read_text()).get("config")
+    return bool(known == fingerprint(cell, length))
+
+
 def forget_outdated(wanted: list[Cell], length: Length, out: Path) -> list[Cell]:
     """Remove results of other configs or beginnings; returns cells without a result."""
     for cell in wanted:
-        path = result_path(out, cell)
-        first = cell.fault == PRETRAIN
-        whole = path.exists() and (not first or path.with_suffix(".pth").exists())
-        known = json.loads(path.read_text()).get("config") if whole else None
-        if known == fingerprint(cell, length):
+        if is_done(cell, length, out):
             continue
+        path = result_path(out, cell)
         path.unlink(missing_ok=True)
-        if first:
+        if cell.fault == PRETRAIN:
             for other in path.parent.glob(f"{cell.detector}.*.json"):
                 other.unlink()
     return [c for c in wanted if not result_path(out, c).exists()]

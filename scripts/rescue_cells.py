@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import os.path as osp
 from collections.abc import Sequence
@@ -17,11 +16,15 @@ import mmdet
 import mmengine
 import torch
 from mmengine.config import Config
-from small_detectors import R18, ROOT, on_digits
+from rescue_detectors import DETECTORS, TWO_STAGES
+from small_detectors import ROOT, on_digits
 
 SIZE, BATCH = 96, 4  # pixels, images
 WARMUP = 10  # iterations, as many of a run as MMDetection's 500 of 90,000 and more
 TOO_HIGH = 10  # times the learning rate
+SPIKE = 10_000  # times a loss, once
+# Runs of 5175 iterations, for the hooks' default intervals.
+LONG, LONG_DETECTOR, LONG_FAULTS = 23, "fcos", ("hot_lr", "weight_nan")
 
 
 @dataclass(frozen=True)
@@ -38,114 +41,24 @@ class Length:
     epochs: int = 3
     pretrain: int = 16
 
-    @property
-    def iters(self) -> int:
-        """Of a cell."""
-        return self.images // BATCH * self.epochs
 
-
-@dataclass(frozen=True)
-class Detector:
-    """One of mmdet's, made small.
-
-    Args:
-        config: Of mmdet.
-        options: What makes it small and lets it learn digits.
-        heads: Its classifier layers.
-        conv: An early convolution.
-        norm: Its BatchNorm.
-        lr: At which SGD fine-tunes it well.
-        pretrain_lr: At which AdamW trains it from scratch.
-    """
-
-    config: str
-    options: dict[str, Any]
-    heads: tuple[str, ...]
-    conv: str = "backbone.conv1"
-    norm: str = "backbone.bn1"
-    lr: float = 0.02
-    pretrain_lr: float = 1e-3
-
-
-FPN = {
-    **R18,
-    "model.backbone.base_channels": 16,
-    "model.neck.in_channels": [16, 32, 64, 128],
-}
-RPN = {
-    "model.rpn_head.anchor_generator.scales": [4],
-    "model.train_cfg.rpn_proposal.nms_pre": 100,
-    "model.train_cfg.rpn_proposal.max_per_img": 64,
-    "model.test_cfg.rpn.nms_pre": 100,
-    "model.test_cfg.rpn.max_per_img": 50,
-    "model.roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": 1,
-}
-DETECTORS = {
-    "faster_rcnn": Detector(
-        "faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
-        {**FPN, **RPN, "model.train_cfg.rcnn.sampler.num": 32},
-        ("roi_head.bbox_head.fc_cls",),
-        lr=0.01,
+# As most of the runs are short, these are a twentieth of their defaults.
+SHORT = dict(
+    rollback=dict(
+        interval=25, probation=5, warmup_iters=5, keep_lr_after=100, recent_iters=250
     ),
-    "cascade_rcnn": Detector(
-        "cascade_rcnn/cascade-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
-        {**FPN, **RPN},
-        tuple(f"roi_head.bbox_head.{i}.fc_cls" for i in range(3)),
-        lr=0.01,
-    ),
-    "fcos": Detector(
-        "fcos/fcos_r18_fpn_gn-head-center-normbbox-centeronreg-giou_"
-        "8xb8-amp-lsj-200e_coco",
-        {
-            **FPN,
-            "model.neck.start_level": 0,
-            "model.bbox_head.stacked_convs": 2,
-            "model.bbox_head.strides": [4, 8, 16, 32, 64],
-        },
-        ("bbox_head.conv_cls",),
-        pretrain_lr=2e-3,
-    ),
-    "rtmdet": Detector(
-        "rtmdet/rtmdet_tiny_8xb32-300e_coco",
-        {
-            "model.backbone.widen_factor": 0.25,
-            "model.neck.in_channels": [64, 128, 256],
-            "model.neck.out_channels": 64,
-            "model.bbox_head.in_channels": 64,
-            "model.bbox_head.feat_channels": 64,
-            "model.bbox_head.exp_on_reg": True,  # as in the larger ones: learns faster
-        },
-        tuple(f"bbox_head.rtm_cls.{i}" for i in range(3)),
-        "backbone.stem.0.conv",
-        "backbone.stem.0.bn",
-        pretrain_lr=4e-3,
-    ),
-}
-
+    head_clamp=dict(release_after=10),
+)
 POLICIES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "nothing": ("nothing", []),
     "check": ("CheckInvalidLossHook", [dict(type="mmdet.CheckInvalidLossHook")]),
     "restore": ("restore last epoch", []),  # a hook of the script's own
     "clamp": ("clamp only", [dict(type="amp_hooks.HeadClampHook", when="always")]),
-    # As the runs are short, these are a twentieth of their defaults.
-    "ladder": (
-        "amp_hooks",
-        [
-            dict(
-                type="amp_hooks.StabilityHook",
-                rollback=dict(
-                    interval=25,
-                    probation=5,
-                    warmup_iters=5,
-                    keep_lr_after=100,
-                    recent_iters=250,
-                ),
-                head_clamp=dict(release_after=10),
-            )
-        ],
-    ),
+    "ladder": ("amp_hooks", [dict(type="amp_hooks.StabilityHook", **SHORT)]),
+    "defaults": ("amp_hooks, defaults", [dict(type="amp_hooks.StabilityHook")]),
 }
-CLEAN, PRETRAIN, FP32 = "clean", "pretrain", "fp32"
+OURS, RIVALS = ("ladder", "defaults"), ("check", "restore", "clamp")
+CLEAN, PRETRAIN = "clean", "pretrain"
 NATURAL = {
     "hot_lr": f"learning rate x{TOO_HIGH}",
     "no_warmup": f"x{TOO_HIGH}, no warm-up",
@@ -158,57 +71,118 @@ INJECTED = {
     "ema_nan": "NaN in the EMA",
     "boxes_zero": "boxes of zero width",
     "weight_nan": "NaN in a weight",
+    "spike": f"a loss x{SPIKE}",
+    "nan_term": "a NaN loss without gradient",
 }
 FAULTS = {**NATURAL, **INJECTED}
+# What no loss scale is needed for; the others do the same in every precision.
+IN_ALL_PRECISIONS = (*NATURAL, "spike")
+PRECISIONS = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
+SEEDS = (0, 1, 2)
 QUICK_FAULTS = ("hot_lr", "bn_nan", "weight_nan")
 QUICK_DETECTORS = ("faster_rcnn", "fcos")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run."""
+    """One training run.
+
+    Args:
+        detector: Of ``DETECTORS``.
+        fault: Of ``FAULTS``, or ``CLEAN``, or ``PRETRAIN``.
+        policy: Of ``POLICIES``.
+        precision: Of ``PRECISIONS``.
+        seed: Of the data's order, the augmentation and the sampling of boxes.
+        long: Whether it is ``LONG`` times as long.
+    """
 
     detector: str
-    fault: str  # or CLEAN, or PRETRAIN
-    policy: str  # or FP32, which is only run without a fault
+    fault: str
+    policy: str
+    precision: str = "float16"
+    seed: int = 0
+    long: bool = False
 
     @property
     def name(self) -> str:
         """For files and messages."""
-        return f"{self.detector}.{self.fault}.{self.policy}"
+        parts = [self.detector, self.fault, self.policy, self.precision, str(self.seed)]
+        return ".".join(parts + ["long"] * self.long)
+
+    def epochs(self, length: Length) -> int:
+        """Of its run."""
+        if self.fault == PRETRAIN:
+            return length.pretrain
+        return length.epochs * (LONG if self.long else 1)
+
+    def iters(self, length: Length) -> int:
+        """Of its run."""
+        return length.images // BATCH * self.epochs(length)
 
 
 def pretraining(detector: str) -> Cell:
     """The run that the others begin with."""
-    return Cell(detector, PRETRAIN, FP32)
+    return Cell(detector, PRETRAIN, "nothing", "float32")
 
 
 def cells(
-    detectors: Sequence[str], faults: Sequence[str], policies: Sequence[str]
+    detectors: Sequence[str],
+    faults: Sequence[str],
+    policies: Sequence[str],
+    precisions: Sequence[str] = tuple(PRECISIONS),
+    seeds: Sequence[int] = SEEDS,
 ) -> list[Cell]:
     """All of them; what others are compared with comes first, then what is promised."""
-    first = sorted(policies, key=lambda p: p not in ("ladder", "nothing"))
-    combined = itertools.product(first, [CLEAN, *faults], detectors)
-    return [
-        *(Cell(detector, CLEAN, FP32) for detector in detectors),
-        *(Cell(detector, fault, policy) for policy, fault, detector in combined),
+    made = [
+        Cell(detector, fault, policy, precision, seed)
+        for policy in policies
+        for seed in seeds
+        for precision in precisions
+        for fault in [CLEAN, *faults]
+        for detector in detectors
     ]
+    made = list(filter(is_made, made))
+    made.sort(key=lambda c: (c.policy in RIVALS, c.seed, c.precision != "float16"))
+    if {"defaults", "nothing"} <= set(policies) and LONG_DETECTOR in detectors:
+        made += [
+            Cell(LONG_DETECTOR, fault, policy, long=True)
+            for fault in [CLEAN, *(f for f in LONG_FAULTS if f in faults)]
+            for policy in ("nothing", "defaults")
+        ]
+    return made
 
 
-def injected(cell: Cell, length: Length) -> dict[str, Any]:
-    """The fault for FaultInjectionHook."""
+def is_made(cell: Cell) -> bool:
+    """Whether this cell would tell anything."""
+    if cell.policy in RIVALS and (cell.precision != "float16" or cell.seed):
+        return False
+    if cell.precision == "bfloat16" and cell.detector in TWO_STAGES:
+        return False
+    anywhere = cell.fault in (CLEAN, *IN_ALL_PRECISIONS)
+    return cell.policy != "defaults" and (cell.precision == "float16" or anywhere)
+
+
+def injected(cell: Cell, length: Length) -> dict[str, Any] | None:
+    """The fault for FaultInjectionHook; ``None`` where a hook of the script does it."""
     detector = DETECTORS[cell.detector]
-    at = int(length.iters * 0.6)  # when there is something to lose; no epoch's end
+    at = onset(cell, length)
+    conv = f"{detector.conv}.weight"
     return {
-        "forward_inf": dict(what="forward", where=detector.conv, value="inf", iters=3),
-        "gradient_nan": dict(
-            what="gradient", where=f"{detector.conv}.weight", value="nan", iters=3
+        "forward_inf": dict(
+            what="forward", where=detector.conv, value="inf", iters=3, at=at
         ),
-        "bn_nan": dict(what="buffer", where=f"{detector.norm}.running_mean"),
-        "ema_nan": dict(what="ema", where=f"*{detector.conv}.weight"),
-        "boxes_zero": dict(what="boxes", value="zero", iters=3),
-        "weight_nan": dict(what="parameter", where=f"{detector.conv}.weight"),
-    }[cell.fault] | dict(at=at)
+        "gradient_nan": dict(what="gradient", where=conv, value="nan", iters=3, at=at),
+        "bn_nan": dict(what="buffer", where=f"{detector.norm}.running_mean", at=at),
+        "ema_nan": dict(what="ema", where=f"*{conv}", at=at),
+        "boxes_zero": dict(what="boxes", value="zero", iters=3, at=at),
+        "weight_nan": dict(what="parameter", where=conv, at=at),
+        "spike": dict(what="loss", where="*loss_cls*", value=f"x{SPIKE}", at=at),
+    }.get(cell.fault)
+
+
+def onset(cell: Cell, length: Length) -> int:
+    """When a fault is injected: there is something to lose, and no epoch ends."""
+    return int(cell.iters(length) * 0.6)
 
 
 def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
@@ -218,24 +192,36 @@ def make_config(cell: Cell, length: Length, out: str, work_dir: str) -> Config:
     detector = DETECTORS[cell.detector]
     cfg = on_digits(detector.config, detector.options, data, SIZE, BATCH)
     cfg.work_dir = work_dir
+    cfg.randomness = dict(seed=cell.seed)
     cfg.default_hooks.checkpoint = None
-    epochs = length.pretrain if pretrain else length.epochs
+    # After every epoch, as most people do; in the long ones after every tenth.
+    every = 1000 if pretrain else 10 if cell.long else 1
+    epochs = cell.epochs(length)
     cfg.train_cfg = dict(
-        type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=1000
+        type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=every
     )
     if not pretrain:
         cfg.load_from = osp.join(out, "cells", f"{pretraining(cell.detector).name}.pth")
-    schedule(cfg, cell, length.images // BATCH * epochs)
-    if cell.policy == FP32:
-        cfg.optim_wrapper.type = "OptimWrapper"
-        del cfg.optim_wrapper.dtype, cfg.optim_wrapper.loss_scale
+    schedule(cfg, cell, cell.iters(length))
+    set_precision(cfg, cell.precision)
     cfg.custom_hooks = hooks(cell, length)
     return cfg
 
 
+def set_precision(cfg: Config, precision: str) -> None:
+    """Of a config in FP16 with a loss scale."""
+    wrapper = cfg.optim_wrapper
+    if precision == "float32":
+        wrapper.type = "OptimWrapper"
+        del wrapper.dtype, wrapper.loss_scale
+    elif precision == "bfloat16":
+        wrapper.dtype = precision
+        wrapper.loss_scale = dict(enabled=False)
+
+
 def fingerprint(cell: Cell, length: Length) -> str:
     """Of what a cell's result depends on, the same in every folder."""
-    with_hooks = cell.policy in ("clamp", "ladder")
+    with_hooks = cell.policy in ("clamp", *OURS)
     return digest(make_config(cell, length, "out", "work_dir"), _code(with_hooks))
 
 
@@ -260,6 +246,7 @@ def machine() -> str:
 def _code(with_hooks: bool) -> str:
     # Every cell rehearses FP16 and injects faults with ours.
     names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]
+    names += ["scripts/rescue_faults.py"]
     names += ["scripts/make_digits.py"]
     names += [f"amp_hooks/precision/{m}.py" for m in ("cpu_amp", "half_rehearsal")]
     return code_of(names, "" if with_hooks else "inject")
@@ -284,7 +271,7 @@ def schedule(cfg: Config, cell: Cell, iters: int) -> None:
         )
     cfg.optim_wrapper.optimizer = optimizer
     warmup = {"no_warmup": 0, PRETRAIN: 4 * WARMUP}.get(cell.fault, WARMUP)
-    warmup = min(warmup, iters // 2)
+    warmup = min(warmup * (LONG if cell.long else 1), iters // 2)
     decay = dict(type="CosineAnnealingLR", by_epoch=False, begin=warmup, end=iters)
     rise = dict(type="LinearLR", start_factor=0.01, by_epoch=False, end=warmup)
     cfg.param_scheduler = [rise, decay] if warmup else [decay]
@@ -292,11 +279,7 @@ def schedule(cfg: Config, cell: Cell, iters: int) -> None:
 
 def hooks(cell: Cell, length: Length) -> list[dict[str, Any]]:
     """The policy's, and the fault's."""
-    made = []
-    if cell.fault in INJECTED:
-        made.append(
-            dict(type="amp_hooks.FaultInjectionHook", faults=[injected(cell, length)])
-        )
-    if cell.policy in POLICIES:
-        made += POLICIES[cell.policy][1]
-    return made
+    made: list[dict[str, Any]] = []
+    if fault := injected(cell, length):
+        made.append(dict(type="amp_hooks.FaultInjectionHook", faults=[fault]))
+    return made + POLICIES[cell.policy][1]

@@ -7,10 +7,8 @@ import math
 import time
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
 
 from amp_hooks.engine.averaging import ema_hooks
 from amp_hooks.engine.tensors import nonfinite_names
@@ -82,23 +80,6 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
         scheduler.load_state_dict(kept)
     for i, hook in enumerate(ema_hooks(runner)):
         hook.ema_model.load_state_dict(state[f"ema{i}"])
-
-
-class ScaleWeightsHook(Hook):
-    """Multiplies the initial weights of some layers: a badly initialised head."""
-
-    priority = 0  # before our hooks see the model
-
-    def __init__(self, layers: list[str], factor: float) -> None:
-        self.layers, self.factor = layers, factor
-
-    def before_train(self, runner: Runner) -> None:
-        """Once, after initialisation."""
-        for name in self.layers:
-            layer: nn.Module = runner.model.get_submodule(name)
-            weight: Tensor = layer.weight
-            with torch.no_grad():
-                weight.mul_(self.factor)
 
 
 class ObserveHook(Hook):

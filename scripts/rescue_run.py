@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from compare_runs import read_ledger
 from mmengine.runner import Runner
-from rescue_cells import DETECTORS, PRETRAIN, Cell, Length, make_config
-from rescue_policies import ObserveHook, RestoreLastEpochHook, ScaleWeightsHook
+from rescue_cells import PRETRAIN, Cell, Length, make_config, onset
+from rescue_detectors import DETECTORS
+from rescue_faults import NanTermHook, ScaleWeightsHook
+from rescue_policies import ObserveHook, RestoreLastEpochHook
+
+from amp_hooks.report.judge.status import Status
+from amp_hooks.report.read.work_dir import read_run
+from amp_hooks.report.show.page import make_page
 
 _INTERVENTIONS = {"veto", "clamp_on", "rollback", "fallback", "abort"}
 
@@ -36,6 +42,8 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
         heads = list(DETECTORS[cell.detector].heads)
         hook = ScaleWeightsHook(heads, 100.0)
         runner._hooks.insert(0, hook)
+    if cell.fault == "nan_term":
+        runner._hooks.insert(0, NanTermHook(onset(cell, length)))
     error = ""
     try:
         runner.train()
@@ -54,14 +62,16 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
         if line["event"] in _INTERVENTIONS and line["verdict"] != "SCALE_OVERFLOW"
     ]
     lost = lost_iterations(ledger, restore.undone, observe.undone_before)
-    lost |= set(observe.bad)
+    if cell.fault != "nan_term":  # whose steps are taken
+        lost |= set(observe.bad)
     scores = runner.message_hub.log_scalars
     final = None if error else 0.0  # mmdet gives no mAP where nothing is found
     if not error and "val/coco/bbox_mAP" in scores:
         value = float(scores["val/coco/bbox_mAP"].data[0][-1])
         final = value if math.isfinite(value) and value >= 0 else 0.0
+    about = verdict(work_dir, ledger) if ledger else {}
     shutil.rmtree(work_dir, ignore_errors=True)
-    return dict(
+    return about | dict(
         finished=not error,
         error=error,
         map=final,
@@ -74,6 +84,13 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
         ledger=[line for line in actions if line["event"] == "rollback"],
         loss=last_losses(scores),
     )
+
+
+def verdict(work_dir: Path, ledger: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the report says of a run, and what pre-flight had said of it."""
+    status: Status = make_page(read_run(work_dir, False)).judged.status
+    found = [line["findings"] for line in ledger if line["event"] == "preflight"]
+    return dict(report=status.name.lower(), foretold=sum(found, []))
 
 
 def of_the_machine(error: Exception) -> bool:

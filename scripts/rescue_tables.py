@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from compare_runs import show
-from rescue_cells import CLEAN, FAULTS, FP32, INJECTED, POLICIES
+from rescue_cells import CLEAN, FAULTS, INJECTED, OURS, POLICIES, PRECISIONS
 
-SAVED = 0.95  # of the mAP of the clean FP32 run
+SAVED = 0.95  # of the mAP of the clean runs
 
 Result = dict[str, Any]
-Index = dict[tuple[str, str, str], Result]
-
 
 # What a fault did to the run without hooks.
 HARMLESS, RUINED, FINITE = "harmless", "ruined", "all finite"
@@ -23,27 +21,90 @@ PAGE = """\
 Written by `python scripts/rescue_benchmark.py`, which says what its runs are. Made on
 {about}.
 
-Faults by what they did to the run without hooks, and how many of their runs ended at
-{saved:g} or more of the mAP of the clean FP32 run of the same detector:
+Runs by what their fault did to the run without hooks of the same seed, and how many
+of them ended at {saved:g} or more of the mAP of the clean runs without hooks, the mean
+over the seeds, of the same detector and precision:
 
 - *ruined*: it ended below that;
 - *harmless*: it did not;
 - *all finite*: it ended below that although no loss was NaN or infinite, and nothing of
   the kind was injected.
 
-*finished*: all of these that did not end with an error. Then, of "ruined": *mAP*, the
-mean, in which a run that ended early is 0 and more than 1 is 1; *lost*, iterations with
-a non-finite loss, a refused step (but not by a loss scale being found), or undone;
-*time*, of a processor, over that of the clean FP16 run without hooks; both are means of
-those that finished. *clean*: runs without a fault; interventions are what amp_hooks'
-ledger has of vetoes, clamps switched on, rollbacks and fallbacks.
+*finished*: all of these that did not end with an error. Then, of *ruined* and *all
+finite*: *mAP*, the mean, in which a run that ended early is 0 and more than 1 is 1;
+*lost*, iterations with a non-finite loss, a refused step (but not by a loss scale
+being found), or undone; *time*, of a processor, over that of the clean run without
+hooks; both are means of those that finished. *clean*: runs without a fault;
+interventions are what amp_hooks' ledger has of vetoes, clamps switched on, rollbacks
+and fallbacks.
 
 {summary}
 
-Every run: mAP, iterations lost and time, or where it ended.
+Every run: mAP over that of the clean ones, seed by seed, iterations lost and time
+(means of the seeds), or where it ended. *foretold*: the first batch told pre-flight
+that the logits of the classifier are far out. *called lost*: by the report.
 
 {cells}
 """
+
+
+class Table:
+    """The results, and what they are compared with.
+
+    Args:
+        results: Of all cells.
+    """
+
+    def __init__(self, results: list[Result]) -> None:
+        self.results = results
+        self._cells = {_key(r): r for r in results}
+        self._clean: dict[tuple[Any, ...], list[Result]] = {}
+        for r in results:
+            if r["fault"] == CLEAN and r["policy"] == "nothing":
+                self._clean.setdefault(_group(r), []).append(r)
+
+    def ratio(self, result: Result) -> float | None:
+        """Of the mAP to that of the clean runs; ``None`` if it ended early."""
+        if result["map"] is None:
+            return None
+        maps = [r["map"] for r in self._clean[_group(result)]]
+        clean = sum(maps) / len(maps)
+        return float(result["map"] / clean) if clean else 0.0
+
+    def share(self, result: Result) -> float:
+        """The same, 0 for a run that ended early."""
+        return self.ratio(result) or 0.0
+
+    def time(self, result: Result) -> float:
+        """Processor time over that of the clean runs without hooks."""
+        times = [r["cpu"] for r in self._clean[_group(result)]]
+        return float(result["cpu"] / (sum(times) / len(times)))
+
+    def effect(self, result: Result) -> str:
+        """What its fault did to the run without hooks."""
+        if result["fault"] == CLEAN:
+            return HARMLESS
+        plain = self._cells.get(_key(result | dict(policy="nothing")))
+        if plain is None:
+            return RUINED
+        if self.share(plain) >= SAVED:
+            return HARMLESS
+        injected = result["fault"] in INJECTED and result["fault"] != "spike"
+        loud = injected or plain["bad"] > 0 or not plain["finished"]
+        return RUINED if loud else FINITE
+
+    def saved(self, result: Result) -> bool:
+        """Whether it ended as well as without the fault."""
+        return self.share(result) >= SAVED
+
+
+def _key(result: Result) -> tuple[Any, ...]:
+    names = ("detector", "fault", "policy", "precision", "seed", "long")
+    return tuple(result[name] for name in names)
+
+
+def _group(result: Result) -> tuple[Any, ...]:
+    return result["detector"], result["precision"], result["long"]
 
 
 def markdown(results: list[Result], about: str) -> str:
@@ -54,116 +115,109 @@ def markdown(results: list[Result], about: str) -> str:
 
 
 def summary(results: list[Result]) -> str:
-    """A row for each policy."""
-    cells = index(results)
-    head = ["", RUINED, HARMLESS, FINITE, "finished", "mAP", "lost", "time", "clean"]
-    table = [head]
-    for policy in used(results, 2, POLICIES):
-        own = [r for r in results if r["policy"] == policy]
-        clean = [r for r in own if r["fault"] == CLEAN]
-        faulty = [r for r in own if r["fault"] != CLEAN]
-        mine = {
-            kind: [
-                r for r in faulty if effect(cells, r["detector"], r["fault"]) == kind
-            ]
-            for kind in (RUINED, HARMLESS, FINITE)
-        }
-        ruined = mine[RUINED]
-        done = [r for r in ruined if r["finished"]]
-        table.append(
-            [
-                POLICIES[policy][0],
-                *(
-                    f"{sum(share(cells, r) >= SAVED for r in those)} of {len(those)}"
-                    for those in mine.values()
-                ),
-                f"{sum(r['finished'] for r in faulty)} of {len(faulty)}",
-                mean([min(share(cells, r), 1.0) for r in ruined], ".2f"),
-                mean([r["lost"] for r in done], ".0f"),
-                mean([time_of(cells, r) for r in done], ".2f"),
-                f"{sum(len(r['actions']) for r in clean)} interventions, mAP "
-                + mean([share(cells, r) for r in clean], ".2f"),
-            ]
-        )
-    return show(table)
+    """A row for each policy, precision and length."""
+    head = ["", "runs", RUINED, HARMLESS, FINITE, "finished", "mAP", "lost", "time"]
+    rows = [[*head, "clean"]]
+    table = Table(results)
+    kinds = [
+        (long, precision, policy)
+        for long in (False, True)
+        for precision in PRECISIONS
+        for policy in POLICIES
+    ]
+    for kind in kinds:
+        own = [r for r in results if (r["long"], r["precision"], r["policy"]) == kind]
+        if own:
+            rows.append(_row(table, own, *kind))
+    return show(rows)
+
+
+def _row(
+    table: Table, own: list[Result], long: bool, precision: str, policy: str
+) -> list[str]:
+    clean = [r for r in own if r["fault"] == CLEAN]
+    faulty = [r for r in own if r["fault"] != CLEAN]
+    kinds = {
+        kind: [r for r in faulty if table.effect(r) == kind]
+        for kind in (RUINED, HARMLESS, FINITE)
+    }
+    harmed = kinds[RUINED] + kinds[FINITE]
+    done = [r for r in harmed if r["finished"]]
+    name = f"{POLICIES[policy][0]}, {PRECISIONS[precision]}"
+    return [
+        name + (f", {max(r['iters'] for r in own)} iterations" if long else ""),
+        str(len(faulty)),
+        *(
+            f"{sum(map(table.saved, those))} of {len(those)}"
+            for those in kinds.values()
+        ),
+        f"{sum(r['finished'] for r in faulty)} of {len(faulty)}",
+        mean([min(table.share(r), 1.0) for r in harmed], ".2f"),
+        mean([r["lost"] for r in done], ".0f"),
+        mean([table.time(r) for r in done], ".2f"),
+        f"{sum(len(r['actions']) for r in clean)} interventions, mAP "
+        + mean([table.share(r) for r in clean], ".2f"),
+    ]
 
 
 def every_cell(results: list[Result]) -> str:
     """A row for each fault in each detector, a column for each policy."""
-    cells = index(results)
-    policies = used(results, 2, POLICIES)
-    table = [["fault", "detector", *(POLICIES[p][0] for p in policies)]]
-    for fault in [CLEAN, *used(results, 1, FAULTS)]:
-        for detector in dict.fromkeys(r["detector"] for r in results):
-            row = [named(cells, detector, fault), detector]
-            for policy in policies:
-                result = cells.get((detector, fault, policy))
-                row.append(cell_words(cells, result) if result else "")
-            table.append(row)
-    return show(table)
+    table = Table(results)
+    policies = [p for p in POLICIES if any(r["policy"] == p for r in results)]
+    rows = [["fault", "precision", "detector", *(POLICIES[p][0] for p in policies)]]
+    for (long, precision, fault, detector), own in by_row(results).items():
+        effects = {table.effect(r): None for r in own if r["policy"] == "nothing"}
+        did = "" if fault == CLEAN else f" ({', '.join(effects)})"
+        row = [FAULTS.get(fault, "none") + (did if effects else "")]
+        row += [PRECISIONS[precision] + " long" * long, detector]
+        for policy in policies:
+            row.append(cell_words(table, [r for r in own if r["policy"] == policy]))
+        rows.append(row)
+    return show(rows)
 
 
-def cell_words(cells: Index, result: Result) -> str:
-    """Ratio of mAP, iterations lost, time over clean."""
-    if not result["finished"]:
-        return f"ended at {result['iters']} ({result['error'].split(':')[0]})"
-    text = f"{ratio(cells, result):.2f}, lost {result['lost']}, "
-    return text + f"x{time_of(cells, result):.2f}"
+def by_row(results: list[Result]) -> dict[tuple[Any, ...], list[Result]]:
+    """Results by length, precision, fault and detector, in the order of the tables."""
+    places: list[list[Any]] = [[False, True], list(PRECISIONS), [CLEAN, *FAULTS]]
+    rows: dict[tuple[Any, ...], list[Result]] = {}
+    for r in sorted(
+        results,
+        key=lambda r: [
+            place.index(r[name])
+            for place, name in zip(places, ("long", "precision", "fault"))
+        ],
+    ):
+        row = r["long"], r["precision"], r["fault"], r["detector"]
+        rows.setdefault(row, []).append(r)
+    return rows
 
 
-def effect(cells: Index, detector: str, fault: str) -> str:
-    """What a fault did to the run without hooks; none does no harm.
-
-    What ruins a model with finite numbers is no matter of precision, and no reason for
-    a rollback.
-    """
-    if fault == CLEAN:
-        return HARMLESS
-    plain = cells.get((detector, fault, "nothing"))
-    if plain is None:
-        return RUINED
-    if share(cells, plain) >= SAVED:
-        return HARMLESS
-    loud = fault in INJECTED or plain["bad"] > 0 or not plain["finished"]
-    return RUINED if loud else FINITE
-
-
-def named(cells: Index, detector: str, fault: str) -> str:
-    """A fault's name, and whether there was nothing that we promise to undo."""
-    if fault == CLEAN:
-        return "none"
-    did = effect(cells, detector, fault)
-    return FAULTS[fault] + (f" ({did})" if did != RUINED else "")
+def cell_words(table: Table, seeds: list[Result]) -> str:
+    """Ratio of mAP, iterations lost, time over clean; of one cell's seeds."""
+    if not seeds:
+        return ""
+    seeds = sorted(seeds, key=lambda r: r["seed"])
+    ended = [r for r in seeds if not r["finished"]]
+    done = [r for r in seeds if r["finished"]]
+    words = []
+    if done:
+        words.append(" ".join(f"{table.share(r):.2f}" for r in done))
+        words.append(f"lost {mean([r['lost'] for r in done], '.0f')}")
+        words.append(f"x{mean([table.time(r) for r in done], '.2f')}")
+    words += [f"ended at {r['iters']} ({r['error'].split(':')[0]})" for r in ended]
+    for what, those in (
+        ("foretold", [r for r in seeds if foretold(r)]),
+        ("called lost", [r for r in seeds if r.get("report") == "lost"]),
+    ):
+        if those:
+            some = f" {len(those)} of {len(seeds)}" if len(those) < len(seeds) else ""
+            words.append(what + some)
+    return ", ".join(words)
 
 
-def index(results: list[Result]) -> Index:
-    """By detector, fault and policy."""
-    return {(r["detector"], r["fault"], r["policy"]): r for r in results}
-
-
-def used(results: list[Result], place: int, names: Any) -> list[str]:
-    """Those of ``names`` that occur, in its order."""
-    found = {key[place] for key in index(results)}
-    return [name for name in names if name in found]
-
-
-def ratio(cells: Index, result: Result) -> float | None:
-    """Of the mAP to that of the clean FP32 run; ``None`` for a run that ended early."""
-    if result["map"] is None:
-        return None
-    clean = cells[(result["detector"], CLEAN, FP32)]["map"]
-    return float(result["map"] / clean) if clean else 0.0
-
-
-def share(cells: Index, result: Result) -> float:
-    """The same, 0 for a run that ended early."""
-    return ratio(cells, result) or 0.0
-
-
-def time_of(cells: Index, result: Result) -> float:
-    """Processor time over that of the clean FP16 run without hooks."""
-    clean = cells.get((result["detector"], CLEAN, "nothing"), result)
-    return float(result["cpu"] / clean["cpu"])
+def foretold(result: Result) -> bool:
+    """Whether pre-flight has seen that the classifier is out of its mind."""
+    return "large_logits" in result.get("foretold", [])
 
 
 def mean(values: list[float], form: str) -> str:
@@ -172,68 +226,78 @@ def mean(values: list[float], form: str) -> str:
 
 
 def failures(results: list[Result]) -> list[str]:
-    """What is promised of amp_hooks and not shown."""
-    cells = index(results)
+    """What is promised of amp_hooks and not shown.
+
+    A run whose beginning is ruined may be lost, if it is named before its first step
+    and called lost in the end.
+    """
+    table = Table(results)
     broken = []
     for r in results:
-        if r["policy"] != "ladder":
+        if r["policy"] not in OURS:
             continue
-        if effect(cells, r["detector"], r["fault"]) == FINITE:
-            continue
-        name = f"{r['detector']}, {r['fault']}"
+        name = f"{r['detector']}, {r['fault']}, {PRECISIONS[r['precision']]}"
+        name += f", seed {r['seed']}" + ", long" * r["long"]
         if not r["finished"]:
             broken.append(f"{name}: did not finish: {r['error']}")
-        elif share(cells, r) < SAVED:
-            broken.append(f"{name}: mAP is {share(cells, r):.2f} of the clean run's")
+        elif not table.saved(r) and not (foretold(r) and r["report"] == "lost"):
+            broken.append(f"{name}: mAP is {table.share(r):.2f} of the clean runs'")
         if r["fault"] == CLEAN and r["actions"]:
             broken.append(f"{name}: {len(r['actions'])} interventions")
     return broken
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """A square for each cell, from lost to saved; grey if all was finite."""
+    """A square for each cell, the mean of its seeds, from lost to saved."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
-    cells = index(results)
-    policies = used(results, 2, POLICIES)
+    results = [r for r in results if not r["long"]]
+    table = Table(results)
+    policies = [p for p in POLICIES if any(r["policy"] == p for r in results)]
     detectors = list(dict.fromkeys(r["detector"] for r in results))
-    faults = [CLEAN, *used(results, 1, FAULTS)]
+    rows = list(dict.fromkeys(key[:3] for key in by_row(results)))
     figure, axes = plt.subplots(
         1,
         len(policies),
         sharey=True,
         squeeze=False,
         figsize=(
-            1 + 0.55 * len(detectors) * len(policies) + 2.2,
-            1.8 + 0.4 * len(faults),
+            1 + 0.5 * len(detectors) * len(policies) + 2.2,
+            1.8 + 0.3 * len(rows),
         ),
         layout="constrained",
     )
+    found = by_row(results)
     for axis, policy in zip(axes[0], policies):
-        values = np.full((len(faults), len(detectors)), np.nan)
-        for i, fault in enumerate(faults):
+        values = np.full((len(rows), len(detectors)), np.nan)
+        for i, row in enumerate(rows):
             for k, detector in enumerate(detectors):
-                result = cells.get((detector, fault, policy))
-                if result is None:
-                    axis.text(k, i, "not run", ha="center", va="center", fontsize=5)
+                seeds = [
+                    table.share(r)
+                    for r in found.get((*row, detector), [])
+                    if r["policy"] == policy
+                ]
+                if not seeds:
                     continue
-                value = ratio(cells, result)
-                label, color = "ended" if value is None else f"{value:.2f}", "black"
-                if effect(cells, detector, fault) != FINITE:
-                    values[i, k] = 0.0 if value is None else min(value, 1.0)
-                    color = "black" if 0.2 < values[i, k] < 0.8 else "white"
-                axis.text(k, i, label, ha="center", va="center", size=7, color=color)
+                value = sum(seeds) / len(seeds)
+                values[i, k] = min(value, 1.0)
+                color = "black" if 0.2 < values[i, k] < 0.8 else "white"
+                axis.text(
+                    k, i, f"{value:.2f}", ha="center", va="center", size=6, color=color
+                )
         axis.set_facecolor("lightgrey")
         axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
         axis.set_title(POLICIES[policy][0], fontsize=9)
         axis.set_xticks(range(len(detectors)), detectors, rotation=60, fontsize=7)
         axis.set_yticks(
-            range(len(faults)), [FAULTS.get(f, "none") for f in faults], fontsize=8
+            range(len(rows)),
+            [f"{FAULTS.get(f, 'none')}, {PRECISIONS[p]}" for _, p, f in rows],
+            fontsize=7,
         )
-    figure.suptitle("mAP over that of the clean FP32 run", fontsize=10)
+    figure.suptitle("mAP over that of the clean runs", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -11,7 +11,7 @@ from tests import helpers, processes
 sys.path.insert(0, str(helpers.ROOT / "scripts"))
 
 from healthy_cases import (  # noqa: E402
-    ALL_DETECTORS,
+    DETECTORS,
     ILL,
     PRECISIONS,
     RECIPES,
@@ -34,7 +34,7 @@ def test_there_are_enough_cases_and_all_recipes():
     cases = all_cases()
     assert len(set(cases)) == len(cases) >= 40
     assert {c.recipe for c in cases} == set(RECIPES) - {ILL}
-    assert {c.detector for c in cases} == set(ALL_DETECTORS)
+    assert {c.detector for c in cases} == set(DETECTORS)
     assert {c.precision for c in cases} == set(PRECISIONS)
     assert [c.recipe for c in chosen(cases, ["fcos"], [ILL])] == [ILL]
     for recipe in set(RECIPES) - {ILL, "cosine"}:
