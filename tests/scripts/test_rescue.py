@@ -1,8 +1,10 @@
 """The rescue benchmark: its rival policy, its tables, and the whole of it in small."""
 
 import json
+import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +16,10 @@ sys.path.insert(0, str(helpers.ROOT / "scripts"))
 from rescue_benchmark import forget_outdated  # noqa: E402
 from rescue_cells import (  # noqa: E402
     CLEAN,
-    DETECTORS,
     FAULTS,
-    FP32,
     INJECTED,
     POLICIES,
+    SPIKE,
     Cell,
     Length,
     cells,
@@ -26,8 +27,15 @@ from rescue_cells import (  # noqa: E402
     make_config,
     pretraining,
 )
+from rescue_detectors import DETECTORS, TWO_STAGES  # noqa: E402
+from rescue_faults import NanTermHook  # noqa: E402
 from rescue_policies import ObserveHook, RestoreLastEpochHook  # noqa: E402
-from rescue_run import last_losses, lost_iterations, of_the_machine  # noqa: E402
+from rescue_run import (  # noqa: E402
+    last_losses,
+    lost_iterations,
+    of_the_machine,
+    verdict,
+)
 from rescue_tables import every_cell, failures, markdown, summary  # noqa: E402
 
 
@@ -87,7 +95,7 @@ def test_cells_differ_by_fault_and_policy_alone(detector, fault):
 
 
 def test_results_of_another_config_are_forgotten(tmp_path):
-    folder, cell = tmp_path / "cells", Cell("fcos", CLEAN, FP32)
+    folder, cell = tmp_path / "cells", Cell("fcos", CLEAN, "nothing")
     folder.mkdir()
     wanted = [pretraining("fcos"), cell]
 
@@ -145,6 +153,59 @@ def test_what_is_this_machines_fault():
     assert last_losses({}) is None
 
 
+def test_what_is_run_where():
+    made = cells(list(DETECTORS), list(FAULTS), list(POLICIES))
+    assert len(made) == len(set(made))
+    ours = {(c.precision, c.seed) for c in made if c.policy == "ladder"}
+    assert len(ours) == 9  # three precisions, three seeds
+    assert {c.seed for c in made if c.policy == "clamp"} == {0}
+    half = [c for c in made if c.precision == "bfloat16"]
+    assert not {c.detector for c in half} & set(TWO_STAGES)
+    assert "bn_nan" not in {c.fault for c in half}
+    long = [c for c in made if c.long]
+    assert {c.policy for c in long} == {"nothing", "defaults"}
+    assert min(c.iters(Length()) for c in long) >= 5000
+    assert made[-len(long) :] == long  # when all the others are there
+    quick = cells(["fcos"], ["bn_nan"], ["ladder"], ["float16"], [0])
+    assert [c.fault for c in quick] == [CLEAN, "bn_nan"]
+
+
+def test_a_cell_evaluates_every_epoch_in_its_precision():
+    def config(*args, **more):
+        return make_config(Cell("fcos", *args, **more), Length(), "out", "work")
+
+    cfg = config("spike", "ladder", "float32", 2)
+    assert cfg.train_cfg.val_interval == 1
+    assert cfg.randomness.seed == 2
+    assert cfg.optim_wrapper.type == "OptimWrapper"
+    fault = cfg.custom_hooks[0].faults[0]
+    assert (fault.at, fault.value) == (135, f"x{SPIKE}")
+    cfg = config(CLEAN, "ladder", "bfloat16")
+    assert cfg.optim_wrapper.dtype == "bfloat16"
+    assert not cfg.optim_wrapper.loss_scale.enabled
+    long = config("hot_lr", "defaults", long=True)
+    assert long.train_cfg.max_epochs == 69
+    assert long.param_scheduler[0].end == 230  # as much of the run as in the short ones
+    assert long.custom_hooks == [dict(type="amp_hooks.StabilityHook")]
+
+
+def test_a_nan_term_without_gradient_leaves_the_weights_finite(build):
+    """And the report says what it has become of the run."""
+    runner = build(
+        "retinanet", iters=6, hooks=[dict(type="amp_hooks.StabilityHook")], ema=True
+    )
+    runner._hooks.insert(0, NanTermHook(at=3))
+    runner.train()
+    losses = runner.message_hub.log_scalars["train/loss_aux"].data[0]
+    assert [math.isfinite(x) for x in losses] == [True] * 3 + [False, True, False]
+    assert all(torch.isfinite(t).all() for t in helpers.state(runner).values())
+    lines = helpers.ledger(runner)
+    assert "nan_term" in [line["event"] for line in lines]
+    about = verdict(Path(runner.work_dir), lines)
+    assert about["report"] == "healthy"
+    assert "large_logits" not in about["foretold"]
+
+
 def result(policy, fault=CLEAN, map=0.6, **more):
     finished = map is not None
     return (
@@ -152,6 +213,9 @@ def result(policy, fault=CLEAN, map=0.6, **more):
             detector="fcos",
             fault=fault,
             policy=policy,
+            precision="float16",
+            seed=0,
+            long=False,
             finished=finished,
             error="" if finished else "AssertionError: loss",
             map=map,
@@ -160,6 +224,8 @@ def result(policy, fault=CLEAN, map=0.6, **more):
             lost=0,
             cpu=50.0,
             actions=[],
+            report="healthy",
+            foretold=[],
         )
         | more
     )
@@ -167,7 +233,6 @@ def result(policy, fault=CLEAN, map=0.6, **more):
 
 def test_the_tables_and_what_is_not_shown():
     results = [
-        result(FP32),
         result("nothing"),
         result("ladder", map=0.66, cpu=60.0),
         result("check", "bn_nan", map=None, iters=200),
@@ -175,32 +240,58 @@ def test_the_tables_and_what_is_not_shown():
         result("ladder", "bn_nan", map=0.54, lost=7),
         result("nothing", "gradient_nan"),
         result("nothing", "hot_lr", map=0.0),
-        result("ladder", "hot_lr", map=0.0),
+        result("ladder", "hot_lr", map=0.3, lost=9, seed=0),
+        result("ladder", "hot_lr", map=0.6, lost=3, seed=1),
     ]
     table = markdown(results, "a CPU")
-    assert "| 0 of 1 | 0 of 0   | 0 of 1     | 2 of 2   | 0.90 | 7    | 1.00 |" in table
+    # One of the ruined has a seed of which no run without hooks is known.
+    assert "| 1 of 2 | 0 of 0   | 0 of 1     | 3 of 3   | 0.80 | 6    | 1.00 |" in table
     assert "ended at 200 (AssertionError)" in table
     assert "1.10, lost 0, x1.20" in table
-    assert failures(results) == ["fcos, bn_nan: mAP is 0.90 of the clean run's"]
-    assert "| learning rate x10 (all finite) | fcos" in table
-    assert "| NaN in a gradient (harmless) " in table
-    results[7]["bad"] = 1
-    assert "fcos, hot_lr: mAP is 0.00 of the clean run's" in failures(results)
-    assert "(all finite)" not in every_cell(results)
-    results[7]["bad"] = 0
-    results[2]["actions"] = ["5 rollback"]
-    results[5].update(finished=False, map=None, error="TrainingDivergedError: x")
+    assert "0.50 1.00, lost 6, x1.00" in table
     assert failures(results) == [
-        "fcos, clean: 1 interventions",
-        "fcos, bn_nan: did not finish: TrainingDivergedError: x",
+        "fcos, bn_nan, FP16, seed 0: mAP is 0.90 of the clean runs'",
+        "fcos, hot_lr, FP16, seed 0: mAP is 0.50 of the clean runs'",
     ]
+    assert "| learning rate x10 (all finite) | FP16      | fcos" in table
+    assert "| NaN in a gradient (harmless) " in table
+    results[6]["bad"] = 1
+    assert "(all finite)" not in every_cell(results)
+    results[7].update(report="lost")
+    assert len(failures(results)) == 2
+    assert "called lost 1 of 2" in every_cell(results)
+    results[7].update(foretold=["large_logits"])
+    assert len(failures(results)) == 1
+    results[1]["actions"] = ["5 rollback"]
+    results[4].update(finished=False, map=None, error="TrainingDivergedError: x")
+    assert failures(results) == [
+        "fcos, clean, FP16, seed 0: 1 interventions",
+        "fcos, bn_nan, FP16, seed 0: did not finish: TrainingDivergedError: x",
+    ]
+
+
+def test_what_is_compared_is_of_one_precision_and_length():
+    """The mean of the seeds without hooks."""
+    results = [
+        result("nothing", map=0.5, seed=0),
+        result("nothing", map=0.7, seed=1),
+        result("nothing", map=0.3, precision="float32"),
+        result("nothing", map=0.9, long=True, iters=5175),
+        result("ladder", "hot_lr", map=0.3, precision="float32"),
+        result("defaults", "hot_lr", map=0.45, long=True, iters=5175),
+    ]
+    assert failures(results) == [
+        "fcos, hot_lr, FP16, seed 0, long: mAP is 0.50 of the clean runs'"
+    ]
+    assert "| amp_hooks, defaults, FP16, 5175 iterations |" in summary(results)
 
 
 def test_what_the_pages_show_is_what_was_measured():
     docs = helpers.ROOT / "docs"
     measured = json.loads((docs / "rescue.json").read_text())
     results = measured["results"]
-    made = [Cell(r["detector"], r["fault"], r["policy"]) for r in results]
+    names = [f.name for f in fields(Cell)]
+    made = [Cell(**{name: r[name] for name in names}) for r in results]
     assert made == cells(list(DETECTORS), list(FAULTS), list(POLICIES))
     assert measured["length"] == asdict(Length())
     assert (docs / "rescue.md").read_text() == markdown(results, measured["about"])
@@ -213,13 +304,16 @@ def test_the_whole_in_small_and_once_more(tmp_path):
     command = ["rescue_benchmark.py", "--out", tmp_path]
     command += ["--images", "12", "--epochs", "2"]
     command += ["--pretrain-epochs", "1", "--jobs", "1", "--detectors", "faster_rcnn"]
-    command += ["--faults", "weight_nan", "--policies", "ladder"]
+    command += ["--faults", "weight_nan", "--policies", "nothing", "ladder"]
+    command += ["--precisions", "float16", "--seeds", "1"]
     run = processes.script(*command, status=None)  # so short a run saves nothing
-    assert "4 runs, 4 of them to be made" in run.stdout
+    assert "5 runs, 5 of them to be made" in run.stdout
     assert "| NaN in a weight" in (tmp_path / "rescue.md").read_text()
     assert (tmp_path / "rescue.png").stat().st_size > 10_000
-    (tmp_path / "cells/faster_rcnn.weight_nan.ladder.json").unlink()
+    (tmp_path / "cells/faster_rcnn.weight_nan.ladder.float16.1.json").unlink()
+    run = processes.script(*command, "--done", status=0)  # of what there is
+    assert "| NaN in a weight (ruined) |" in run.stdout
     run = processes.script(*command, status=None)
-    assert "4 runs, 1 of them to be made" in run.stdout
+    assert "5 runs, 1 of them to be made" in run.stdout
     run = processes.script(*command, "--images", "16", status=1)
     assert "Give another folder with --out" in run.stderr
