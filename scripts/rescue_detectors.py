@@ -96,6 +96,7 @@ DETECTORS = {
             "model.bbox_head.anchor_generator.strides": [4, 8, 16, 32, 64],
         },
         ("bbox_head.retina_cls",),
+        lr=0.01,
     ),
     "yolox": Detector(
         "yolox/yolox_tiny_8xb8-300e_coco",
@@ -107,5 +108,8 @@ DETECTORS = {
             "model.bbox_head.feat_channels": 64,
         },
         tuple(f"bbox_head.multi_level_conv_cls.{i}" for i in range(3)),
+        "backbone.stem.conv.conv",
+        "backbone.stem.conv.bn",
+        lr=0.001,
     ),
 }
