@@ -1,14 +1,50 @@
 """Exceptions that the suite raises on purpose."""
 
 
-class TrainingDivergedError(RuntimeError):
+class OnPurpose:
+    """Marks an exception that is meant to end the run.
+
+    Any other that our code raises while a run goes on is a failure of ours: it is told,
+    and the run goes on without the part that failed.
+    """
+
+
+class SetupError(OnPurpose, ValueError):
+    """The config, or this run, does not allow what a hook was asked to do.
+
+    The message names the argument, its value and the remedy.
+    """
+
+
+class UnsupportedError(OnPurpose, TypeError, NotImplementedError):
+    """The suite cannot work with a part of this run. The message says what can."""
+
+
+class NoStepError(OnPurpose, RuntimeError):
+    """A training step cannot be taken: the config asks for an error then, or other
+    processes would wait for this one for ever.
+    """
+
+
+class NoCheckpointError(OnPurpose, RuntimeError):
+    """Training is to be resumed, and no checkpoint can be used.
+
+    The message says of each why.
+    """
+
+
+class BadBoxesError(OnPurpose, ValueError):
+    """A batch has boxes that are not sound, and the config asks for an error then."""
+
+
+class TrainingDivergedError(OnPurpose, RuntimeError):
     """The run cannot be saved by the configured policy.
 
     The message says what happened, what was tried, and which checkpoint to use.
     """
 
 
-class PreflightError(RuntimeError):
+class PreflightError(OnPurpose, RuntimeError):
     """What the first batch showed will fail; nothing has been trained.
 
     The message lists what was found, and what to do about it.

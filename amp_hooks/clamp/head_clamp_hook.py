@@ -130,8 +130,11 @@ class HeadClampHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Guard the named layers, or those that the first iteration shows."""
         model = bare_model(runner)
-        guard = HeadGuard(runtime.recorder, self.limit, self.mode == "soft")
+        guard = HeadGuard(
+            runtime.recorder, self.limit, self.mode == "soft", self.guarded
+        )
         self._guard = guard
+        self.undo.callback(guard.remove)
 
         def on_layer(name: str, module: nn.Module) -> None:
             self._layers.append(name)
@@ -140,13 +143,13 @@ class HeadClampHook(AmpHook):
         def on_event(line: dict[str, Any]) -> None:
             self._warned |= line["event"] == "early_warning"
 
-        runtime.listeners.append(on_event)
+        runtime.listeners.append(self.guarded(on_event))
         runtime.clamp_limits.append(self.limit)
         # After a resume the layers are known, and guarded from the first iteration.
         names = dict(model.named_modules())
         known, self._layers = [n for n in self._layers if n in names], []
         self._watch = runtime.watch_forward(LogitWatch)
-        self._watch.watch(model, self.targets or known, on_layer)
+        self._watch.watch(model, self.targets or known, self.guarded(on_layer))
         if self.active and self.since is None:
             self.since = runner.iter
         self._apply(runner, runtime)
@@ -163,12 +166,6 @@ class HeadClampHook(AmpHook):
         record.put("clamp_active", active)
         limits = [self.limit, *record.all("clamp_limit")]
         record.put("clamp_limit", min(limits))
-
-    def after_train(self, runner: Runner) -> None:
-        """Give the model back as it was."""
-        super().after_train(runner)
-        if self._guard is not None:
-            self._guard.remove()
 
     def state(self) -> dict[str, Any]:
         """Whether it is on, since when, for how many clean iterations, and where."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder
 from ..engine.tensors import map_tensors, named_tensors
 from ..monitor.logits import infinity_is_overflow
@@ -30,12 +31,20 @@ class HeadGuard:
             beyond the limit.
         limit: Largest magnitude let through.
         soft: The gradient beyond the limit, see :func:`clamp_logits`.
+        guarded: Bears what goes wrong here.
 
     Attributes:
         on: Whether it protects at present.
     """
 
-    def __init__(self, recorder: FlightRecorder, limit: float, soft: bool) -> None:
+    def __init__(
+        self,
+        recorder: FlightRecorder,
+        limit: float,
+        soft: bool,
+        guarded: Guard = unguarded,
+    ) -> None:
+        self.guarded = guarded
         self.recorder = recorder
         self.limit = limit
         self.soft = soft
@@ -75,9 +84,10 @@ class HeadGuard:
             if not self.on or not training or self._entered is not None:
                 return None
             context = _full_precision(module, (args, kwargs))
+            floats = _as_float(args), _as_float(kwargs)
             context.__enter__()
             self._entered = (module, context)
-            return _as_float(args), _as_float(kwargs)
+            return floats
 
         def clamp(x: Tensor) -> Tensor:
             if not x.is_floating_point():
@@ -91,10 +101,11 @@ class HeadGuard:
                 return None
             self._entered[1].__exit__(None, None, None)
             self._entered = None
-            return map_tensors(clamp, output)
+            return clamped(output)
 
+        clamped = self.guarded(lambda output: map_tensors(clamp, output))
         handles = [
-            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_pre_hook(self.guarded(before), with_kwargs=True),
             # Also if the module raises, or autocast would stay off for good.
             module.register_forward_hook(after, always_call=True),
         ]
@@ -111,11 +122,19 @@ class HeadGuard:
         if getattr(before, "__module__", "").startswith("amp_hooks."):
             before = None  # a wrapper of this package, which goes away as well
 
+        def floats(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+            context = _full_precision(head, (args, kwargs))
+            return context, _as_float(args), _as_float(kwargs)
+
+        in_floats = self.guarded(floats)
+
         def in_fp32(*args: Any, **kwargs: Any) -> Any:
             if not self.on:
                 return original(*args, **kwargs)
-            with _full_precision(head, (args, kwargs)):
-                return original(*_as_float(args), **_as_float(kwargs))
+            as_they_are = contextlib.nullcontext(), args, kwargs
+            context, args, kwargs = in_floats(args, kwargs) or as_they_are
+            with context:
+                return original(*args, **kwargs)
 
         def undo() -> None:
             head.__dict__.pop(method, None)

@@ -15,6 +15,7 @@ from ..engine.recorder import IterationRecord
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..engine.words import first_names
+from ..errors import BadBoxesError
 from ..registry import HOOKS
 from .box_check import FlawedImage, check_boxes
 from .boxes import FLAWS
@@ -144,7 +145,7 @@ class BoxSanityHook(AmpHook):
 
     def _act(self, found: list[FlawedImage]) -> None:
         if self.action == "raise":
-            raise ValueError(f"BoxSanityHook: {self._describe(found)}. {_remedy()}")
+            raise BadBoxesError(f"BoxSanityHook: {self._describe(found)}. {_remedy()}")
         if self.action == "drop":
             for image in found:
                 try:

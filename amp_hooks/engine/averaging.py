@@ -8,6 +8,8 @@ import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
+from ..errors import SetupError
+
 
 def averaging_hooks(runner: Runner) -> list[Hook]:
     """Hooks that average weights after each iteration: EMAHook, MeanTeacherHook."""
@@ -60,7 +62,7 @@ class Averaging:
         order = {id(hook): i for i, hook in enumerate(runner.hooks)}
         for hook in averaging_hooks(runner):
             if order[id(hook)] < order[id(owner)]:
-                raise ValueError(
+                raise SetupError(
                     f"{type(hook).__name__} has priority {hook.priority!r} and would "
                     f"average weights before {type(owner).__name__} has judged the "
                     "iteration. Give it the default priority 'NORMAL', or any number "

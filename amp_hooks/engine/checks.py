@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ..errors import SetupError
+
 
 def check_known_arguments(cls: type, kwargs: Iterable[str]) -> None:
     """Refuse keyword arguments that ``cls`` does not have.
@@ -151,7 +153,7 @@ def match_names(
     """Names that match any pattern, in their own order.
 
     Raises:
-        ValueError: If a pattern matches nothing; lists the nearest names.
+        SetupError: If a pattern matches nothing; lists the nearest names.
     """
     names = list(names)
     for pattern in patterns:
@@ -161,7 +163,7 @@ def match_names(
             if last:
                 near += [n for n in names if last in n and n not in near][:5]
             hint = f"Nearest names: {', '.join(near)}. " if near else ""
-            raise ValueError(
+            raise SetupError(
                 f"{owner}: the pattern {pattern!r} in {argument} matches no {kind} "
                 f"of the model. {hint}Patterns are fnmatch patterns over the names in "
                 f"model.named_{kind}s()."

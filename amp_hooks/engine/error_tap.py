@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from . import private
+from .failures import Failures
 from .run import iter_wrappers
 from .step_tap import StepTap
 
 # Returns whether it dealt with the exception, so that training may go on.
 ErrorHandler = Callable[[Exception], bool]
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An exception because of NaN that a training step ended with.
+
+    Attributes:
+        text: Type and message.
+        ranks: Where it was raised.
+    """
+
+    text: str
+    ranks: list[int]
 
 
 class ErrorTap:
@@ -23,15 +38,19 @@ class ErrorTap:
     of it, and its accumulation is given up. Any other exception goes on its way
     untouched.
 
+    Args:
+        tap: Whose accumulation is given up.
+        failures: Bears what goes wrong here.
+
     Attributes:
         before: Called before each training step.
         handlers: Asked in their order, until one has dealt with the exception.
     """
 
-    def __init__(self, tap: StepTap) -> None:
+    def __init__(self, tap: StepTap, failures: Failures) -> None:
         self.before: list[Callable[[], None]] = []
         self.handlers: list[ErrorHandler] = []
-        self._tap = tap
+        self._tap, self._failures = tap, failures
         self._model: Any = None
 
     def attach(self, runner: Runner) -> None:
@@ -41,19 +60,28 @@ class ErrorTap:
         self._model = runner.model
         original: Callable[..., Any] = runner.model.train_step
 
+        begin = self._failures.guarded(self, self._begin, [])
+        handled = self._failures.guarded(self, self._handled, False)
+
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            counts = [w.inner_count for _, w in iter_wrappers(runner.optim_wrapper)]
-            for call in self.before:
-                call()
+            counts: list[int] = begin(runner.optim_wrapper)
             try:
                 return original(*args, **kwargs)
             except Exception as e:
-                if any(handle(e) for handle in self.handlers):
+                if handled(e):
                     self._give_up(runner.optim_wrapper, counts)
                     return {}
                 raise
 
         self._model.train_step = train_step
+
+    def _begin(self, optim_wrapper: Any) -> list[int]:
+        for call in self.before:
+            call()
+        return [w.inner_count for _, w in iter_wrappers(optim_wrapper)]
+
+    def _handled(self, error: Exception) -> bool:
+        return any(handle(error) for handle in self.handlers)
 
     def _give_up(self, optim_wrapper: Any, counts: list[int]) -> None:
         single = not isinstance(optim_wrapper, OptimWrapperDict)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
 from . import private
 from .checks import check_known_arguments, match_names
+from .ending import tell_how_it_ends
+from .failures import leaves
 from .messages import warn
 from .recorder import IterationRecord
 from .run import bare_model
@@ -17,8 +21,6 @@ from .runtime import Runtime
 from .safe_load import allow_mmengine_checkpoints
 
 CHECKPOINT_KEY = "amp_hooks"
-
-_TELLING: weakref.WeakSet[BaseLoop] = weakref.WeakSet()  # loops that are wrapped
 
 
 def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
@@ -31,41 +33,41 @@ def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
     match_names(type(hook).__name__, "targets", targets, names)
 
 
-def tell_how_it_ends(runner: Runner) -> None:
-    """Let the ledger have an ``abort`` line if an exception ends the training loop.
-
-    No hook event comes after an exception, so the loop's ``run`` is wrapped, once.
-    """
-    loop = private.train_loop(runner)
-    if not isinstance(loop, BaseLoop) or loop in _TELLING:
-        return
-    _TELLING.add(loop)
-    original, own = loop.run, vars(loop).get("run")
-    if getattr(own, "__module__", "").startswith("amp_hooks."):
-        own = None  # a wrapper of this package, which goes away as well
-
-    def run(*args: Any, **kwargs: Any) -> Any:
+def on_event(hook: AmpHook, event: str, runner: Runner, *args: Any, **more: Any) -> Any:
+    """What MMEngine calls: one of the hook's events, whose failures are borne."""
+    runtime = Runtime.of(runner)
+    if not hook.borne:
+        return getattr(type(hook), event)(hook, runner, *args, **more)
+    if id(hook) not in runtime.failures.off:
         try:
-            with Runtime.of(runner).telling_how_it_ends(runner):
-                return original(*args, **kwargs)
-        finally:
-            _TELLING.discard(loop)
-            vars(loop).pop("run", None)
-            if own is not None:
-                loop.run = own
-
-    loop.run = run
+            return getattr(type(hook), event)(hook, runner, *args, **more)
+        except Exception as e:
+            if leaves(e):
+                raise
+            runtime.failures.bear(hook, event, e)
+    if event == "after_train":
+        hook.end(runner)
+    return None
 
 
 class AmpHook(Hook):
     """Attaches to the shared runtime and carries its state through checkpoints.
 
     A subclass overrides :meth:`attach` and :meth:`after_record`, and, if it has state
-    that must survive a resume, :meth:`state` and :meth:`load_state`.
+    that must survive a resume, :meth:`state` and :meth:`load_state`. Whatever it puts
+    into the run to be called goes through :meth:`guarded`; what takes it away again is
+    given to ``undo`` at once, which is closed at the end of training, or when this hook
+    has failed.
     """
+
+    undo: ExitStack
 
     # What the config gave, for the ledger.
     arguments: dict[str, Any]
+    # Whether its exceptions are told and borne, or end the run.
+    borne = True
+    # The runtime, while it is attached.
+    _attached: Runtime | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AmpHook:
         """Refuse unknown arguments with a message that helps."""
@@ -74,11 +76,29 @@ class AmpHook(Hook):
         allow_mmengine_checkpoints()
         hook = super().__new__(cls)
         hook.arguments = kwargs
+        for name in dir(cls):
+            if name.startswith(("before_", "after_")) and name != "after_record":
+                event = getattr(cls, name)
+                call = functools.partial(on_event, hook, name)
+                setattr(hook, name, functools.update_wrapper(call, event))
         return hook
 
     # --- for subclasses -----------------------------------------------------------
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Prepare to watch; called once the model and the optimizer are complete."""
+
+    def guarded(
+        self, what: Callable[..., Any], otherwise: Any = None
+    ) -> Callable[..., Any]:
+        """``what``, to be called in the run: a failure switches this hook off.
+
+        Args:
+            what: Called as it is, as long as this hook is attached.
+            otherwise: What is returned in its place after a failure.
+        """
+        if self._attached is None:
+            return what
+        return self._attached.failures.guarded(self, what, otherwise)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
@@ -99,7 +119,9 @@ class AmpHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Attach to optimizer and model."""
-        runtime = Runtime.of(runner)
+        runtime, self.undo = Runtime.of(runner), ExitStack()
+        self._attached = runtime
+        runtime.failures.register(self, self.undo.close)
         runtime.tap.attach(runner.optim_wrapper)
         ours = [hook for hook in runner.hooks if isinstance(hook, AmpHook)]
         runtime.begin(runner, {hook.key(runner): hook.arguments for hook in ours})
@@ -118,7 +140,14 @@ class AmpHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Detach."""
-        Runtime.of(runner).end(runner)
+        self.undo.close()
+        self.end(runner)
+
+    def end(self, runner: Runner) -> None:
+        """Say that this hook has nothing more to do."""
+        if self._attached is not None:
+            self._attached = None
+            Runtime.of(runner).end(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put the state of this hook into the checkpoint."""

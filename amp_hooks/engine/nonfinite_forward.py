@@ -11,6 +11,7 @@ import mmengine.dist as dist
 from torch import Tensor, nn
 
 from .condition import Condition
+from .patch import Guard
 from .recorder import IterationRecord
 
 
@@ -20,10 +21,12 @@ class ForwardWatch(Protocol):
     Attributes:
         kind: What it looks at, the name of a field in the ledger: layers (classifier
             layers), heads (what they hand to their loss), buffers.
+        guarded: Through which all goes that the model calls.
         layers: The modules whose output it measures, by path.
     """
 
     kind: str
+    guarded: Guard
 
     @property
     def layers(self) -> Mapping[str, nn.Module]: ...  # noqa: D102

@@ -260,6 +260,12 @@ def call_first(parameter: Tensor, handle: int) -> None:
         hooks.update(order)
 
 
+def of_the_device(error: BaseException) -> bool:
+    """Whether a kernel has failed: told by whatever waits for the device next."""
+    kinds = getattr(torch, "AcceleratorError", ())  # since torch 2.8
+    return isinstance(error, kinds) or str(error).startswith("CUDA error")
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs: activation checkpointing calls modules again."""
     return torch._C._current_graph_task_id() != -1

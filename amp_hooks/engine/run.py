@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..errors import UnsupportedError
 from . import private
 
 
@@ -25,7 +26,7 @@ def refuse_sharded(hook: object, runner: Runner) -> None:
     """Refuse a model of which each rank has a part of the gradients only."""
     kind = type(runner.model).__name__
     if "FullySharded" in kind or kind == "DeepSpeedEngine":
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"{type(hook).__name__} cannot work with a sharded model ({kind}); use "
             "MMDistributedDataParallel, or take it out of custom_hooks."
         )

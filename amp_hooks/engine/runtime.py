@@ -6,7 +6,7 @@ import os.path as osp
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import mmengine.dist as dist
@@ -19,7 +19,8 @@ from .averaging import Averaging
 from .by_design import ByDesign
 from .condition import Condition
 from .describe import describe_run, utc_now
-from .error_tap import ErrorTap
+from .error_tap import ErrorTap, Raised
+from .failures import Failures, leaves
 from .files import Save
 from .forward_judge import ForwardJudge
 from .harmless import HarmlessLosses
@@ -38,23 +39,11 @@ _LONGEST = 2000  # characters of an exception's message in the ledger
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class Raised:
-    """An exception because of NaN that a training step ended with.
-
-    Attributes:
-        text: Type and message.
-        ranks: Where it was raised.
-    """
-
-    text: str
-    ranks: list[int]
-
-
 class Runtime:
     """One per runner: the flight recorder, the taps that feed it, and the ledger.
 
     Attributes:
+        failures: Bears what our own code raises.
         recorder: Device scalars of the present iteration, records of past ones.
         tap: Sees the gradients at each optimizer step.
         forward: What the forward passes that feed a step say about it.
@@ -79,15 +68,17 @@ class Runtime:
         last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
+        aborted: There is an abort line already.
         replayed: Contexts in which a forward pass of this iteration is run again as it
             was: faults that were injected into it.
     """
 
     def __init__(self, runner: Runner) -> None:
+        self.failures = Failures()
         self.recorder = FlightRecorder()
-        self.tap = StepTap(self.recorder)
+        self.tap = StepTap(self.recorder, self.failures)
         self.forward = ForwardJudge()
-        self.errors = ErrorTap(self.tap)
+        self.errors = ErrorTap(self.tap, self.failures)
         self.averaging = Averaging()
         self.by_design = ByDesign()
         self.harmless = HarmlessLosses()
@@ -107,7 +98,7 @@ class Runtime:
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._record: IterationRecord | None = None
         self._hooks = 0  # attached at present
-        self._aborted = False  # there is an abort line already
+        self.aborted = False
 
     @classmethod
     def of(cls, runner: Runner) -> Runtime:
@@ -125,6 +116,8 @@ class Runtime:
         watch = next((w for w in self.forward.watches if type(w) is kind), None)
         if watch is None:
             watch = kind(self.recorder)
+            self.failures.register(watch, watch.close)
+            watch.guarded = partial(self.failures.guarded, watch)
             self.forward.watches.append(watch)
         return cast(W, watch)
 
@@ -136,6 +129,14 @@ class Runtime:
         """
         if self._record is not None and self._record.iter == runner.iter:
             return self._record
+        try:
+            return self._new_record(runner, outputs)
+        except Exception as e:
+            if not leaves(e):
+                self.failures.bear(self, "record", e)  # the one who asks is off as well
+            raise
+
+    def _new_record(self, runner: Runner, outputs: Any) -> IterationRecord:
         messages = [watch.end_iteration() for watch in self.forward.watches]
         for name, value in (outputs or {}).items():
             if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
@@ -215,7 +216,7 @@ class Runtime:
             except OSError as e:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
         line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
-        self._aborted |= event == "abort"
+        self.aborted |= event == "abort"
         if self._record is None:
             self.early_lines.append(line)
         for listener in self.listeners:
@@ -234,19 +235,18 @@ class Runtime:
         """Drop what is known of gradients that are not applied any more."""
         self.forward.forget()
 
-    @contextmanager
-    def telling_how_it_ends(self, runner: Runner) -> Iterator[None]:
-        """An exception that ends training leaves a line, whoever raised it."""
-        self._aborted = False
-        try:
-            yield
-        except BaseException as e:
-            if not self._aborted and self._hooks:
-                words = str(e).strip()[:_LONGEST]
-                error = f"{type(e).__name__}: {words}" if words else type(e).__name__
-                verdict = self._record.verdict if self._record else Verdict.HEALTHY
-                self.emit("abort", runner.iter, verdict, error=error)
-            raise
+    def tell_abort(self, runner: Runner, error: BaseException) -> None:
+        """A line for an exception that ends training, whoever raised it."""
+        if self.aborted or not self._hooks:
+            return
+        words = str(error).strip()[:_LONGEST]
+        text = f"{type(error).__name__}: {words}" if words else type(error).__name__
+        verdict = self._record.verdict if self._record else Verdict.HEALTHY
+        self.emit("abort", runner.iter, verdict, error=text)
+
+    def _tell_failure(self, runner: Runner, part: str, where: str, error: str) -> None:
+        verdict = self._record.verdict if self._record else Verdict.HEALTHY
+        self.emit("failure", runner.iter, verdict, part=part, where=where, error=error)
 
     def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:
         """A hook attaches; the first one opens the ledger.
@@ -257,6 +257,10 @@ class Runtime:
         """
         self._hooks += 1
         if self._hooks == 1:
+            self.failures.on_failure = partial(self._tell_failure, runner)
+            self.failures.register(self, self.close, essential=True)
+            self.failures.register(self.tap, self.tap.detach, essential=True)
+            self.failures.register(self.errors, self.errors.detach, essential=True)
             several = dist.get_world_size() > 1
             self.forward.together = several and is_model_wrapper(runner.model)
             # All ranks call it: what it asks of a GradScaler costs nothing yet.
@@ -273,6 +277,7 @@ class Runtime:
 
     def close(self) -> None:
         """Give the model and the optimizers back as they were."""
+        self.failures.clear()
         self.tap.detach()
         for watch in self.forward.watches:
             watch.close()

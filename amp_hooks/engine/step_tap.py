@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
+from ..errors import UnsupportedError
 from . import private
+from .failures import Failures
 from .recorder import FlightRecorder
 from .run import active_scaler, iter_wrappers, trained_parameters
 from .tensors import parameter_grad_norms
@@ -22,11 +25,13 @@ class Gate(Protocol):
     """Stands before every optimizer step; StepGuardHook's.
 
     Attributes:
+        owner: The hook whose it is, which is off if the gate fails.
         dropped: Optimizers whose accumulation has been given up: the next step is not
             taken.
         on_backward: Called before each backward pass.
     """
 
+    owner: Any
     dropped: set[str]
     on_backward: list[Callable[[], None]]
 
@@ -52,6 +57,8 @@ class StepTap:
     Args:
         recorder: Gets ``backward_loss`` of each backward pass, and ``scale``,
             ``scale_next``, ``growth_tracker`` and ``found_inf`` of each step.
+        failures: Bears what goes wrong here; backward pass and step are taken all the
+            same.
 
     Attributes:
         listeners: Called before each step with the norms of its gradients.
@@ -61,8 +68,9 @@ class StepTap:
             gradients of several iterations to add up to those of a mean.
     """
 
-    def __init__(self, recorder: FlightRecorder) -> None:
+    def __init__(self, recorder: FlightRecorder, failures: Failures) -> None:
         self.recorder = recorder
+        self._failures = failures
         self.listeners: list[GradientListener] = []
         self.gate: Gate | None = None
         self.skipped = False
@@ -74,15 +82,15 @@ class StepTap:
         """Wrap every optimizer that is not wrapped yet.
 
         Raises:
-            TypeError: An optimizer wrapper is of a kind whose gradients are not ours
-                to see (Apex, DeepSpeed and others with an engine of their own).
+            UnsupportedError: An optimizer wrapper is of a kind whose gradients are not
+                ours to see (Apex, DeepSpeed and others with an engine of their own).
         """
         for name, wrapper in iter_wrappers(optim_wrapper):
             if wrapper in self._wrapped:
                 continue
             kind = type(wrapper).__name__
             if not isinstance(wrapper, OptimWrapper) or kind == "ApexOptimWrapper":
-                raise TypeError(
+                raise UnsupportedError(
                     f"amp_hooks cannot watch optim_wrapper type {kind!r}: it keeps "
                     "gradients and loss scale to itself. Use OptimWrapper, "
                     "AmpOptimWrapper or OptimWrapperDict."
@@ -117,15 +125,17 @@ class StepTap:
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
         original_backward, original_step = wrapper.backward, wrapper.step
+        call, guarded = self._failures.call, self._failures.guarded
+        note_loss = guarded(self, partial(self._note_loss, name, wrapper))
+        before = guarded(self, partial(self._before, name, wrapper))
+        after = guarded(self, partial(self._after, name))
 
         def backward(loss: Tensor, **kwargs: Any) -> None:
-            if isinstance(loss, Tensor) and loss.numel() == 1:
-                self.divisors[name] = private.loss_divisor(wrapper)
-                self.recorder.note("backward_loss", loss.reshape(()), name, "sum")
-            if self.gate is not None:
-                passed = self.gate.before_backward(
-                    name, trained_parameters(wrapper), loss
-                )
+            note_loss(loss)
+            if (gate := self.gate) is not None:
+                params, go_on = trained_parameters(wrapper), gate.before_backward
+                passed: Tensor | None = loss
+                passed = call(gate.owner, go_on, name, params, loss, otherwise=passed)
                 if passed is None:
                     private.count_backward(wrapper)  # as the original does
                     return
@@ -133,35 +143,35 @@ class StepTap:
             original_backward(loss, **kwargs)
 
         def step(**kwargs: Any) -> None:
-            params = trained_parameters(wrapper)
-            if self.gate is not None and not self.gate.opens(name, params):
-                self.skipped = True
-                return
-            scaler = active_scaler(wrapper)
-            if self.gate is not None:
-                self.gate.before_step(name, params)
-            state, bad = self._before(name, wrapper, scaler)
+            if (gate := self.gate) is not None:
+                params = trained_parameters(wrapper)
+                if not call(gate.owner, gate.opens, name, params, otherwise=True):
+                    self.skipped = True
+                    return
+                call(gate.owner, gate.before_step, name, params, otherwise=None)
+            state: dict[str, Any] = before() or {}
             # GradScaler decides by itself; without one this is the guard's one wait.
-            if self.gate is not None and bad is not None and bad.item():
+            if self.gate is not None and "bad" in state and state["bad"].item():
                 return
             original_step(**kwargs)
-            if scaler is not None:
-                for value in state.get("found_inf_per_device", {}).values():
-                    self.recorder.note("found_inf", value.reshape(()), name)
-                self.recorder.note("scale_next", private.scale_tensor(scaler), name)
-                tracker = private.growth_tensor(scaler)
-                self.recorder.note("growth_tracker", tracker, name)
+            after(state)
 
         wrapper.backward, wrapper.step = backward, step
 
-    def _before(
-        self, name: str, wrapper: OptimWrapper, scaler: Any
-    ) -> tuple[dict, Tensor | None]:
+    def _note_loss(self, name: str, wrapper: OptimWrapper, loss: Any) -> None:
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self.divisors[name] = private.loss_divisor(wrapper)
+            self.recorder.note("backward_loss", loss.reshape(()), name, "sum")
+
+    def _before(self, name: str, wrapper: OptimWrapper) -> dict[str, Any]:
         """GradScaler's state of this step; without one, whether gradients are bad."""
-        state, scale, bad = {}, None, None
+        state: dict[str, Any] = {}
+        scale, scaler = None, active_scaler(wrapper)
         if scaler is not None:
             # GradScaler replaces this dict in update(); the old one keeps its verdict.
-            state = private.step_state(scaler, wrapper.optimizer)
+            state = dict(
+                scaler=scaler, of_step=private.step_state(scaler, wrapper.optimizer)
+            )
             # update() writes to it in place, so what the step used is copied now.
             scale = private.scale_tensor(scaler).detach().clone()
             self.recorder.note("scale", scale, name)
@@ -169,10 +179,18 @@ class StepTap:
             norms = parameter_grad_norms(trained_parameters(wrapper))
             if norms is not None:
                 if scaler is None:
-                    bad = ~torch.isfinite(norms).all()
-                    self.recorder.note("found_inf", bad.float(), name)
+                    state["bad"] = ~torch.isfinite(norms).all()
+                    self.recorder.note("found_inf", state["bad"].float(), name)
                 # A training step of the user's own may have unscaled them already.
-                unscaled = private.is_unscaled(state)
+                unscaled = private.is_unscaled(state.get("of_step", {}))
                 for listener in self.listeners:
                     listener(name, wrapper, norms, None if unscaled else scale)
-        return state, bad
+        return state
+
+    def _after(self, name: str, state: dict[str, Any]) -> None:
+        if (scaler := state.get("scaler")) is None:
+            return
+        for value in state["of_step"].get("found_inf_per_device", {}).values():
+            self.recorder.note("found_inf", value.reshape(()), name)
+        self.recorder.note("scale_next", private.scale_tensor(scaler), name)
+        self.recorder.note("growth_tracker", private.growth_tensor(scaler), name)

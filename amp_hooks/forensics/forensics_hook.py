@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import mmengine.dist as dist
@@ -125,11 +126,19 @@ class ForensicsHook(AmpHook):
                 self._asked = self._run(runner, runtime, self._calls, None)
 
         model = bare_model(runner)
-        self._handle = model.register_forward_pre_hook(on_call, with_kwargs=True)
+        handle = model.register_forward_pre_hook(
+            self.guarded(on_call), with_kwargs=True
+        )
+        self.undo.callback(handle.remove)
+        self.undo.callback(self._forget)
         runtime.errors.attach(runner)
         # The last to be asked: an exception that StepGuardHook bears is looked into
         # later, when its traceback holds no memory any more.
-        runtime.errors.handlers.append(lambda e: self._on_error(runner, runtime, e))
+        on_error = partial(self._on_error, runner, runtime)
+        runtime.errors.handlers.append(self.guarded(on_error, False))
+
+    def _forget(self) -> None:
+        self._calls, self._failed = [], []
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -156,12 +165,6 @@ class ForensicsHook(AmpHook):
             self._looked = False
         # Nothing is held between iterations, but a bad one of an accumulation.
         self._calls, self._asked = [], None
-
-    def after_train(self, runner: Runner) -> None:
-        """Detach."""
-        super().after_train(runner)
-        self._handle.remove()
-        self._calls, self._failed = [], []
 
     def state(self) -> dict[str, Any]:
         """How often it has looked, and the size of what it has written."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.by_design import ByDesign
+from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, nonfinite_names
 
@@ -31,6 +32,7 @@ class BufferWatch:
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self._recorder = recorder
+        self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self._by_design = ByDesign()
         self._slots: list[tuple[str, nn.Module, str]] = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engine import private
+from ..engine.patch import Guard, unguarded
 
 
 class CleanedGradients:
@@ -22,11 +23,15 @@ class CleanedGradients:
     A loss that is not finite counts where its gradients were not before they were
     cleaned. Gradients that are not finite under a finite loss are the user's business.
 
+    Args:
+        guarded: Bears what goes wrong here.
+
     Attributes:
         names: Parameters with such hooks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, guarded: Guard = unguarded) -> None:
+        self._guarded = guarded
         self.names: list[str] = []
         self._handles: list[Callable[[], None]] = []
         self._factor: Tensor | None = None
@@ -73,6 +78,7 @@ class CleanedGradients:
                 factor = factor * self._factor.to(grad.device)
             return grad * factor.to(grad.dtype)
 
-        first, last = p.register_hook(before), p.register_hook(after)
+        first = p.register_hook(self._guarded(before))
+        last = p.register_hook(self._guarded(after))
         private.call_first(p, first.id)
         self._handles += [first.remove, last.remove]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import private
+from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, overlaps_itself
 
@@ -50,6 +51,7 @@ class HeadInputs:
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self._recorder = recorder
+        self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self.trusts: Callable[[str], bool] = lambda name: False
         self._flags: list[tuple[str, Tensor]] = []
@@ -99,10 +101,12 @@ class HeadInputs:
         if getattr(before, "__module__", "").startswith("amp_hooks."):
             before = None  # a wrapper of this package, which goes away as well
 
+        look = self.guarded(self._look)
+
         def watched(*args: Any, **kwargs: Any) -> Any:
             # Not in evaluation, and not where a bad batch is run again as it was.
             if torch.is_grad_enabled() and not self._recorder.muted:
-                self._look(name, [*_predictions((args, kwargs))])
+                look(name, (args, kwargs))
             return original(*args, **kwargs)
 
         def undo() -> None:
@@ -115,7 +119,8 @@ class HeadInputs:
         setattr(head, method, watched)
         self._undo.append(undo)
 
-    def _look(self, name: str, predictions: list[Tensor]) -> None:
+    def _look(self, name: str, given: Any) -> None:
+        predictions = [*_predictions(given)]
         if not predictions:
             return
         by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}

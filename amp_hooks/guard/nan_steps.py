@@ -12,10 +12,12 @@ import torch
 import torch.distributed
 from mmengine.runner import Runner
 
+from ..engine.error_tap import Raised
 from ..engine.messages import warn
-from ..engine.runtime import Raised, Runtime
+from ..engine.patch import Guard, unguarded
+from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
-from ..errors import TrainingDivergedError
+from ..errors import NoStepError, OnPurpose, TrainingDivergedError
 
 # How code reports that it was given NaN or infinities, as regular expressions.
 NAN_ERRORS = (
@@ -39,7 +41,7 @@ NAN_ERRORS = (
 )
 
 
-class RaisedElsewhere(Exception):
+class RaisedElsewhere(OnPurpose, Exception):
     """Another rank gave up this iteration, so this one does."""
 
 
@@ -52,6 +54,7 @@ class NanSteps:
         patterns: As in :func:`is_nan_error`.
         limit: Such iterations in a row that are borne.
         vote: How several ranks agree; ``None``: not at all.
+        guarded: Bears what goes wrong here.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class NanSteps:
         patterns: Sequence[str],
         limit: int,
         vote: Vote | None,
+        guarded: Guard = unguarded,
     ) -> None:
+        self._guarded = guarded
         self._runner, self._runtime = runner, runtime
         self._patterns, self._limit, self._vote = patterns, limit, vote
         self._in_a_row = 0
@@ -73,7 +78,7 @@ class NanSteps:
             return
         self._runtime.errors.attach(self._runner)
         self._runtime.errors.before.append(self._begin)
-        self._runtime.errors.handlers.append(self._handle)
+        self._runtime.errors.handlers.append(self._guarded(self._handle, False))
         if self._vote is not None and self._runtime.tap.gate is not None:
             self._runtime.tap.gate.on_backward.append(self._ask_others)
 
@@ -125,7 +130,7 @@ class NanSteps:
         rank = dist.get_rank()
         raised = f"rank {rank} raised {type(error).__name__}: {error}"
         if self._vote is None or self._voted:
-            raise RuntimeError(
+            raise NoStepError(
                 f"{raised}, because of NaN. The other ranks wait for its gradients, so "
                 "training cannot go on here. To leave such iterations out on all ranks "
                 "set StepGuardHook(vote=True), which costs a small collective in every "
@@ -135,7 +140,7 @@ class NanSteps:
             self._voted = True
             return self._vote.cast(raised=True)
         except RuntimeError as e:
-            raise RuntimeError(
+            raise NoStepError(
                 f"{raised}, because of NaN, and the other ranks did not come to the "
                 f"vote within {self._vote.timeout} s: {e}. They probably wait in a "
                 "collective of the loss itself (an averaged number of positives, say), "

@@ -9,7 +9,9 @@ import mmengine.dist as dist
 import torch
 from torch import Tensor
 
+from ..engine.patch import Guard, unguarded
 from ..engine.tensors import parameter_grad_norms
+from ..errors import NoStepError
 from .gradient_hooks import CleanedGradients
 
 _SHOWN = 3
@@ -23,6 +25,8 @@ class StepGate:
         flags: Gives 0-d tensors of this forward pass, all of them 0 unless something
             in it was not finite that must be.
         missing: Called with a message when an optimizer has no gradient at all.
+        owner: The hook whose it is.
+        guarded: The same hook's.
         votes: There are several ranks and nothing averages their gradients: they agree
             on each step by a collective.
 
@@ -39,8 +43,11 @@ class StepGate:
         names: dict[int, str],
         flags: Callable[[], list[Tensor]],
         missing: Callable[[str], None],
+        owner: object = None,
+        guarded: Guard = unguarded,
         votes: bool = False,
     ) -> None:
+        self.owner = owner
         self._names = names
         self._flags = flags
         self._missing = missing
@@ -49,7 +56,7 @@ class StepGate:
         self.dropped: set[str] = set()
         self.skipped: set[str] = set()
         self.on_backward: list[Callable[[], None]] = []
-        self.cleaned = CleanedGradients()
+        self.cleaned = CleanedGradients(guarded)
         self._factors: dict[str, Tensor] = {}  # of this accumulation: 1, or NaN
 
     def before_backward(
@@ -68,7 +75,7 @@ class StepGate:
         if not loss.requires_grad:
             self._detached.add(name)
             if dist.get_world_size() > 1:
-                raise RuntimeError(
+                raise NoStepError(
                     f"{self._message(name, params)}. The other ranks wait for the "
                     "gradients of this one, so training cannot go on."
                 )

@@ -24,6 +24,7 @@ from ..engine.run import accumulating, bare_model, iter_wrappers, refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..engine.words import first_names
+from ..errors import NoStepError, SetupError
 from ..registry import HOOKS
 from .accumulation import AccumulationStart
 from .buffer_watch import BufferWatch
@@ -134,7 +135,7 @@ class StepGuardHook(AmpHook):
         """Stand before every optimizer step."""
         refuse_sharded(self, runner)
         if self.vote and getattr(runner.model, "broadcast_buffers", False):
-            raise ValueError(
+            raise SetupError(
                 "StepGuardHook: vote=True does not work with broadcast_buffers=True: "
                 "after an exception on one rank the ranks would wait for different "
                 "things. Set broadcast_buffers=False in model_wrapper_cfg."
@@ -143,8 +144,12 @@ class StepGuardHook(AmpHook):
         model = bare_model(runner)
         names = {id(p): name for name, p in model.named_parameters()}
         runtime.by_design.begin(model)
-        runtime.watch_forward(BufferWatch).watch(model, runtime.by_design)
-        runtime.watch_forward(HeadInputs).watch(model, runtime.forward.trusts)
+        buffers = runtime.watch_forward(BufferWatch)
+        heads = runtime.watch_forward(HeadInputs)
+        self.undo.callback(buffers.close)
+        self.undo.callback(heads.close)
+        buffers.watch(model, runtime.by_design)
+        heads.watch(model, runtime.forward.trusts)
         several = dist.get_world_size() > 1
         alone = several and not is_model_wrapper(runner.model)
         runtime.forward.together |= alone
@@ -152,19 +157,28 @@ class StepGuardHook(AmpHook):
             names,
             lambda: runtime.forward.take_flags(runtime.clamped),
             self._on_missing,
+            owner=self,
+            guarded=self.guarded,
             votes=alone,
         )
+        self.undo.callback(self._gate.cleaned.close)
+        self.undo.callback(setattr, runtime.tap, "gate", None)
         self._start = AccumulationStart(runner)
         self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             self._policy.begin(name, wrapper)
         vote = Vote(self.vote_timeout) if self.vote and several else None
         self._nan_steps = NanSteps(
-            runner, runtime, (*NAN_ERRORS, *self.nan_errors), self.max_nan_errors, vote
+            runner,
+            runtime,
+            (*NAN_ERRORS, *self.nan_errors),
+            self.max_nan_errors,
+            vote,
+            self.guarded,
         )
         self._nan_steps.attach()
         runtime.averaging.attach(runner, self)
-        runtime.listeners.append(partial(self._on_event, runner))
+        runtime.listeners.append(self.guarded(partial(self._on_event, runner)))
         for hook in runner.hooks:
             if "CheckInvalidLossHook" in {cls.__name__ for cls in type(hook).__mro__}:
                 warn(
@@ -219,11 +233,6 @@ class StepGuardHook(AmpHook):
             )
         record.put("vetoes_total", self.vetoes)
 
-    def after_train(self, runner: Runner) -> None:
-        """Take the hooks on gradients away."""
-        super().after_train(runner)
-        self._gate.cleaned.close()
-
     def state(self) -> dict[str, Any]:
         """Counts, hysteresis, and static scales that were lowered."""
         return dict(vetoes=self.vetoes, scale=self._policy.state())
@@ -235,7 +244,7 @@ class StepGuardHook(AmpHook):
 
     def _on_missing(self, message: str) -> None:
         if self.on_missing_grads == "raise":
-            raise RuntimeError(f"StepGuardHook: {message}.")
+            raise NoStepError(f"StepGuardHook: {message}.")
         self._warn_once(f"{message}. Such steps are skipped; this is said once.")
 
     def _on_event(self, runner: Runner, line: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
@@ -95,8 +96,10 @@ class HealthHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Hear of rollbacks."""
-        runtime.listeners.append(lambda line: self._on_event(runtime, line))
+        on_event = partial(self._on_event, runtime)
+        runtime.listeners.append(self.guarded(on_event))
         runtime.condition = self._condition()
+        self.undo.callback(setattr, runtime, "condition", Condition())
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from ..engine.patch import Guard, unguarded
 from .class_losses import is_classification_loss, words
 
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target", "loss")
@@ -53,6 +54,7 @@ class ClassifierFinder:
         model: The detector, without DDP around it.
         on_output: Called as ``on_output(name, output)`` for each layer, so that this
             first forward can be measured too.
+        guarded: Bears what goes wrong here.
 
     Attributes:
         found: Names of the layers found so far, in the order of the losses.
@@ -60,8 +62,12 @@ class ClassifierFinder:
     """
 
     def __init__(
-        self, model: nn.Module, on_output: Callable[[str, Tensor], None] | None = None
+        self,
+        model: nn.Module,
+        on_output: Callable[[str, Tensor], None] | None = None,
+        guarded: Guard = unguarded,
     ) -> None:
+        self._guarded = guarded
         self.found: list[str] = []
         self.hidden: str | None = None
         self._on_output = on_output
@@ -70,20 +76,22 @@ class ClassifierFinder:
         self._ends: dict[Any, list[str]] = {}  # of the outputs, innermost first
         self._hits = 0
         self._open = True
-        self._handles = [model.register_forward_pre_hook(self._forget)]
+        self._handles = [model.register_forward_pre_hook(guarded(self._forget))]
         self._wrapped: list[tuple[nn.Module, str, Any, Any]] = []
         for name, module in model.named_modules():
             if isinstance(module, ScriptModule):
                 continue
             if is_classification_loss(name, module):
-                hook = self._loss_hook(name, module)
+                hook = guarded(self._loss_hook(name, module))
                 self._handles.append(
                     module.register_forward_pre_hook(hook, with_kwargs=True)
                 )
                 continue
             watch = self._layer_hook if _is_layer(module) else self._module_hook
             self._handles.append(
-                module.register_forward_hook(watch(name, module), with_kwargs=True)
+                module.register_forward_hook(
+                    guarded(watch(name, module)), with_kwargs=True
+                )
             )
             for method in _LOSS_METHODS:
                 self._wrap(name, module, method)
@@ -147,16 +155,20 @@ class ClassifierFinder:
         if not scores:
             return
 
+        def nodes(args: Any, kwargs: Any) -> list[Any]:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            return [t.grad_fn for s in scores for t in _tensors(given.get(s))]
+
+        nodes_of, trace = self._guarded(nodes, []), self._guarded(self._trace)
+
         def watched(*args: Any, **kwargs: Any) -> Any:
             if not self._open:
                 return original(*args, **kwargs)
-            given = signature.bind_partial(*args, **kwargs).arguments
             # Before the call: in-place operations move a tensor to another node.
-            nodes = [t.grad_fn for s in scores for t in _tensors(given.get(s))]
-            hits = self._hits
+            found, hits = nodes_of(args, kwargs), self._hits
             result = original(*args, **kwargs)
             if self._hits == hits:  # no loss module of this head led to a layer
-                self._trace(f"{name}.{method}" if name else method, nodes)
+                trace(f"{name}.{method}" if name else method, found)
             return result
 
         before = module.__dict__.get(method)

@@ -123,8 +123,8 @@ class GradNormMonitorHook(AmpHook):
                 multiply_gradients(params, factor)
                 runtime.recorder.note("adaptive_clip", factor, name, reduce="min")
 
-        runtime.tap.listeners.append(on_gradients)
-        runtime.observers.append(self._name_nonfinite)
+        runtime.tap.listeners.append(self.guarded(on_gradients))
+        runtime.observers.append(self.guarded(self._name_nonfinite, {}))
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord

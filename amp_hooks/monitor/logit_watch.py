@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import private
+from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import named_tensors
 from .classifiers import ClassifierFinder
@@ -36,6 +37,7 @@ class LogitWatch:
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder
+        self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self.listeners: list[Callable[[str, Tensor], None]] = []
         self._limits: dict[str, float] = {}  # largest number of the layer's precision
@@ -71,7 +73,9 @@ class LogitWatch:
             return
         self._callbacks.append(on_layer)
         if self._finder is None and self._tries == 0:
-            self._finder = ClassifierFinder(model, self._measure_candidate)
+            self._finder = ClassifierFinder(
+                model, self._measure_candidate, self.guarded
+            )
 
     def end_iteration(self) -> str | None:
         """Look at what the finder saw.
@@ -171,7 +175,9 @@ class LogitWatch:
                         listen(name, tensor)
 
         # First in line, so that it sees the logits before anything clamps them.
-        self._handles.append(module.register_forward_hook(hook, prepend=True))
+        self._handles.append(
+            module.register_forward_hook(self.guarded(hook), prepend=True)
+        )
 
     def _recomputed(self, name: str) -> bool:
         """Whether activation checkpointing runs again what was measured already.

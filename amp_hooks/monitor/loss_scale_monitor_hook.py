@@ -57,7 +57,7 @@ class LossScaleMonitorHook(AmpHook):
             )
         for finding in ignored_key(runner.cfg.to_dict(), "fp16"):
             warn(f"{finding.what} {finding.remedy} {finding.lines}".rstrip())
-        runtime.observers.append(partial(self._count, runtime))
+        runtime.observers.append(self.guarded(partial(self._count, runtime), {}))
 
     def after_train(self, runner: Runner) -> None:
         """Sum up."""

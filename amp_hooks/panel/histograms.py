@@ -9,6 +9,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
+from ..engine.patch import Guard, unguarded
 from ..engine.runtime import Runtime
 from ..monitor.logit_watch import LogitWatch
 
@@ -26,9 +27,12 @@ class HistogramProbe:
 
     Args:
         runtime: Its logits and ``tap`` are listened to.
+        guarded: Bears what goes wrong here.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, guarded: Guard = unguarded) -> None:
+        self._note_logits = guarded(self._on_logits)
+        self._note_norms = guarded(self._on_gradients)
         self._runtime = runtime
         self._watch = runtime.watch_forward(LogitWatch)
         self._logits: dict[str, list[Tensor]] = {}
@@ -38,22 +42,22 @@ class HistogramProbe:
         """Take the logits of the coming forward pass, and the next step's gradients."""
         self._logits.clear()
         # The step may still be out since the last time, under gradient accumulation.
-        if self._on_logits not in self._watch.listeners:
-            self._watch.listeners.append(self._on_logits)
-        if self._on_gradients not in self._runtime.tap.listeners:
-            self._runtime.tap.listeners.append(self._on_gradients)
+        if self._note_logits not in self._watch.listeners:
+            self._watch.listeners.append(self._note_logits)
+        if self._note_norms not in self._runtime.tap.listeners:
+            self._runtime.tap.listeners.append(self._note_norms)
 
     def collect(self) -> Iterator[tuple[str, np.ndarray]]:
         """Tag and values of each histogram that there is; copies them to the host."""
-        if self._on_logits in self._watch.listeners:
-            self._watch.listeners.remove(self._on_logits)
+        if self._note_logits in self._watch.listeners:
+            self._watch.listeners.remove(self._note_logits)
         logits, self._logits = self._logits, {}
         for layer, parts in logits.items():
             values = thinned(torch.cat(parts))
             yield f"amp/cls_score/{layer}", values.cpu().numpy()
         if not self._norms:
             return
-        self._runtime.tap.listeners.remove(self._on_gradients)
+        self._runtime.tap.listeners.remove(self._note_norms)
         norms, self._norms = self._norms, {}
         for name, values in norms.items():
             host = values.cpu().numpy()

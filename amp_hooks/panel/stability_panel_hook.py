@@ -94,11 +94,12 @@ class StabilityPanelHook(AmpHook):
         self._tensorboard.begin(runner)
         for line in runtime.early_lines:
             self._tensorboard.card(line)
-        runtime.listeners.append(partial(self._on_event, runner, runtime))
+        on_event = partial(self._on_event, runner, runtime)
+        runtime.listeners.append(self.guarded(on_event))
         if not dist.is_main_process():
             return
         if self.histogram_interval and self._tensorboard:
-            self._probe = HistogramProbe(runtime)
+            self._probe = HistogramProbe(runtime, self.guarded)
         if not private.vis_backends(runner.visualizer):
             warn(
                 "StabilityPanelHook has nowhere to publish: add "

@@ -18,6 +18,7 @@ from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating, active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Raised, Runtime
 from ..engine.verdict import Verdict
+from ..errors import SetupError
 from ..registry import HOOKS
 from .lower_precision import DTYPES, MixedPrecision, bfloat16_runs_on
 
@@ -105,17 +106,25 @@ class PrecisionFallbackHook(AmpHook):
         self._check_causes(runner)
         self._configured = MixedPrecision(runner, self._initial_scales)
         if not self._configured.dtypes:
-            raise ValueError(
+            raise SetupError(
                 "PrecisionFallbackHook: optim_wrapper is "
                 f"{type(runner.optim_wrapper).__name__}, which computes in FP32, so "
                 "there is nothing to fall back to. Use it with AmpOptimWrapper, or "
                 "take it out of custom_hooks."
             )
+        self.undo.callback(self._give_back)
         if self.precision is not None:
             self._configured.leave(self.precision)
-        runtime.last_resorts.append(partial(self._as_last_resort, runner, runtime))
+        resort = partial(self._as_last_resort, runner, runtime)
+        runtime.last_resorts.append(self.guarded(resort, False))
         runtime.errors.attach(runner)
-        runtime.errors.handlers.append(partial(self._on_error, runner, runtime))
+        on_error = partial(self._on_error, runner, runtime)
+        runtime.errors.handlers.append(self.guarded(on_error, False))
+
+    def _give_back(self) -> None:
+        """The optimizers, as they were configured."""
+        self._configured.enter(scale_floor=0.0)
+        self._configured = MixedPrecision()
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
@@ -155,12 +164,6 @@ class PrecisionFallbackHook(AmpHook):
         """Keep the test out of FP16."""
         self._loop_in_fp32(runner.test_loop)
 
-    def after_train(self, runner: Runner) -> None:
-        """Give the optimizers back as they were configured."""
-        self._configured.enter(scale_floor=0.0)
-        self._configured = MixedPrecision()
-        super().after_train(runner)
-
     def state(self) -> dict[str, Any]:
         """Which precision, until when, and the rollbacks acted on."""
         return dict(precision=self.precision, until=self.until, counted=self._counted)
@@ -174,7 +177,7 @@ class PrecisionFallbackHook(AmpHook):
     def _check_causes(self, runner: Runner) -> None:
         by_rollback = any(type(h).__name__ == "RollbackHook" for h in runner.hooks)
         if not by_rollback and not self.on_verdict and not self.val_fp32:
-            raise ValueError(
+            raise SetupError(
                 "PrecisionFallbackHook would never act: there is no RollbackHook in "
                 "custom_hooks whose rollbacks it could count. Add "
                 "dict(type='amp_hooks.RollbackHook'), or set "

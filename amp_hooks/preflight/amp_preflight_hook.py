@@ -131,6 +131,7 @@ class AmpPreflightHook(AmpHook):
         """Go on in the precision that an earlier start has left for."""
         refuse_sharded(self, runner)
         self._looked = False
+        self.undo.callback(self._remedy.give_back)
         if self.precision is not None:
             self._remedy.leave(runner, self.precision)
 
@@ -165,11 +166,6 @@ class AmpPreflightHook(AmpHook):
         )
         if done == "raised":
             raise PreflightError(text)
-
-    def after_train(self, runner: Runner) -> None:
-        """Give the optimizers back as they were configured."""
-        self._remedy.give_back()
-        super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
         """The precision that was left for."""

@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..engine import private
+from ..engine.failures import leaves
 from ..engine.files import publish
 from ..engine.messages import warn
 from ..engine.patch import replace
@@ -69,7 +70,9 @@ class CheckpointGuard:
         """Guard the hooks; to be called before the first step."""
         self._undo.close()
         allow_mmengine_checkpoints()
-        self._ignore = Runtime.of(self._runner).by_design
+        runtime = Runtime.of(self._runner)
+        runtime.failures.register(self, self.detach)
+        self._ignore = runtime.by_design
         for hook in self._runner.hooks:
             if isinstance(hook, CheckpointHook):
                 for name in private.CHECKPOINT_METHODS:
@@ -110,8 +113,15 @@ class CheckpointGuard:
         def save(runner: Any, *args: Any, **kwargs: Any) -> None:
             if isinstance(runner, RunnerForHook):  # the one calls the other
                 original(runner, *args, **kwargs)
-            else:
+                return
+            try:
                 self._transact(hook, lambda view: original(view, *args, **kwargs))
+            except Exception as e:
+                if leaves(e):
+                    raise
+                # An exception of the hook's own comes again, and is not ours to bear.
+                original(runner, *args, **kwargs)
+                Runtime.of(self._runner).failures.bear(self, name, e)
 
         return save
 
@@ -143,6 +153,9 @@ class CheckpointGuard:
                 f"last_checkpoint names {named or 'none'} as before. Training goes on."
             )
             return
+        except Exception:
+            before.restore()
+            raise
         finally:
             hook.file_backend = backend
             view.close()

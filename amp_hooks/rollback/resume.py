@@ -17,6 +17,7 @@ from ..engine.by_design import ByDesign
 from ..engine.messages import warn
 from ..engine.run import bare_model
 from ..engine.safe_load import allow_mmengine_checkpoints
+from ..errors import NoCheckpointError
 from .checkpoint_file import Header, damage, read_header
 from .disk import Pointer, same_file
 from .save_attempt import is_local
@@ -63,7 +64,7 @@ def choose_resume(runner: Runner) -> str | None:
     dist.broadcast_object_list(answer)
     path, error = answer
     if error is not None:
-        raise RuntimeError(error)
+        raise NoCheckpointError(error)
     if path is not None:
         private.set_load_from(runner, path)  # MMEngine resumes from it
     return path

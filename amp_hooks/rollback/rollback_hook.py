@@ -186,11 +186,13 @@ class RollbackHook(AmpHook):
         """Make sure that snapshots can be taken and written."""
         refuse_sharded(self, runner)
         runtime.goes_back = True
+        self.undo.callback(setattr, runtime, "goes_back", False)
         runtime.by_design.begin(bare_model(runner))
         self._ignore = runtime.by_design
         self._snapshots = SnapshotStore(
             runner, self._ring, self.pin_memory, self._ignore
         )
+        self.undo.callback(self._snapshots.finish)  # waits for the last file
         self._go_back = GoBack(
             runner,
             self._snapshots,
@@ -199,10 +201,15 @@ class RollbackHook(AmpHook):
             self.scale_factor,
             self.reset_optimizer,
         )
-        self._opinion = runtime.second_opinion = SecondOpinion(runner, self._snapshots)
+        self._opinion = runtime.second_opinion = SecondOpinion(
+            runner, self._snapshots, self.guarded
+        )
+        self.undo.callback(self._opinion.detach)
+        self.undo.callback(setattr, runtime, "second_opinion", None)
         nonfinite = partial(nonfinite_state, runner, self._ignore)
         self._guard = CheckpointGuard(runner, nonfinite, self._snapshots.saved)
         self._guard.attach()
+        self.undo.callback(self._guard.detach)
         runtime.averaging.attach(runner, self)
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
@@ -269,13 +276,6 @@ class RollbackHook(AmpHook):
         super().after_load_checkpoint(runner, checkpoint)
         if private.resumes(runner):
             self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
-
-    def after_train(self, runner: Runner) -> None:
-        """Wait for the last file, and leave everything as it was."""
-        self._opinion.detach()
-        self._snapshots.finish()
-        self._guard.detach()
-        super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed, as plain numbers."""

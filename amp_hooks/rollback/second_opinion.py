@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..engine.condition import Condition
+from ..engine.patch import Guard, unguarded
 from ..engine.rng import capture_rng, restore_rng, undisturbed_rng
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -35,9 +36,12 @@ class SecondOpinion:
     Args:
         runner: The run.
         store: Has the snapshot that a rollback would go to.
+        guarded: Bears what goes wrong here.
     """
 
-    def __init__(self, runner: Runner, store: SnapshotStore) -> None:
+    def __init__(
+        self, runner: Runner, store: SnapshotStore, guarded: Guard = unguarded
+    ) -> None:
         self._runner, self._store = runner, store
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         model = bare_model(runner)
@@ -46,7 +50,7 @@ class SecondOpinion:
         def note(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._note(model, args, kwargs)
 
-        self._handle = model.register_forward_pre_hook(note, with_kwargs=True)
+        self._handle = model.register_forward_pre_hook(guarded(note), with_kwargs=True)
 
     def begin_iteration(self) -> None:
         """Let go of the last batch."""

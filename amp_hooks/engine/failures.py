@@ -1,0 +1,153 @@
+"""A failure of ours never costs the run: it is told, and its part is switched off."""
+
+from __future__ import annotations
+
+import functools
+import os.path as osp
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import OnPurpose
+from . import private
+from .messages import warn
+
+T = TypeVar("T")
+
+_LONGEST = 4000  # characters of a traceback in the log
+_PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__)))
+
+
+class Failures:
+    """Calls what is ours, and bears what it raises.
+
+    The owner of a call is a hook, or what several hooks share. One whose call has
+    raised is off from then on: it is not called any more, and what it had put into the
+    model, the optimizer and the runner is taken away. Training goes on as if it had not
+    been there. Exceptions :class:`.OnPurpose`, and errors of the device, which belong
+    to whatever ran on it before, go on their way.
+
+    Attributes:
+        off: Owners that are switched off, by ``id``.
+        on_failure: Called as ``on_failure(name, where, error)`` with strings.
+    """
+
+    def __init__(self) -> None:
+        self.off: dict[int, Any] = {}  # the owner too, so that no id is used again
+        self.on_failure: Callable[[str, str, str], None] = lambda *line: None
+        self._undo: dict[int, tuple[Any, Callable[[], Any] | None]] = {}
+        self._essential: set[int] = set()
+
+    def register(
+        self, owner: Any, undo: Callable[[], Any], *, essential: bool = False
+    ) -> None:
+        """Let an owner be known.
+
+        Args:
+            owner: What ``call`` and ``bear`` are going to be told.
+            undo: Takes away what it has put into the run.
+            essential: All others depend on it: if it fails, everything is off.
+        """
+        self._undo[id(owner)] = owner, undo
+        if essential:
+            self._essential.add(id(owner))
+
+    def call(
+        self,
+        owner: Any,
+        what: Callable[..., T],
+        *args: Any,
+        otherwise: T,
+        **kwargs: Any,
+    ) -> T:
+        """Call ``what``; if its owner is off, or it raises, returns ``otherwise``."""
+        if id(owner) in self.off:
+            return otherwise
+        try:
+            return what(*args, **kwargs)
+        except Exception as e:
+            if leaves(e):
+                raise
+            self.bear(owner, getattr(what, "__name__", "a call"), e)
+            return otherwise
+
+    def guarded(
+        self, owner: Any, what: Callable[..., Any], otherwise: Any = None
+    ) -> Callable[..., Any]:
+        """A function that is called in this way, to be registered somewhere."""
+        named = what.func if isinstance(what, functools.partial) else what
+
+        @functools.wraps(named)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if id(owner) in self.off:
+                return otherwise
+            try:
+                return what(*args, **kwargs)
+            except Exception as e:
+                if leaves(e):
+                    raise
+                self.bear(owner, named.__name__, e)
+                return otherwise
+
+        return guarded
+
+    def bear(self, owner: Any, where: str, error: Exception) -> None:
+        """Switch the owner off, and tell it, once."""
+        if id(owner) in self.off:
+            return
+        everything = id(owner) in self._essential
+        name = "amp_hooks" if everything else type(owner).__name__
+        text = f"{type(error).__name__}: {error}"
+        where = f"{where} ({place(error)})"
+        known = dict(self._undo) if everything else {}
+        known.setdefault(id(owner), self._undo.pop(id(owner), (owner, None)))
+        # The last to come is the first to go.
+        left = [e for ending in reversed(known.values()) for e in self._end(*ending)]
+        warn(
+            f"{name} failed in {where}: {text}. This is a fault of amp_hooks, not of "
+            f"the run, which goes on without {name}. "
+            + "".join(f"It could not be taken away whole ({e}). " for e in left)
+            + "Please report it with the traceback; until it is mended, leave it out "
+            f"of custom_hooks.\n{traceback_of(error)}"
+        )
+        try:
+            self.on_failure(name, where, text)
+        except Exception as e:
+            warn(f"and it could not be written down: {e!r}.")
+
+    def clear(self) -> None:
+        """Training is over: nothing is kept of its hooks."""
+        self._undo.clear()
+        self._essential.clear()
+
+    def _end(self, owner: Any, undo: Callable[[], Any] | None) -> list[str]:
+        self.off[id(owner)] = owner
+        try:
+            if undo is not None:
+                undo()
+        except Exception as e:
+            return [repr(e)]
+        return []
+
+
+def leaves(error: BaseException) -> bool:
+    """Whether an exception in our code is none of ours to bear."""
+    return isinstance(error, OnPurpose) or private.of_the_device(error)
+
+
+def traceback_of(error: BaseException) -> str:
+    """As Python prints it; its end, if it is long."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return "".join(lines)[-_LONGEST:].rstrip()
+
+
+def place(error: BaseException) -> str:
+    """Where in this package it was raised, or passed: file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if f.filename.startswith(_PACKAGE)] or frames
+    inner = [f for f in ours if not f.filename.endswith("engine/failures.py")] or ours
+    if not inner:
+        return "?"
+    return (
+        f"{osp.relpath(inner[-1].filename, osp.dirname(_PACKAGE))}:{inner[-1].lineno}"
+    )
