@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.patch import Guard, unguarded
+from ..engine.patch import Guard, unguarded, wrap
 from ..engine.recorder import FlightRecorder
 from ..engine.tensors import map_tensors, named_tensors
 from ..monitor.logits import infinity_is_overflow
@@ -117,18 +117,13 @@ class HeadGuard:
                 self._guard_loss(head, method)
 
     def _guard_loss(self, head: nn.Module, method: str) -> None:
-        original = getattr(head, method)
-        before = head.__dict__.get(method)
-        if getattr(before, "__module__", "").startswith("amp_hooks."):
-            before = None  # a wrapper of this package, which goes away as well
-
         def floats(args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
             context = _full_precision(head, (args, kwargs))
             return context, _as_float(args), _as_float(kwargs)
 
         in_floats = self.guarded(floats)
 
-        def in_fp32(*args: Any, **kwargs: Any) -> Any:
+        def in_fp32(original: Any, *args: Any, **kwargs: Any) -> Any:
             if not self.on:
                 return original(*args, **kwargs)
             as_they_are = contextlib.nullcontext(), args, kwargs
@@ -136,13 +131,7 @@ class HeadGuard:
             with context:
                 return original(*args, **kwargs)
 
-        def undo() -> None:
-            head.__dict__.pop(method, None)
-            if before is not None:
-                setattr(head, method, before)
-
-        setattr(head, method, in_fp32)
-        self._undo.append(undo)
+        self._undo.append(wrap(head, method, in_fp32))
 
 
 def _full_precision(module: nn.Module, inputs: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner
 
 from . import private
+from .patch import wrap
 from .runtime import Runtime
 
 _TELLING: weakref.WeakSet[BaseLoop] = weakref.WeakSet()  # loops that are wrapped
@@ -22,11 +23,8 @@ def tell_how_it_ends(runner: Runner) -> None:
     if not isinstance(loop, BaseLoop) or loop in _TELLING:
         return
     _TELLING.add(loop)
-    original, own = loop.run, vars(loop).get("run")
-    if getattr(own, "__module__", "").startswith("amp_hooks."):
-        own = None  # a wrapper of this package, which goes away as well
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(original: Any, *args: Any, **kwargs: Any) -> Any:
         runtime = Runtime.of(runner)
         runtime.aborted = False
         try:
@@ -37,8 +35,6 @@ def tell_how_it_ends(runner: Runner) -> None:
             raise
         finally:
             _TELLING.discard(loop)
-            vars(loop).pop("run", None)
-            if own is not None:
-                loop.run = own
+            undo()
 
-    loop.run = run
+    undo = wrap(loop, "run", run)

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from . import private
 from .failures import Failures
+from .patch import wrap
 from .run import iter_wrappers
 from .step_tap import StepTap
 
@@ -52,18 +53,18 @@ class ErrorTap:
         self.handlers: list[ErrorHandler] = []
         self._tap, self._failures = tap, failures
         self._model: Any = None
+        self._undo: Callable[[], None] = lambda: None
 
     def attach(self, runner: Runner) -> None:
         """Wrap the model that the training loop calls, with DDP around it if any."""
         if self._model is not None:
             return
         self._model = runner.model
-        original: Callable[..., Any] = runner.model.train_step
 
         begin = self._failures.guarded(self, self._begin, [])
         handled = self._failures.guarded(self, self._handled, False)
 
-        def train_step(*args: Any, **kwargs: Any) -> Any:
+        def train_step(original: Any, *args: Any, **kwargs: Any) -> Any:
             counts: list[int] = begin(runner.optim_wrapper)
             try:
                 return original(*args, **kwargs)
@@ -73,7 +74,7 @@ class ErrorTap:
                     return {}
                 raise
 
-        self._model.train_step = train_step
+        self._undo = wrap(runner.model, "train_step", train_step)
 
     def _begin(self, optim_wrapper: Any) -> list[int]:
         for call in self.before:
@@ -93,7 +94,7 @@ class ErrorTap:
     def detach(self) -> None:
         """Give the model its own ``train_step`` back."""
         if self._model is not None:
-            del self._model.train_step
+            self._undo()
             self._model = None
         self.before.clear()
         self.handlers.clear()

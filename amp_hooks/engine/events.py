@@ -216,6 +216,15 @@ EVENTS = {
             "checkpoint": "its path",
         },
     ),
+    "failure": Event(
+        "a part of amp_hooks failed and is off since; the run goes on without it",
+        words.failure,
+        {
+            "part": "class of the hook, or amp_hooks for all of them",
+            "where": "event or method, file and line",
+            "error": "type and message",
+        },
+    ),
     "abort": Event(
         "training ended with an exception",
         words.abort,

@@ -8,7 +8,16 @@ import os
 from typing import Any
 
 # Their number is bounded by other means, and a report cannot do without them.
-_ALWAYS = ("start", "diverged", "well", "rollback", "fallback", "abort", "end")
+_ALWAYS = (
+    "start",
+    "diverged",
+    "well",
+    "rollback",
+    "fallback",
+    "failure",
+    "abort",
+    "end",
+)
 
 
 def strict_json(value: Any) -> Any:

@@ -2,12 +2,74 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 # As Failures.guarded: a function, and what is returned in its place if it fails.
 Guard = Callable[..., Callable[..., Any]]
+
+
+_NOTHING = object()
+
+
+class Layers:
+    """What a method goes through while some of ours are around it, in its place.
+
+    They come and go in any order. One of somebody else, put on top of them, is left
+    alone, and one that was there before is the original.
+
+    Args:
+        thing: Whose method it is.
+        name: Of the method.
+    """
+
+    def __init__(self, thing: Any, name: str) -> None:
+        self.own = vars(thing).get(name, _NOTHING)
+        self.layers: list[Callable[..., Any]] = []
+        self._original: Callable[..., Any] = getattr(thing, name)
+        functools.update_wrapper(self, self._original, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Through the last one first."""
+        call = self._original
+        for layer in self.layers:
+            call = functools.partial(layer, call)
+        return call(*args, **kwargs)
+
+    def put_back(self, attributes: dict[str, Any], name: str) -> None:
+        """Into the attributes of an object: what it had of its own, or nothing."""
+        if self.own is _NOTHING:
+            attributes.pop(name, None)
+        else:
+            attributes[name] = self.own
+
+
+def wrap(thing: Any, name: str, layer: Callable[..., Any]) -> Callable[[], None]:
+    """Let a method of one object go through ``layer``.
+
+    Args:
+        thing: The object.
+        name: Of its method.
+        layer: Called as ``layer(original, *args, **kwargs)`` in its place.
+
+    Returns:
+        What takes it away again.
+    """
+    layers = vars(thing).get(name)
+    if not isinstance(layers, Layers):
+        layers = Layers(thing, name)
+        setattr(thing, name, layers)
+    layers.layers.append(layer)
+
+    def undo() -> None:
+        if layer in layers.layers:
+            layers.layers.remove(layer)
+        if not layers.layers and vars(thing).get(name) is layers:
+            layers.put_back(vars(thing), name)
+
+    return undo
 
 
 def replace(thing: Any, name: str, value: Any, stack: ExitStack) -> None:

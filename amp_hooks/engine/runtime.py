@@ -26,6 +26,7 @@ from .forward_judge import ForwardJudge
 from .harmless import HarmlessLosses
 from .ledger import Ledger
 from .messages import warn
+from .no_trace import NoTrace
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
 from .recorder import FlightRecorder, IterationRecord
 from .run import bare_model
@@ -96,6 +97,7 @@ class Runtime:
         self.saver: Callable[[str], Save] = lambda path: torch.save
         self.replayed: list[Callable[[], AbstractContextManager[Any]]] = []
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
+        self._no_trace = NoTrace()
         self._record: IterationRecord | None = None
         self._hooks = 0  # attached at present
         self.aborted = False
@@ -257,6 +259,7 @@ class Runtime:
         """
         self._hooks += 1
         if self._hooks == 1:
+            self._no_trace.attach(runner.model)
             self.failures.on_failure = partial(self._tell_failure, runner)
             self.failures.register(self, self.close, essential=True)
             self.failures.register(self.tap, self.tap.detach, essential=True)
@@ -282,6 +285,7 @@ class Runtime:
         for watch in self.forward.watches:
             watch.close()
         self.errors.detach()
+        self._no_trace.detach()
         self.averaging.detach()
         # They refer to the runner, which could never be freed with them in place.
         self.observers.clear()

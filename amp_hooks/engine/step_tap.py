@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from . import private
 from .failures import Failures
+from .patch import wrap
 from .recorder import FlightRecorder
 from .run import active_scaler, iter_wrappers, trained_parameters
 from .tensors import parameter_grad_norms
@@ -76,6 +77,7 @@ class StepTap:
         self.skipped = False
         self.divisors: dict[str, int] = {}
         self._wrapped: list[OptimWrapper] = []
+        self._undo: list[Callable[[], None]] = []
         self._by_name: dict[str, OptimWrapper] = {}
 
     def attach(self, optim_wrapper: Any) -> None:
@@ -116,21 +118,20 @@ class StepTap:
 
     def detach(self) -> None:
         """Give every optimizer its own methods back."""
-        for wrapper in self._wrapped:
-            del wrapper.backward, wrapper.step
+        while self._undo:
+            self._undo.pop()()
         self._wrapped.clear()
         self._by_name.clear()
         self.listeners.clear()
         self.gate = None
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
-        original_backward, original_step = wrapper.backward, wrapper.step
         call, guarded = self._failures.call, self._failures.guarded
         note_loss = guarded(self, partial(self._note_loss, name, wrapper))
         before = guarded(self, partial(self._before, name, wrapper))
         after = guarded(self, partial(self._after, name))
 
-        def backward(loss: Tensor, **kwargs: Any) -> None:
+        def backward(original: Any, loss: Tensor, **kwargs: Any) -> None:
             note_loss(loss)
             if (gate := self.gate) is not None:
                 params, go_on = trained_parameters(wrapper), gate.before_backward
@@ -140,9 +141,9 @@ class StepTap:
                     private.count_backward(wrapper)  # as the original does
                     return
                 loss = passed
-            original_backward(loss, **kwargs)
+            original(loss, **kwargs)
 
-        def step(**kwargs: Any) -> None:
+        def step(original: Any, **kwargs: Any) -> None:
             if (gate := self.gate) is not None:
                 params = trained_parameters(wrapper)
                 if not call(gate.owner, gate.opens, name, params, otherwise=True):
@@ -153,10 +154,10 @@ class StepTap:
             # GradScaler decides by itself; without one this is the guard's one wait.
             if self.gate is not None and "bad" in state and state["bad"].item():
                 return
-            original_step(**kwargs)
+            original(**kwargs)
             after(state)
 
-        wrapper.backward, wrapper.step = backward, step
+        self._undo += [wrap(wrapper, "backward", backward), wrap(wrapper, "step", step)]
 
     def _note_loss(self, name: str, wrapper: OptimWrapper, loss: Any) -> None:
         if isinstance(loss, Tensor) and loss.numel() == 1:

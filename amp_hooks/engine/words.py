@@ -189,6 +189,14 @@ def abort(line: Line) -> str:
     )
 
 
+def failure(line: Line) -> str:
+    """Of a ``failure`` line."""
+    return (
+        f"{line['part']} failed in {line['where']}: {line['error']}. It is off since, "
+        "and training goes on without it."
+    )
+
+
 def preflight(line: Line) -> str:
     """Of a ``preflight`` line."""
     found = line["findings"]

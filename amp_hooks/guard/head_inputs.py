@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import private
-from ..engine.patch import Guard, unguarded
+from ..engine.patch import Guard, unguarded, wrap
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, overlaps_itself
 
@@ -97,27 +97,15 @@ class HeadInputs:
         self.trusts = lambda name: False
 
     def _wrap(self, name: str, head: nn.Module, method: str) -> None:
-        original, before = getattr(head, method), head.__dict__.get(method)
-        if getattr(before, "__module__", "").startswith("amp_hooks."):
-            before = None  # a wrapper of this package, which goes away as well
-
         look = self.guarded(self._look)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(original: Any, *args: Any, **kwargs: Any) -> Any:
             # Not in evaluation, and not where a bad batch is run again as it was.
             if torch.is_grad_enabled() and not self._recorder.muted:
                 look(name, (args, kwargs))
             return original(*args, **kwargs)
 
-        def undo() -> None:
-            if head.__dict__.get(method) is watched:
-                if before is None:
-                    delattr(head, method)
-                else:
-                    setattr(head, method, before)
-
-        setattr(head, method, watched)
-        self._undo.append(undo)
+        self._undo.append(wrap(head, method, watched))
 
     def _look(self, name: str, given: Any) -> None:
         predictions = [*_predictions(given)]

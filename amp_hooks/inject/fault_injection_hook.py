@@ -102,6 +102,7 @@ class FaultInjectionHook(AmpHook):
 
     # First, for batch and disk; what must come last is left to a hook at the other end.
     priority = "HIGHEST"
+    borne = False  # to break things is what it is for
 
     def __init__(self, faults: list[dict[str, Any]], seed: int = 0) -> None:
         owner = "FaultInjectionHook"

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
-from ..engine.patch import Guard, unguarded
+from ..engine.patch import Guard, unguarded, wrap
 from .class_losses import is_classification_loss, words
 
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target", "loss")
@@ -77,7 +77,7 @@ class ClassifierFinder:
         self._hits = 0
         self._open = True
         self._handles = [model.register_forward_pre_hook(guarded(self._forget))]
-        self._wrapped: list[tuple[nn.Module, str, Any, Any]] = []
+        self._undo: list[Callable[[], None]] = []
         for name, module in model.named_modules():
             if isinstance(module, ScriptModule):
                 continue
@@ -161,7 +161,7 @@ class ClassifierFinder:
 
         nodes_of, trace = self._guarded(nodes, []), self._guarded(self._trace)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(original: Any, *args: Any, **kwargs: Any) -> Any:
             if not self._open:
                 return original(*args, **kwargs)
             # Before the call: in-place operations move a tensor to another node.
@@ -171,9 +171,7 @@ class ClassifierFinder:
                 trace(f"{name}.{method}" if name else method, found)
             return result
 
-        before = module.__dict__.get(method)
-        setattr(module, method, watched)
-        self._wrapped.append((module, method, watched, before))
+        self._undo.append(wrap(module, method, watched))
 
     def _trace(self, loss: str, nodes: list[Any]) -> None:
         for node in nodes:
@@ -222,14 +220,8 @@ class ClassifierFinder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for module, method, watched, before in self._wrapped:
-            if module.__dict__.get(method) is not watched:
-                continue  # wrapped again since then; ours only passes on
-            if before is None:
-                delattr(module, method)
-            else:
-                setattr(module, method, before)
-        self._wrapped.clear()
+        while self._undo:
+            self._undo.pop()()
         self._layers.clear()
         self._begins.clear()
         self._ends.clear()

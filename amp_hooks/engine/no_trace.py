@@ -1,0 +1,59 @@
+"""Copies of the model, and files with it, hold nothing of ours."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import nn
+from torch.jit import ScriptModule
+
+from .patch import Layers
+
+_STATE = "__getstate__"
+
+
+class NoTrace:
+    """Stands in for ``__getstate__`` of each module, which deepcopy and pickle ask.
+
+    Hooks and wrapped methods belong to the run. A copy would carry them on, bound to
+    the model that it was made of, and a file could not be written at all.
+    """
+
+    def __init__(self) -> None:
+        self._modules: list[nn.Module] = []
+
+    def attach(self, model: nn.Module) -> None:
+        """Of a model, with DDP around it if any."""
+        for module in model.modules():
+            if _STATE not in vars(module) and not isinstance(module, ScriptModule):
+                setattr(module, _STATE, lambda module=module: state_without(module))
+                self._modules.append(module)
+
+    def detach(self) -> None:
+        """Give the modules back as they were."""
+        while self._modules:
+            vars(self._modules.pop()).pop(_STATE, None)
+
+
+def state_without(module: nn.Module) -> Any:
+    """What a copy of the module has, without what this package has put into it."""
+    theirs: Any = getattr(type(module), _STATE, None)
+    stock = getattr(object, _STATE, None)  # since Python 3.11
+    state: Any = vars(module) if theirs is stock else theirs(module)
+    if not isinstance(state, dict):
+        return state
+    state = {name: value for name, value in state.items() if name != _STATE}
+    for name, value in vars(module).items():
+        if name not in state:
+            continue
+        if isinstance(value, Layers):
+            value.put_back(state, name)
+        elif isinstance(value, OrderedDict) and name.endswith("_hooks"):
+            kept = ((key, hook) for key, hook in value.items() if not _is_ours(hook))
+            state[name] = OrderedDict(kept)
+    return state
+
+
+def _is_ours(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("amp_hooks.")

@@ -1,0 +1,325 @@
+"""Whatever of ours breaks, the run ends with the weights of stock."""
+
+import functools
+
+import pytest
+import torch
+
+from amp_hooks import hooks as all_hooks
+from amp_hooks.engine.error_tap import ErrorTap
+from amp_hooks.engine.failures import Failures
+from amp_hooks.engine.forward_judge import ForwardJudge
+from amp_hooks.engine.hook import AmpHook
+from amp_hooks.engine.ledger import Ledger
+from amp_hooks.engine.recorder import FlightRecorder
+from amp_hooks.engine.runtime import Runtime
+from amp_hooks.engine.step_tap import StepTap
+from amp_hooks.errors import SetupError, TrainingDivergedError
+from amp_hooks.guard.buffer_watch import BufferWatch
+from amp_hooks.guard.head_inputs import HeadInputs
+from amp_hooks.guard.step_gate import StepGate
+from amp_hooks.rollback.checkpoint_guard import CheckpointGuard
+from amp_hooks.rollback.snapshot_store import SnapshotStore
+from tests import small
+
+# With what makes all of them do something in so short a run.
+SUITE = dict(
+    type="amp_hooks.StabilityHook",
+    head_clamp=dict(when="always", limit=1e4),
+    rollback=dict(interval=2, probation=1),
+    panel=dict(interval=2, histogram_interval=2),
+)
+ITERS = 6
+HOOKS = sorted(
+    name
+    for name, cls in vars(all_hooks).items()
+    if isinstance(cls, type) and issubclass(cls, AmpHook) and cls.borne
+)
+# Not in a run that only trains: called on the runner once it is over.
+ELSEWHERE = {
+    "before_val": {},
+    "before_test": {},
+    "after_val_epoch": dict(metrics={"coco/bbox_mAP": 0.5}),
+}
+
+
+def events(name):
+    cls = getattr(all_hooks, name)
+    return [
+        event
+        for event in sorted(dir(cls))
+        if event.startswith(("before_", "after_"))
+        and getattr(cls, event) is not getattr(small.Hook, event, None)
+    ]
+
+
+def runner_of(folder, hooks, dtype=None):
+    runner = small.build(folder, hooks, dtype=dtype, iters=ITERS)
+    next(h for h in runner.hooks if type(h).__name__ == "CheckpointHook").interval = 3
+    return runner
+
+
+@pytest.fixture(scope="module")
+def stock_in(tmp_path_factory):
+    """What is learned without hooks, by precision."""
+
+    @functools.cache
+    def train(dtype):
+        runner = runner_of(tmp_path_factory.mktemp("stock"), [], dtype)
+        runner.train()
+        return small.state(runner)
+
+    return train
+
+
+@pytest.fixture
+def stock(stock_in):
+    return stock_in(None)
+
+
+class Broken(Exception):
+    """No kind of exception that anybody expects."""
+
+
+def breaks(calls):
+    def broken(*args, **kwargs):
+        calls.append(args)
+        raise Broken("on purpose")
+
+    return broken
+
+
+def failures(runner):
+    return small.ledger(runner, "failure")
+
+
+@pytest.mark.parametrize(
+    ("name", "event"), [(name, event) for name in HOOKS for event in events(name)]
+)
+def test_a_hook_broken_in_an_event(tmp_path, monkeypatch, stock_in, name, event):
+    # In FP32 there is nothing to fall back to; in BF16 a clamp that is on computes so.
+    dtype = "bfloat16" if name == "PrecisionFallbackHook" else None
+    suite = SUITE | dict(head_clamp=True) if dtype else SUITE
+    runner, calls = runner_of(tmp_path, [suite], dtype), []
+    monkeypatch.setattr(getattr(all_hooks, name), event, breaks(calls), raising=False)
+    if event in ELSEWHERE:
+        runner.register_hook(LastCall(event, ELSEWHERE[event]))
+    runner.train()
+    assert small.same(small.state(runner), stock_in(dtype))
+    # Events of a resume do not come; the others come once, and never again.
+    resumes = event == "after_load_checkpoint"
+    assert len(calls) == (0 if resumes else 1)
+    lines = failures(runner)
+    # The ledger begins with the first hook that attaches.
+    if event not in ("before_run", "before_train", "after_load_checkpoint"):
+        assert [line["part"] for line in lines] == [name]
+        assert lines[0]["error"] == "Broken: on purpose"
+        called = "after_train_iter" if event == "after_record" else event
+        assert lines[0]["where"].startswith(f"{called} (")
+
+
+class LastCall(small.Hook):
+    """An event that training does not have, after its last iteration."""
+
+    priority = "LOWEST"
+
+    def __init__(self, event, arguments):
+        self.event, self.arguments = event, arguments
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == ITERS - 1:
+            for hook in runner.hooks:
+                if isinstance(hook, AmpHook) and hasattr(hook, self.event):
+                    getattr(hook, self.event)(runner, **self.arguments)
+
+
+INSIDE = [
+    (StepTap, "_note_loss", "amp_hooks"),
+    (StepTap, "_before", "amp_hooks"),
+    (StepTap, "_after", "amp_hooks"),
+    (ErrorTap, "_begin", "amp_hooks"),
+    (FlightRecorder, "close", "amp_hooks"),
+    (ForwardJudge, "judge", "amp_hooks"),
+    (ForwardJudge, "learn", "amp_hooks"),
+    (BufferWatch, "finite", "amp_hooks"),
+    (BufferWatch, "take_flags", "StepGuardHook"),
+    (StepGate, "before_backward", "StepGuardHook"),
+    (StepGate, "opens", "StepGuardHook"),
+    (StepGate, "before_step", "StepGuardHook"),
+    (CheckpointGuard, "_transact", "CheckpointGuard"),
+    (SnapshotStore, "collect", "RollbackHook"),
+    (SnapshotStore, "healthy", "RollbackHook"),
+]
+
+
+@pytest.mark.parametrize(("owner", "method", "part"), INSIDE)
+def test_what_the_optimizer_calls_is_broken(
+    tmp_path, monkeypatch, stock, owner, method, part
+):
+    runner, calls = runner_of(tmp_path, [SUITE]), []
+    monkeypatch.setattr(owner, method, breaks(calls))
+    runner.train()
+    assert calls
+    assert small.same(small.state(runner), stock)
+    assert [line["part"] for line in failures(runner)] == [part]
+
+
+FUNCTIONS = [
+    ("amp_hooks.monitor.logit_watch.logit_stats", "LogitWatch"),
+    ("amp_hooks.monitor.classifiers.is_classification_loss", None),
+    ("amp_hooks.clamp.head_guard.clamp_logits", "HeadClampHook"),
+    ("amp_hooks.clamp.head_guard._as_float", "HeadClampHook"),
+    ("amp_hooks.monitor.grad_norm_monitor_hook.group_norms", "GradNormMonitorHook"),
+    ("amp_hooks.forensics.forensics_hook.capture_rng", "ForensicsHook"),
+    ("amp_hooks.engine.step_tap.parameter_grad_norms", "amp_hooks"),
+]
+
+
+@pytest.mark.parametrize(("function", "part"), FUNCTIONS)
+def test_what_the_model_calls_is_broken(tmp_path, monkeypatch, stock, function, part):
+    runner, calls = runner_of(tmp_path, [SUITE]), []
+    monkeypatch.setattr(function, breaks(calls))
+    runner.train()
+    assert calls
+    assert small.same(small.state(runner), stock)
+    if part:
+        assert [line["part"] for line in failures(runner)] == [part]
+
+
+def test_predictions_that_cannot_be_looked_at(tmp_path, monkeypatch):
+    """A detector whose head asks for it."""
+    calls = []
+
+    class WithHead(small.Small):
+        def __init__(self):
+            super().__init__()
+            self.bbox_head.loss_by_feat = self.bbox_head_loss
+
+        def bbox_head_loss(self, logits, y):
+            return self.bbox_head.loss_cls(logits.float(), y)
+
+        def losses(self, features, logits, y):
+            return dict(loss_cls=self.bbox_head.loss_by_feat(logits, y))
+
+    runs = []
+    for hooks in ([], [SUITE]):
+        runner = small.build(tmp_path, hooks, model=WithHead, iters=ITERS)
+        if hooks:
+            monkeypatch.setattr(HeadInputs, "_look", breaks(calls))
+        runner.train()
+        runs.append(small.state(runner))
+    assert calls
+    assert small.same(*runs)
+    assert [line["part"] for line in failures(runner)] == ["HeadInputs"]
+
+
+def test_it_is_told_once_with_the_line_and_the_traceback(tmp_path, monkeypatch):
+    runner = runner_of(tmp_path, [SUITE])
+    monkeypatch.setattr(all_hooks.HealthHook, "_add", breaks([]))
+    told = []
+    monkeypatch.setattr("amp_hooks.engine.failures.warn", told.append)
+    runner.train()
+    (text,) = told
+    assert (
+        "HealthHook failed in after_train_iter (amp_hooks/health/health_hook.py:"
+        in (text)
+    )
+    assert "goes on without HealthHook" in text
+    assert "Broken: on purpose" in text.splitlines()[-1]
+
+
+def test_what_had_been_put_into_the_run_is_taken_away(tmp_path, monkeypatch):
+    """And the others go on: a NaN is still seen."""
+    spoil = small.SpoilInputs(at=[4])
+    runner = runner_of(tmp_path, [SUITE, spoil])
+    monkeypatch.setattr(all_hooks.RollbackHook, "before_train_iter", breaks([]))
+    runner.train()
+    runtime = Runtime.of(runner)
+    assert not runtime.goes_back
+    assert runtime.second_opinion is None
+    assert [line["iter"] for line in small.ledger(runner, "veto")] == [4]
+    assert small.ledger(runner, "end")
+
+
+def test_a_failure_in_an_ill_run_leaves_it_to_stock(tmp_path, monkeypatch):
+    """The guard is off before the first bad batch: then nothing holds the NaN back."""
+    states = []
+    for hooks in ([], [SUITE]):
+        spoil = small.SpoilInputs(at=[4])
+        runner = small.build(tmp_path, [*hooks, spoil], iters=ITERS)
+        if hooks:
+            monkeypatch.setattr(FlightRecorder, "close", breaks([]))
+        runner.train()
+        states.append(small.state(runner))
+    assert torch.isnan(states[0]["backbone.0.weight"]).any()
+    assert small.same(*states)
+
+
+def test_what_is_raised_on_purpose_ends_the_run(tmp_path):
+    runner = small.build(
+        tmp_path, [dict(type="amp_hooks.HeadClampHook", targets="*.nowhere")]
+    )
+    with pytest.raises(SetupError, match=r"'\*\.nowhere' in targets matches no"):
+        runner.train()
+    hook = dict(type="amp_hooks.RollbackHook", max_rollbacks=0, interval=2, probation=0)
+    runner = small.build(tmp_path, [hook, Ruin(at=3)], iters=ITERS)
+    with pytest.raises(TrainingDivergedError):
+        runner.train()
+
+
+class Ruin(small.Hook):
+    priority = "HIGHEST"
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter >= self.at:
+            runner.model.backbone[0].weight.data.fill_(float("nan"))
+
+
+def test_an_exception_of_the_users_is_left_alone(tmp_path):
+    class Raises(small.Small):
+        def losses(self, features, logits, y):
+            raise KeyError("theirs")
+
+    runner = small.build(tmp_path, [SUITE], model=Raises, iters=ITERS)
+    with pytest.raises(KeyError, match="theirs"):
+        runner.train()
+    assert not failures(runner)
+    (abort,) = small.ledger(runner, "abort")
+    assert abort["error"] == "KeyError: 'theirs'"
+
+
+def test_a_kernel_that_failed_is_not_taken_for_ours():
+    borne = Failures()
+
+    def wait():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        borne.call(object(), wait, otherwise=None)
+    assert not borne.off
+
+
+def test_a_ledger_that_cannot_be_written(tmp_path, monkeypatch, stock):
+    """Not even a failure can be told there then."""
+    runner, calls = runner_of(tmp_path, [SUITE]), []
+    monkeypatch.setattr(Ledger, "write", breaks(calls))
+    told = []
+    monkeypatch.setattr("amp_hooks.engine.failures.warn", told.append)
+    runner.train()
+    assert small.same(small.state(runner), stock)
+    assert len([text for text in told if "failed in" in text]) >= 1
+
+
+def test_a_run_after_it_in_the_same_process_is_whole(tmp_path, monkeypatch, stock):
+    broken = runner_of(tmp_path, [SUITE])
+    with monkeypatch.context() as patch:
+        patch.setattr(FlightRecorder, "close", breaks([]))
+        broken.train()
+    runner = runner_of(tmp_path, [SUITE])
+    runner.train()
+    assert not failures(runner)
+    assert small.ledger(runner, "snapshot")
+    assert small.same(small.state(runner), stock)

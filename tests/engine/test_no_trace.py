@@ -1,0 +1,148 @@
+"""Copies and files of the model hold nothing of ours, and methods are given back."""
+
+import copy
+import io
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from amp_hooks.engine.no_trace import NoTrace
+from amp_hooks.engine.patch import wrap
+from tests import helpers, small
+
+SUITE = dict(
+    type="amp_hooks.StabilityHook",
+    head_clamp=dict(when="always"),
+    rollback=dict(interval=2, probation=1),
+)
+
+
+def hooks_of(model):
+    """What is registered on its modules, and what stands in the place of methods."""
+    return [
+        (name, key, len(value) if key.endswith("_hooks") else value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if (key.endswith("_hooks") and value)
+        or callable(value)
+        or key == "__getstate__"
+    ]
+
+
+class Copies(Hook):
+    """Somebody's hook that copies the model in the middle of a run."""
+
+    priority = "LOWEST"
+
+    def __init__(self, at=3):
+        self.at, self.copies, self.busy = at, [], 0
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == self.at:
+            self.busy = len(hooks_of(runner.model))
+            file = io.BytesIO()
+            torch.save(runner.model, file)
+            file.seek(0)
+            self.copies = [
+                copy.deepcopy(runner.model),
+                torch.load(file, weights_only=False),
+            ]
+
+
+class WithMethod(small.Small):
+    """A user's own method on one instance."""
+
+    def __init__(self):
+        super().__init__()
+        self.bbox_head.loss_by_feat = TheirLoss(self.bbox_head.loss_cls)
+
+    def losses(self, features, logits, y):
+        return dict(loss_cls=self.bbox_head.loss_by_feat(logits, y))
+
+
+class TheirLoss:
+    def __init__(self, loss):
+        self.loss = loss
+
+    def __call__(self, cls_score, y):
+        return self.loss(cls_score.float(), y)
+
+
+@pytest.mark.parametrize("model", [small.Small, WithMethod])
+def test_copies_in_the_middle_of_a_run(tmp_path, model):
+    user = Copies()
+    runner = small.build(tmp_path, [SUITE, user], model=model, iters=6)
+    before = hooks_of(runner.model)
+    runner.train()
+    assert user.busy > len(before)
+    assert hooks_of(runner.model) == before
+    whole, loaded = user.copies
+    for made in user.copies:
+        assert hooks_of(made) == [
+            (n, k, v if not callable(v) else getattr(made.get_submodule(n), k))
+            for n, k, v in before
+        ]
+        # Its own, and not the original's: they are trained apart.
+        x, y = torch.ones(4, 8), torch.zeros(4, dtype=torch.long)
+        made.forward(x, y)["loss_cls"].backward()
+        assert made.bbox_head.fc_cls.weight.grad is not None
+    assert small.same(whole.state_dict(), loaded.state_dict())
+
+
+def test_a_detector_can_be_saved_whole(build):
+    user = Copies()
+    runner = build("retinanet", iters=5, hooks=[SUITE], ema=True)
+    runner.register_hook(user)
+    before = hooks_of(runner.model)
+    runner.train()
+    assert user.busy > len(before)
+    assert [hooks_of(made) for made in user.copies] == [before, before]
+    assert helpers.ledger(runner, "failure") == []
+
+
+def test_a_state_of_the_modules_own_is_asked_for():
+    class Own(torch.nn.Linear):
+        def __getstate__(self):
+            return super().__getstate__() | dict(mine=1)
+
+    module, trace = torch.nn.Sequential(Own(2, 2)), NoTrace()
+    module[0].register_forward_hook(lambda *args: None)  # not ours
+    undo = wrap(module[0], "forward", lambda original, x: original(x) + 1)
+    trace.attach(module)
+    made = copy.deepcopy(module)
+    assert made[0].mine == 1
+    assert len(made[0]._forward_hooks) == 1
+    x = torch.ones(1, 2)
+    torch.testing.assert_close(made(x) + 1, module(x))
+    undo()
+    trace.detach()
+    torch.testing.assert_close(made(x), module(x))
+    assert "__getstate__" not in vars(module[0])
+
+
+def test_layers_go_in_any_order():
+    class Thing:
+        def method(self, x):
+            return [x]
+
+    thing = Thing()
+    first = wrap(thing, "method", lambda original, x: [*original(x), "first"])
+    second = wrap(thing, "method", lambda original, x: [*original(x), "second"])
+    assert thing.method(0) == [0, "first", "second"]
+    first()
+    assert thing.method(0) == [0, "second"]
+    second()
+    second()
+    assert "method" not in vars(thing)
+    thing.method = own = lambda x: ["own", x]
+    undo = wrap(thing, "method", lambda original, x: [*original(x), "ours"])
+    ours = thing.method
+    thing.method = lambda x: [*ours(x), "theirs"]  # on top of ours
+    assert thing.method(0) == ["own", 0, "ours", "theirs"]
+    undo()
+    assert thing.method(0) == ["own", 0, "theirs"]
+    thing.method = own
+    undo = wrap(thing, "method", lambda original, x: [*original(x), "ours"])
+    undo()
+    assert vars(thing)["method"] is own
