@@ -5,12 +5,14 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 
 from . import private
+from .messages import warn
 from .patch import wrap
 from .runtime import Runtime
 
+_LONGEST = 2000  # characters of an exception's message in the ledger
 _TELLING: weakref.WeakSet[BaseLoop] = weakref.WeakSet()  # loops that are wrapped
 
 
@@ -30,11 +32,30 @@ def tell_how_it_ends(runner: Runner) -> None:
         try:
             return original(*args, **kwargs)
         except BaseException as e:
-            tell = runtime.tell_abort
-            runtime.failures.call(runtime, tell, runner, e, otherwise=None)
+            runtime.failures.call(runtime, tell_abort, runner, e, otherwise=None)
             raise
         finally:
             _TELLING.discard(loop)
             undo()
 
     undo = wrap(loop, "run", run)
+
+
+def tell_abort(runner: Runner, error: BaseException) -> None:
+    """A line for an exception that ends training, whoever raised it."""
+    runtime = Runtime.of(runner)
+    if runtime.aborted or not runtime.attached:
+        return
+    words = str(error).strip()[:_LONGEST]
+    name = type(error).__name__
+    about = dict(error=f"{name}: {words}" if words else name)
+    if private.of_the_device(error):
+        # The context is dead: nothing can go on with it, not even to save.
+        if last := find_latest_checkpoint(runner.work_dir):
+            about["checkpoint"] = last
+        warn(
+            f"a kernel failed on the device, in or before iteration {runner.iter}, and "
+            "nothing can go on in this process. Resume in a new one, from "
+            f"{last or 'the beginning: there is no checkpoint yet'}."
+        )
+    runtime.emit("abort", runner.iter, runtime.verdict, **about)

@@ -232,7 +232,7 @@ EVENTS = {
             "rollbacks": "if RollbackHook ended it: rollbacks so far",
             "lr_factor": "if RollbackHook ended it: as in rollback",
             "limit": "if RollbackHook ended it: the argument that allows no more",
-            "checkpoint": "if RollbackHook ended it: the last good one",
+            "checkpoint": "if RollbackHook or a failed kernel ended it: the last one",
             "error": "if another exception ended it: type and message",
         },
     ),

@@ -35,8 +35,6 @@ from .verdict import Verdict, judge
 
 W = TypeVar("W", bound=ForwardWatch)
 
-_LONGEST = 2000  # characters of an exception's message in the ledger
-
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
 
@@ -237,18 +235,19 @@ class Runtime:
         """Drop what is known of gradients that are not applied any more."""
         self.forward.forget()
 
-    def tell_abort(self, runner: Runner, error: BaseException) -> None:
-        """A line for an exception that ends training, whoever raised it."""
-        if self.aborted or not self._hooks:
-            return
-        words = str(error).strip()[:_LONGEST]
-        text = f"{type(error).__name__}: {words}" if words else type(error).__name__
-        verdict = self._record.verdict if self._record else Verdict.HEALTHY
-        self.emit("abort", runner.iter, verdict, error=text)
+    @property
+    def attached(self) -> bool:
+        """Whether there are hooks of this package in a training loop at present."""
+        return self._hooks > 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """On the last iteration."""
+        return self._record.verdict if self._record else Verdict.HEALTHY
 
     def _tell_failure(self, runner: Runner, part: str, where: str, error: str) -> None:
-        verdict = self._record.verdict if self._record else Verdict.HEALTHY
-        self.emit("failure", runner.iter, verdict, part=part, where=where, error=error)
+        about = dict(part=part, where=where, error=error)
+        self.emit("failure", runner.iter, self.verdict, **about)
 
     def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:
         """A hook attaches; the first one opens the ledger.

@@ -181,7 +181,9 @@ def abort(line: Line) -> str:
     if "error" in line:
         if line.get("verdict") == "RAISED":
             return f"Training ended: {reason(line)}."
-        return f"Training ended with {line['error']}."
+        last = line.get("checkpoint")
+        resume = f" Resume in a new process, from {last}." if last else ""
+        return f"Training ended with {line['error']}.{resume}"
     return (
         f"Training ended after {line['rollbacks']} rollbacks: {reason(line)}. "
         f"{line['limit']} allows no more. The last good checkpoint is "

@@ -1,12 +1,14 @@
 """Whatever of ours breaks, the run ends with the weights of stock."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
 
 from amp_hooks import hooks as all_hooks
 from amp_hooks.engine.error_tap import ErrorTap
+from amp_hooks.engine.events import in_words
 from amp_hooks.engine.failures import Failures
 from amp_hooks.engine.forward_judge import ForwardJudge
 from amp_hooks.engine.hook import AmpHook
@@ -300,6 +302,22 @@ def test_a_kernel_that_failed_is_not_taken_for_ours():
     with pytest.raises(RuntimeError, match="device-side"):
         borne.call(object(), wait, otherwise=None)
     assert not borne.off
+
+
+def test_a_kernel_that_failed_names_the_checkpoint_to_resume_from(tmp_path):
+    class Asserts(small.Small):
+        def losses(self, features, logits, y):
+            if self.calls == 6:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            return super().losses(features, logits, y)
+
+    runner = small.build(tmp_path, [SUITE], model=Asserts, iters=8)
+    with pytest.raises(RuntimeError, match="device-side"):
+        runner.train()
+    (abort,) = small.ledger(runner, "abort")
+    assert abort["error"] == "RuntimeError: CUDA error: device-side assert triggered"
+    assert Path(abort["checkpoint"]).exists()
+    assert f"Resume in a new process, from {abort['checkpoint']}." in in_words(abort)
 
 
 def test_a_ledger_that_cannot_be_written(tmp_path, monkeypatch, stock):
