@@ -70,7 +70,13 @@ class ClassifierFinder:
         self._ends: dict[Any, list[str]] = {}  # of the outputs, innermost first
         self._hits = 0
         self._open = True
-        self._handles = [model.register_forward_pre_hook(self._forget)]
+
+        # No method: a copy of the model would copy what it belongs to, and a graph
+        # cannot be copied.
+        def forget(model: nn.Module, args: Any) -> None:
+            self._forget()
+
+        self._handles = [model.register_forward_pre_hook(forget)]
         self._wrapped: list[tuple[nn.Module, str, Any, Any]] = []
         for name, module in model.named_modules():
             if isinstance(module, ScriptModule):
@@ -88,7 +94,7 @@ class ClassifierFinder:
             for method in _LOSS_METHODS:
                 self._wrap(name, module, method)
 
-    def _forget(self, model: nn.Module, args: Any) -> None:
+    def _forget(self) -> None:
         # Of an earlier forward that called no loss: nothing leads there any more.
         self._layers.clear()
         self._begins.clear()
