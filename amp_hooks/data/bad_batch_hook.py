@@ -119,7 +119,7 @@ class BadBatchHook(AmpHook):
             self._blame(runtime, record)
         elif record.verdict is Verdict.HEALTHY:
             self._stand_ins.healthy()
-            if record.stepped:
+            if record.proves_something:
                 self.suspects.healthy_step()
         if record.verdict is Verdict.RAISED:
             self._of_step.clear()  # no step will come of it

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from .averaging import Averaging
+from .blindness import Blindness
 from .by_design import ByDesign
 from .condition import Condition
 from .describe import describe_run, utc_now
@@ -27,13 +28,14 @@ from .ledger import Ledger
 from .messages import warn
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
 from .recorder import FlightRecorder, IterationRecord
-from .run import bare_model
+from .run import accumulating, bare_model
 from .step_tap import StepTap
 from .verdict import Verdict, judge
 
 W = TypeVar("W", bound=ForwardWatch)
 
 _LONGEST = 2000  # characters of an exception's message in the ledger
+_SECOND_LOOK = 3  # iterations; averages may be made in the first
 
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
@@ -60,6 +62,7 @@ class Runtime:
         forward: What the forward passes that feed a step say about it.
         errors: Sees the exceptions that leave ``train_step``.
         averaging: Leaves EMA and the like out after an iteration that was undone.
+        blindness: What cannot be seen of this run.
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
             Below 1.0 it makes gradients smaller than they are, which cures nothing.
         raised: The exception that ended the present iteration and was dealt with.
@@ -89,6 +92,7 @@ class Runtime:
         self.forward = ForwardJudge()
         self.errors = ErrorTap(self.tap)
         self.averaging = Averaging()
+        self.blindness = Blindness()
         self.by_design = ByDesign()
         self.harmless = HarmlessLosses()
         self.condition = Condition()
@@ -149,8 +153,14 @@ class Runtime:
         for watch in self.forward.watches:
             watch.complete(record)
         self._record = record
-        for message in filter(None, messages):
+        due = not accumulating(runner.optim_wrapper)
+        unseen = self.blindness.add(
+            record, due, self.tap.skipped, self.tap.past_wrapper
+        )
+        for message in filter(None, (*messages, *unseen)):
             warn(message)
+        if self.blindness.iterations == _SECOND_LOOK:
+            self.averaging.look(runner)
         fields: dict[str, Any] = {}
         for observe in self.observers:
             fields |= observe(record)
@@ -158,7 +168,7 @@ class Runtime:
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record, self.clamped)
-            if record.stepped:
+            if record.proves_something:
                 self.by_design.settle(bare_model(runner))
         if self.raised is not None:
             fields["error"] = self.raised.text

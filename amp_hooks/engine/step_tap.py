@@ -49,6 +49,10 @@ class StepTap:
     hook event ever sees a gradient. Without a gate nothing here changes a gradient or
     waits for one.
 
+    A training loop may step the torch optimizer itself, past its wrapper. torch tells
+    of that (``register_step_pre_hook``): the gradients are looked at then, and a step
+    is refused by taking them away.
+
     Args:
         recorder: Gets ``backward_loss`` of each backward pass, and ``scale``,
             ``scale_next``, ``growth_tracker`` and ``found_inf`` of each step.
@@ -59,6 +63,8 @@ class StepTap:
         skipped: A step was refused in this iteration without looking at gradients.
         divisors: What the last loss of each optimizer had been divided by, for the
             gradients of several iterations to add up to those of a mean.
+        on_step: Called before each step that is taken, whoever takes it.
+        past_wrapper: A step was taken past its wrapper.
     """
 
     def __init__(self, recorder: FlightRecorder) -> None:
@@ -67,6 +73,10 @@ class StepTap:
         self.gate: Gate | None = None
         self.skipped = False
         self.divisors: dict[str, int] = {}
+        self.on_step: list[Callable[[], None]] = []
+        self.past_wrapper = False
+        self._inside = False  # a wrapper's own step
+        self._handles: list[Any] = []
         self._wrapped: list[OptimWrapper] = []
         self._by_name: dict[str, OptimWrapper] = {}
 
@@ -110,9 +120,12 @@ class StepTap:
         """Give every optimizer its own methods back."""
         for wrapper in self._wrapped:
             del wrapper.backward, wrapper.step
+        while self._handles:
+            self._handles.pop().remove()
         self._wrapped.clear()
         self._by_name.clear()
         self.listeners.clear()
+        self.on_step.clear()
         self.gate = None
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
@@ -144,7 +157,11 @@ class StepTap:
             # GradScaler decides by itself; without one this is the guard's one wait.
             if self.gate is not None and bad is not None and bad.item():
                 return
-            original_step(**kwargs)
+            self._inside = True
+            try:
+                original_step(**kwargs)
+            finally:
+                self._inside = False
             if scaler is not None:
                 for value in state.get("found_inf_per_device", {}).values():
                     self.recorder.note("found_inf", value.reshape(()), name)
@@ -152,7 +169,34 @@ class StepTap:
                 tracker = private.growth_tensor(scaler)
                 self.recorder.note("growth_tracker", tracker, name)
 
+        def before_any_step(_: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+            if not self._inside and not self.recorder.muted:
+                # A closure computes the gradients anew, within the step.
+                closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+                self._past_wrapper(name, wrapper, closure is not None)
+            for call in self.on_step:
+                call()
+
         wrapper.backward, wrapper.step = backward, step
+        register = getattr(wrapper.optimizer, "register_step_pre_hook", None)
+        if register is not None:
+            self._handles.append(register(before_any_step))
+
+    def _past_wrapper(self, name: str, wrapper: OptimWrapper, closure: bool) -> None:
+        """The optimizer is about to step, and its wrapper has not been asked."""
+        self.past_wrapper = True
+        if closure:
+            return
+        params = trained_parameters(wrapper)
+        if self.gate is not None and not self.gate.opens(name, params):
+            self.skipped = True
+            wrapper.optimizer.zero_grad(set_to_none=True)
+            return
+        if self.gate is not None:
+            self.gate.before_step(name, params)
+        _, bad = self._before(name, wrapper, None)
+        if self.gate is not None and bad is not None and bad.item():
+            wrapper.optimizer.zero_grad(set_to_none=True)
 
     def _before(
         self, name: str, wrapper: OptimWrapper, scaler: Any
