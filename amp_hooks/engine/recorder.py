@@ -74,10 +74,7 @@ class IterationRecord:
 
     @property
     def by_loss_alone(self) -> bool:
-        """Whether a loop of its own way steps: no gradient was seen, nor is going to be.
-
-        The losses are the only judge then.
-        """
+        """Whether the losses are the only judge: of a loop that steps by itself."""
         return "backward_loss" not in self.values or self.steps_unseen
 
     def any_nonfinite(self, quantity: str) -> bool:

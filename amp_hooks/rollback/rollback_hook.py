@@ -188,9 +188,8 @@ class RollbackHook(AmpHook):
         runtime.goes_back = True
         runtime.by_design.begin(bare_model(runner))
         self._ignore = runtime.by_design
-        self._snapshots = SnapshotStore(
-            runner, self._ring, self.pin_memory, self._ignore
-        )
+        about = (self._ring, self.pin_memory, self._ignore)
+        self._snapshots = SnapshotStore(runner, *about)
         self._go_back = GoBack(
             runner,
             self._snapshots,
@@ -204,15 +203,16 @@ class RollbackHook(AmpHook):
         self._guard = CheckpointGuard(runner, nonfinite, self._snapshots.saved)
         self._guard.attach()
         runtime.averaging.attach(runner, self)
+        self._lr.attach(runner, runtime.tap.on_step)
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
         self._judged = runner.iter - 1  # the last iteration before the present step
         if self._resumed:
             if self.rollbacks:
                 pin_static_scale(runner)
-            counts = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
-            about = dict(counts, checkpoint=private.load_from(runner))
-            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **about)
+            done = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
+            done["checkpoint"] = private.load_from(runner)
+            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **done)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None

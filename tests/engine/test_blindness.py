@@ -1,4 +1,4 @@
-"""What cannot be seen of a run is told within 20 iterations; what can be is acted on."""
+"""What cannot be seen of a run is told within 20 iterations; the rest is acted on."""
 
 import copy
 
