@@ -19,6 +19,7 @@ from .patch import replace
 from .run import bare_model, iter_wrappers, trained_parameters
 
 _DEEP = 3  # containers within each other, and objects of the user's own
+_LONG = 10_000  # more are no tensors of a model
 
 
 def averaging_hooks(runner: Runner) -> list[Hook]:
@@ -87,11 +88,9 @@ def _tensors(thing: Any, depth: int = 0) -> Iterator[Tensor]:
         thing, (Runner, BaseLoop, Optimizer, BaseOptimWrapper, Hook, type)
     ):
         return  # their tensors are the run's own
-    elif isinstance(thing, Mapping):
-        for value in list(thing.values()):
-            yield from _tensors(value, depth + 1)
-    elif isinstance(thing, (list, tuple)):
-        for value in list(thing):
+    elif isinstance(thing, (Mapping, list, tuple)):
+        values = thing.values() if isinstance(thing, Mapping) else thing
+        for value in list(values) if len(thing) <= _LONG else ():
             yield from _tensors(value, depth + 1)
     elif hasattr(thing, "__dict__") and not callable(thing):
         yield from _tensors(vars(thing), depth + 1)

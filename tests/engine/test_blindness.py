@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from tests import helpers
-from tests.small import DTYPES, SpoilInputs, build, ledger, same, state
+from tests.small import DTYPES, RaiseLR, SpoilInputs, build, ledger, same, state
 
 SUITE = dict(type="amp_hooks.StabilityHook", rollback=dict(interval=5, probation=2))
 UNSEEN = "no optimizer step has been seen"
@@ -172,6 +172,17 @@ def test_a_loop_whose_steps_are_not_seen_goes_back_to_a_recent_snapshot(tmp_path
     (line,) = ledger(runner, "rollback")
     assert line["target_iter"] >= 20
     assert all(t.isfinite().all() for t in state(runner).values())
+
+
+@pytest.mark.parametrize("loop", [BareStep, ByHand])
+def test_a_run_of_such_a_loop_that_diverges_goes_back(tmp_path, loop):
+    """Every number is finite; the learning rate has become 3000 times what it was."""
+    runner = runner_of(tmp_path, loop, [RaiseLR(3000.0), SUITE], iters=160)
+    runner.train()
+    lines = ledger(runner, "rollback")
+    assert lines
+    assert lines[0]["verdict"] == "DIVERGED"
+    assert 40 <= lines[0]["target_iter"] <= 60
 
 
 def test_a_scaler_by_hand_trains_as_without_us(tmp_path):
