@@ -92,7 +92,8 @@ class StabilityHook(Hook):
     50       IterTimerHook           MMEngine's: its times include our work.
     50       DistSamplerSeedHook     MMEngine's: acts between epochs only.
     50       EMAHook                 MMEngine's: averages what was left standing. YOLOX
-                                     and RTMDet say 49; any number above 40 will do.
+                                     and RTMDet say 49; where it says 40 or less, our
+                                     hooks from there to 40 are called before it.
     60       LoggerHook              MMEngine's: its line follows our warnings.
     70       ParamSchedulerHook      MMEngine's: steps schedules already lowered.
     80       StabilityPanelHook      Publishes what all others have noted.

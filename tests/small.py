@@ -127,7 +127,7 @@ def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, *
         ),
         train_cfg=dict(by_epoch=by_epoch, **loop),
         custom_hooks=[h for h in hooks if isinstance(h, dict)],
-        log_level="ERROR",
+        log_level=more.pop("log_level", "ERROR"),
         default_hooks=dict(
             checkpoint=dict(
                 type="CheckpointHook", interval=10**9, by_epoch=False, save_last=False

@@ -101,7 +101,8 @@ class BadBatchHook(AmpHook):
             self._warn_once(
                 "BadBatchHook: the batch has no image names, so bad batches cannot be "
                 "written down. Add 'img_path' to the meta_keys of the transform that "
-                "packs the inputs (PackDetInputs, say).",
+                "packs the inputs (PackDetInputs, say); mmyolo's yolov5_collate throws "
+                "the names away unless it is made to keep them as img_metas.",
                 "names",
             )
         elif self.skip and self.suspects.images:
@@ -119,7 +120,7 @@ class BadBatchHook(AmpHook):
             self._blame(runtime, record)
         elif record.verdict is Verdict.HEALTHY:
             self._stand_ins.healthy()
-            if record.stepped:
+            if record.proves_something:
                 self.suspects.healthy_step()
         if record.verdict is Verdict.RAISED:
             self._of_step.clear()  # no step will come of it

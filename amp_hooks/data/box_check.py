@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine.batches import boxes_of, data_samples, image_of, image_size
+from ..engine.packed import PackedSample
 from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, flaw_words
 
 
@@ -48,6 +49,9 @@ class FlawedImage:
     def drop(self) -> None:
         """Leave the flawed instances out: boxes, labels, masks and all other fields."""
         keep = torch.from_numpy(self.codes == 0).to(self.device)
+        if isinstance(self.sample, PackedSample):
+            self.sample.keep(keep)
+            return
         self.sample.gt_instances = self.sample.gt_instances[keep]
 
 
@@ -101,6 +105,20 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
             name, _ = image_of(sample) or (f"sample {i} of the batch", None)
             found.append(FlawedImage(name, rows, part, device, sample))
     return found, odd
+
+
+def layout_of(batch: Any) -> str:
+    """What a batch looks like, in a few words."""
+    if not isinstance(batch, dict):
+        return type(batch).__name__
+    shown = {name: type(value).__name__ for name, value in batch.items()}
+    samples = batch.get("data_samples")
+    if isinstance(samples, (list, tuple)) and samples:
+        shown["data_samples"] += f" of {type(samples[0]).__name__}"
+    elif isinstance(samples, dict):
+        shown["data_samples"] = layout_of(samples)
+    inside = ", ".join(f"{name}: {kind}" for name, kind in shown.items())
+    return f"dict({inside})"
 
 
 def _on_host(tensors: list[Tensor]) -> Floats:

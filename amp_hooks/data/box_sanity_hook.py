@@ -8,6 +8,7 @@ from typing import Any
 import mmengine.dist as dist
 from mmengine.runner import Runner
 
+from ..engine.batches import boxes_of, data_samples
 from ..engine.checks import check_choice, check_number
 from ..engine.hook import AmpHook
 from ..engine.messages import WarnOnce, warn
@@ -17,11 +18,12 @@ from ..engine.verdict import Verdict
 from ..engine.words import first_names
 from ..errors import BadBoxesError
 from ..registry import HOOKS
-from .box_check import FlawedImage, check_boxes
+from .box_check import FlawedImage, check_boxes, layout_of
 from .boxes import FLAWS
 
 _MAX_WARNINGS = 5
 _MAX_LINES = 1000  # a hundredth of the ledger: the annotation file tells the rest
+_ENOUGH = 10  # batches: boxes are seen by then
 _WAITING = 100  # lines of another rank that wait for the next exchange
 
 _ACTIONS = ("warn", "drop", "raise")
@@ -85,6 +87,7 @@ class BoxSanityHook(AmpHook):
         self.counts: Counter[str] = Counter()  # rank 0: of all ranks, so far as known
         self._waiting: list[dict[str, Any]] = []  # of this rank, for the ledger
         self._warnings = self._lines = 0
+        self._unseen: int | None = 0  # batches without boxes; None: there are some
         self._warn_once = WarnOnce()
 
     def before_train_iter(
@@ -92,6 +95,7 @@ class BoxSanityHook(AmpHook):
     ) -> None:
         """Look at the batch before anybody keeps it."""
         try:
+            self._look_for_any(data_batch)
             found, odd = check_boxes(data_batch, self.min_size)
         except Exception as e:  # of a data set of one's own; it must not cost the run
             self._warn_once(
@@ -109,6 +113,25 @@ class BoxSanityHook(AmpHook):
         if found:
             self._report(runner, found)
             self._act(found)
+
+    def _look_for_any(self, batch: Any) -> None:
+        """A layout that is not known has boxes nobody looks at: say so."""
+        if self._unseen is None:
+            return
+        samples = list(data_samples(batch))
+        if any(boxes_of(sample)[0] is not None for sample in samples):
+            self._unseen = None
+            return
+        self._unseen += 1
+        if self._unseen == _ENOUGH:
+            what = "none of the data samples has gt_instances.bboxes"
+            self._warn_once(
+                f"BoxSanityHook has seen no ground-truth boxes in {_ENOUGH} batches: "
+                f"{what if samples else 'there are no data samples that it knows'}, in "
+                f"{layout_of(batch)}. If there are boxes, they are not looked at. This "
+                "is said once.",
+                "none",
+            )
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord

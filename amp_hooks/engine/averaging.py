@@ -1,14 +1,25 @@
-"""Leave hooks that average weights out after an iteration that was undone."""
+"""Let hooks that average weights see an iteration only when it has been judged."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook, Hook
-from mmengine.runner import Runner
+from mmengine.optim import BaseOptimWrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ..errors import SetupError
+from .messages import warn
+from .patch import wrap
+from .run import bare_model, iter_wrappers, trained_parameters
+
+_DEEP = 3  # containers within each other, and objects of the user's own
+_LONG = 10_000  # more are no tensors of a model
 
 
 def averaging_hooks(runner: Runner) -> list[Hook]:
@@ -42,46 +53,128 @@ def begin_with_the_weights(runner: Runner) -> None:
                 average.copy_(weights[name])
 
 
+def keepers_of_a_copy(runner: Runner) -> dict[Hook, str]:
+    """Hooks that keep tensors shaped like what is trained, and the attribute.
+
+    Whatever their class: an average of one's own is a module, or a dict or list of
+    tensors. What the run itself trains does not count, and nothing is read.
+    """
+    model = bare_model(runner)
+    live = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+    trained = Counter(
+        p.shape
+        for _, wrapper in iter_wrappers(runner.optim_wrapper)
+        for p in trained_parameters(wrapper)
+        if p.requires_grad
+    )
+    kept: dict[Hook, str] = {}
+    for hook in runner.hooks if trained else ():
+        if type(hook).after_train_iter is Hook.after_train_iter:
+            continue
+        for name, value in list(vars(hook).items()):
+            others = (t for t in _tensors(value) if t.data_ptr() not in live)
+            if trained <= Counter(t.shape for t in others):
+                kept.setdefault(hook, name)
+    return kept
+
+
+def _tensors(thing: Any, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, nn.Module):
+        yield from thing.parameters()
+        yield from thing.buffers()
+    elif depth == _DEEP or isinstance(
+        thing, (Runner, BaseLoop, Optimizer, BaseOptimWrapper, Hook, type)
+    ):
+        return  # their tensors are the run's own
+    elif isinstance(thing, (Mapping, list, tuple)):
+        values = thing.values() if isinstance(thing, Mapping) else thing
+        for value in list(values) if len(thing) <= _LONG else ():
+            yield from _tensors(value, depth + 1)
+    elif hasattr(thing, "__dict__") and not callable(thing):
+        yield from _tensors(vars(thing), depth + 1)
+
+
 class Averaging:
     """Wraps ``after_train_iter`` of the averaging hooks, once for the whole suite.
 
+    An average that was taken before the iteration is judged would keep what is going to
+    be undone. So where such a hook comes first, by whatever priority, the hooks of this
+    package between it and the last that undoes are called before it, in their order,
+    and not again at their own turn. The average itself is taken when the user said.
+
     Attributes:
         undone: The iteration that left no trace; nothing is averaged after it.
+        judges: The hooks of this package.
     """
 
     def __init__(self) -> None:
         self.undone = -1
+        self.judges: list[Hook] = []
+        self._owners: list[Hook] = []
+        self._judged: dict[int, int] = {}  # by the hook's id: the iteration
         self._wrapped: list[Hook] = []
+        self._undo = ExitStack()
 
     def attach(self, runner: Runner, owner: Hook) -> None:
-        """Wrap them, for a hook that undoes iterations.
-
-        Raises:
-            ValueError: One of them would average before ``owner`` has judged.
-        """
-        order = {id(hook): i for i, hook in enumerate(runner.hooks)}
+        """Wrap them, for a hook that undoes iterations."""
+        self._owners.append(owner)
         for hook in averaging_hooks(runner):
-            if order[id(hook)] < order[id(owner)]:
-                raise SetupError(
-                    f"{type(hook).__name__} has priority {hook.priority!r} and would "
-                    f"average weights before {type(owner).__name__} has judged the "
-                    "iteration. Give it the default priority 'NORMAL', or any number "
-                    "above 40."
-                )
-            if hook not in self._wrapped:
-                self._wrap(hook)
+            self._wrap(hook)
+        self.look(runner)
+
+    def look(self, runner: Runner) -> None:
+        """Look for hooks that keep an average of their own, and tell of each once."""
+        if not self._owners:
+            return
+        try:
+            keepers = keepers_of_a_copy(runner)
+        except (RuntimeError, ValueError, TypeError):  # parameters without a shape yet
+            return
+        for hook, attribute in keepers.items():
+            if hook in self._wrapped or hook in self.judges:
+                continue
+            self._wrap(hook, always=True)
+            warn(
+                f"{type(hook).__name__} keeps a copy of the model in its attribute "
+                f"{attribute!r}. If that is an average of weights: it is taken when "
+                "the iteration has been judged, and so of what was left standing; but "
+                "no rollback takes it back, and no snapshot holds it, as they do with "
+                "an EMAHook. This is said once."
+            )
+
+    def has_acted(self, judge: Hook, iteration: int) -> bool:
+        """Whether that hook was called in this iteration before its turn."""
+        return self._judged.get(id(judge)) == iteration
 
     def detach(self) -> None:
         """Give the hooks back as they were."""
-        while self._wrapped:
-            del self._wrapped.pop().after_train_iter
+        self._undo.close()
+        for hooks in (self._wrapped, self._owners, self.judges):
+            hooks.clear()
+        self._judged.clear()
 
-    def _wrap(self, hook: Hook) -> None:
-        original = hook.after_train_iter
+    def _wrap(self, hook: Hook, always: bool = False) -> None:
+        if hook in self._wrapped:
+            return
 
-        def after_train_iter(runner: Runner, *args: Any, **kwargs: Any) -> None:
-            if self.undone != runner.iter:
+        def after_train_iter(
+            original: Any, runner: Runner, *args: Any, **kwargs: Any
+        ) -> None:
+            self._judge(hook, runner, *args, **kwargs)
+            # A hook that is not known may do more than average.
+            if always or self.undone != runner.iter:
                 original(runner, *args, **kwargs)
 
-        hook.after_train_iter = after_train_iter
+        self._undo.callback(wrap(hook, "after_train_iter", after_train_iter))
         self._wrapped.append(hook)
+
+    def _judge(self, hook: Hook, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Have the iteration judged, where that has not come yet."""
+        place = {id(h): i for i, h in enumerate(runner.hooks)}
+        last = max(place.get(id(owner), -1) for owner in self._owners)
+        for judge in runner.hooks[place[id(hook)] + 1 : last + 1]:
+            if judge in self.judges and not self.has_acted(judge, runner.iter):
+                judge.after_train_iter(runner, *args, **kwargs)
+                self._judged[id(judge)] = runner.iter

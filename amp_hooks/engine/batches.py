@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from .packed import metas_of, packed_samples, table_of
 from .tensors import named_tensors
 
 # What a sample consists of, by branch: its data sample, and its part of each input.
@@ -22,10 +24,11 @@ def image_of(sample: Any) -> tuple[str, Any] | None:
     The name is its path (``img_path``), else made of its id (``img_id``, of mmdet, or
     ``sample_idx``); ``None`` if it has neither.
     """
-    path, image_id = getattr(sample, "img_path", None), None
+    get = sample.get if isinstance(sample, dict) else partial(getattr, sample)
+    path, image_id = get("img_path", None), None
     for key in ("img_id", "sample_idx"):
         if image_id is None:
-            image_id = getattr(sample, key, None)
+            image_id = get(key, None)
     if isinstance(path, (str, os.PathLike)):
         return str(path), image_id
     return None if image_id is None else (f"sample {image_id}", image_id)
@@ -46,7 +49,8 @@ class BatchView:
 
     ``inputs`` and ``data_samples`` are lists over the samples, or stacked tensors; or
     dicts of them by branch, as in semi-supervised training, where a branch has ``None``
-    in the place of samples that it does not use.
+    in the place of samples that it does not use. Of a batch with one table of boxes
+    the images are named, if it names them, and not exchanged.
 
     Args:
         batch: As the training loop passes it to the hooks and to the model.
@@ -131,7 +135,13 @@ class Contents:
 
 
 def data_samples(tree: Any) -> Iterator[BaseDataElement]:
-    """Every data sample in a batch, those of several branches and of video frames."""
+    """Every data sample in a batch, those of several branches and of video frames.
+
+    Of a batch whose boxes lie in one table, what stands for them.
+    """
+    if packed := packed_samples(tree):
+        yield from packed
+        return
     if isinstance(tree, dict):
         tree = list(tree.values())
     frames = getattr(tree, "video_data_samples", tree)
@@ -176,6 +186,9 @@ def _branches(batch: Any) -> Iterator[tuple[str, list[Any]]]:
     if not isinstance(batch, dict):
         return
     samples, inputs = batch.get("data_samples"), batch.get("inputs")
+    if table_of(batch) is not None:
+        yield "", [metas_of(batch)]
+        return
     if not isinstance(samples, dict):
         samples, inputs = {"": samples}, {"": inputs}
     for branch, column in samples.items():

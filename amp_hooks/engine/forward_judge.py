@@ -102,8 +102,8 @@ class ForwardJudge:
                 # Only this rank knows, and nothing may be decided on it.
                 return NonfiniteForward()
             # Between the steps of an accumulation the gradients are not known. A loop
-            # without `optim_wrapper.backward` has no other judge than its losses.
-            unseen = losses if "backward_loss" not in record.values else {}
+            # whose steps cannot be seen has no other judge than its losses.
+            unseen = losses if record.by_loss_alone else {}
             nonfinite = NonfiniteForward(unseen, known)
         elif self.together:
             # Gradients are averaged, so every rank is here. A healthy run never is.

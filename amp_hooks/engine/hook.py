@@ -125,6 +125,7 @@ class AmpHook(Hook):
         runtime.tap.attach(runner.optim_wrapper)
         ours = [hook for hook in runner.hooks if isinstance(hook, AmpHook)]
         runtime.begin(runner, {hook.key(runner): hook.arguments for hook in ours})
+        runtime.averaging.judges.append(self)
         self.attach(runner, runtime)
 
     def after_train_iter(
@@ -136,7 +137,8 @@ class AmpHook(Hook):
     ) -> None:
         """Read the iteration's record, once for all hooks, and act on it."""
         runtime = Runtime.of(runner)
-        self.after_record(runner, runtime, runtime.record(runner, outputs))
+        if not runtime.averaging.has_acted(self, runner.iter):
+            self.after_record(runner, runtime, runtime.record(runner, outputs))
 
     def after_train(self, runner: Runner) -> None:
         """Detach."""

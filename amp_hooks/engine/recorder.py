@@ -39,12 +39,15 @@ class IterationRecord:
             hooks add. A value may be NaN or infinite.
         verdict: The judgement on it.
         ranks: Ranks whose loss or logits were not finite, as far as this one knows.
+        steps_unseen: Losses are propagated, and nothing shows how optimizers step: the
+            losses alone can judge.
     """
 
     iter: int
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     verdict: Verdict = Verdict.HEALTHY
     ranks: list[int] = field(default_factory=list)
+    steps_unseen: bool = False
 
     def get(self, quantity: str, name: str = "") -> float | None:
         """One value, or ``None`` if it was not measured."""
@@ -67,7 +70,12 @@ class IterationRecord:
     @property
     def proves_something(self) -> bool:
         """Whether optimizers stepped in it, or it is of a loop that steps by itself."""
-        return self.stepped or "backward_loss" not in self.values
+        return self.stepped or self.by_loss_alone
+
+    @property
+    def by_loss_alone(self) -> bool:
+        """Whether the losses are the only judge: of a loop that steps by itself."""
+        return "backward_loss" not in self.values or self.steps_unseen
 
     def any_nonfinite(self, quantity: str) -> bool:
         """Whether a value of the quantity is NaN or infinite."""

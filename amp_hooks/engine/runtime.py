@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from .averaging import Averaging
+from .blindness import Blindness
 from .by_design import ByDesign
 from .condition import Condition
 from .describe import describe_run, utc_now
@@ -29,12 +30,13 @@ from .messages import warn
 from .no_trace import NoTrace
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
 from .recorder import FlightRecorder, IterationRecord
-from .run import bare_model
+from .run import accumulating, bare_model
 from .step_tap import StepTap
 from .verdict import Verdict, judge
 
 W = TypeVar("W", bound=ForwardWatch)
 
+_SECOND_LOOK = 3  # iterations; averages may be made in the first
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
 
@@ -48,6 +50,7 @@ class Runtime:
         forward: What the forward passes that feed a step say about it.
         errors: Sees the exceptions that leave ``train_step``.
         averaging: Leaves EMA and the like out after an iteration that was undone.
+        blindness: What cannot be seen of this run.
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
             Below 1.0 it makes gradients smaller than they are, which cures nothing.
         raised: The exception that ended the present iteration and was dealt with.
@@ -67,6 +70,7 @@ class Runtime:
         last_resorts: Called as ``resort(verdict, rollbacks)`` when the rollbacks are
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
+        attached: How many hooks are, at present.
         aborted: There is an abort line already.
         replayed: Contexts in which a forward pass of this iteration is run again as it
             was: faults that were injected into it.
@@ -79,6 +83,7 @@ class Runtime:
         self.forward = ForwardJudge()
         self.errors = ErrorTap(self.tap, self.failures)
         self.averaging = Averaging()
+        self.blindness = Blindness()
         self.by_design = ByDesign()
         self.harmless = HarmlessLosses()
         self.condition = Condition()
@@ -97,7 +102,7 @@ class Runtime:
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._no_trace = NoTrace()
         self._record: IterationRecord | None = None
-        self._hooks = 0  # attached at present
+        self.attached = 0
         self.aborted = False
 
     @classmethod
@@ -150,8 +155,14 @@ class Runtime:
         for watch in self.forward.watches:
             watch.complete(record)
         self._record = record
-        for message in filter(None, messages):
+        due = not accumulating(runner.optim_wrapper)
+        unseen = self.blindness.add(
+            record, due, self.tap.skipped, self.tap.past_wrapper
+        )
+        for message in filter(None, (*messages, *unseen)):
             warn(message)
+        if self.blindness.iterations == _SECOND_LOOK:
+            self.averaging.look(runner)
         fields: dict[str, Any] = {}
         for observe in self.observers:
             fields |= observe(record)
@@ -159,7 +170,7 @@ class Runtime:
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record, self.clamped)
-            if record.stepped:
+            if record.proves_something:
                 self.by_design.settle(bare_model(runner))
         if self.raised is not None:
             fields["error"] = self.raised.text
@@ -236,11 +247,6 @@ class Runtime:
         self.forward.forget()
 
     @property
-    def attached(self) -> bool:
-        """Whether there are hooks of this package in a training loop at present."""
-        return self._hooks > 0
-
-    @property
     def verdict(self) -> Verdict:
         """On the last iteration."""
         return self._record.verdict if self._record else Verdict.HEALTHY
@@ -256,8 +262,8 @@ class Runtime:
             runner: About to train.
             hooks: The hooks of this package, and the arguments given to each.
         """
-        self._hooks += 1
-        if self._hooks == 1:
+        self.attached += 1
+        if self.attached == 1:
             self._no_trace.attach(runner.model)
             self.failures.on_failure = partial(self._tell_failure, runner)
             self.failures.register(self, self.close, essential=True)
@@ -272,8 +278,8 @@ class Runtime:
     def end(self, runner: Runner) -> None:
         """A hook detaches; with the last one the ledger ends."""
         self.close()
-        self._hooks -= 1
-        if self._hooks == 0:
+        self.attached -= 1
+        if self.attached == 0:
             last = max(runner.iter - 1, 0)
             self.emit("end", last, Verdict.HEALTHY, time=utc_now())
 
@@ -287,10 +293,7 @@ class Runtime:
         self._no_trace.detach()
         self.averaging.detach()
         # They refer to the runner, which could never be freed with them in place.
-        self.observers.clear()
-        self.clamp_limits.clear()
-        self.listeners.clear()
-        self.early_lines.clear()
-        self.last_resorts.clear()
-        self.replayed.clear()
+        kept: tuple[list[Any], ...] = (self.observers, self.clamp_limits, self.replayed)
+        for things in (*kept, self.listeners, self.early_lines, self.last_resorts):
+            things.clear()
         self.second_opinion = None

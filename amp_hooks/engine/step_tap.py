@@ -55,6 +55,10 @@ class StepTap:
     hook event ever sees a gradient. Without a gate nothing here changes a gradient or
     waits for one.
 
+    A training loop may step the torch optimizer itself, past its wrapper. torch tells
+    of that (``register_step_pre_hook``): the gradients are looked at then, and a step
+    is refused by taking them away.
+
     Args:
         recorder: Gets ``backward_loss`` of each backward pass, and ``scale``,
             ``scale_next``, ``growth_tracker`` and ``found_inf`` of each step.
@@ -67,6 +71,8 @@ class StepTap:
         skipped: A step was refused in this iteration without looking at gradients.
         divisors: What the last loss of each optimizer had been divided by, for the
             gradients of several iterations to add up to those of a mean.
+        on_step: Called before each step that is taken, whoever takes it.
+        past_wrapper: A step was taken past its wrapper.
     """
 
     def __init__(self, recorder: FlightRecorder, failures: Failures) -> None:
@@ -76,6 +82,10 @@ class StepTap:
         self.gate: Gate | None = None
         self.skipped = False
         self.divisors: dict[str, int] = {}
+        self.on_step: list[Callable[[], None]] = []
+        self.past_wrapper = False
+        self._inside = False  # a wrapper's own step
+        self._handles: list[Any] = []
         self._wrapped: list[OptimWrapper] = []
         self._undo: list[Callable[[], None]] = []
         self._by_name: dict[str, OptimWrapper] = {}
@@ -120,9 +130,12 @@ class StepTap:
         """Give every optimizer its own methods back."""
         while self._undo:
             self._undo.pop()()
+        while self._handles:
+            self._handles.pop().remove()
         self._wrapped.clear()
         self._by_name.clear()
         self.listeners.clear()
+        self.on_step.clear()
         self.gate = None
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
@@ -154,20 +167,55 @@ class StepTap:
             # GradScaler decides by itself; without one this is the guard's one wait.
             if self.gate is not None and "bad" in state and state["bad"].item():
                 return
-            original(**kwargs)
+            self._inside = True
+            try:
+                original(**kwargs)
+            finally:
+                self._inside = False
             after(state)
 
+        past_wrapper = guarded(self, partial(self._past_wrapper, name, wrapper))
+
+        def before_any_step(_: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+            if not self._inside and not self.recorder.muted:
+                # A closure computes the gradients anew, within the step.
+                closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+                past_wrapper(closure is not None)
+            for call in self.on_step:
+                call()
+
         self._undo += [wrap(wrapper, "backward", backward), wrap(wrapper, "step", step)]
+        register = getattr(wrapper.optimizer, "register_step_pre_hook", None)
+        if register is not None:
+            self._handles.append(register(before_any_step))
+
+    def _past_wrapper(self, name: str, wrapper: OptimWrapper, closure: bool) -> None:
+        """The optimizer is about to step, and its wrapper has not been asked."""
+        self.past_wrapper = True
+        if closure:
+            return
+        params = trained_parameters(wrapper)
+        if self.gate is not None and not self.gate.opens(name, params):
+            self.skipped = True
+            wrapper.optimizer.zero_grad(set_to_none=True)
+            return
+        if self.gate is not None:
+            self.gate.before_step(name, params)
+        state = self._before(name, wrapper, scaled=False)
+        if self.gate is not None and "bad" in state and state["bad"].item():
+            wrapper.optimizer.zero_grad(set_to_none=True)
 
     def _note_loss(self, name: str, wrapper: OptimWrapper, loss: Any) -> None:
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self.divisors[name] = private.loss_divisor(wrapper)
             self.recorder.note("backward_loss", loss.reshape(()), name, "sum")
 
-    def _before(self, name: str, wrapper: OptimWrapper) -> dict[str, Any]:
+    def _before(
+        self, name: str, wrapper: OptimWrapper, scaled: bool = True
+    ) -> dict[str, Any]:
         """GradScaler's state of this step; without one, whether gradients are bad."""
         state: dict[str, Any] = {}
-        scale, scaler = None, active_scaler(wrapper)
+        scale, scaler = None, active_scaler(wrapper) if scaled else None
         if scaler is not None:
             # GradScaler replaces this dict in update(); the old one keeps its verdict.
             state = dict(

@@ -161,7 +161,7 @@ class ForensicsHook(AmpHook):
             self._look(runner, runtime, record.verdict, record)
         elif record.iter in self.at:
             self._tell(runner, runtime, record.verdict, record, self._asked)
-        if record.stepped and record.verdict is Verdict.HEALTHY:
+        if record.proves_something and record.verdict is Verdict.HEALTHY:
             self._looked = False
         # Nothing is held between iterations, but a bad one of an accumulation.
         self._calls, self._asked = [], None

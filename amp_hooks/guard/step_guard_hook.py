@@ -220,16 +220,19 @@ class StepGuardHook(AmpHook):
                 "numbers (nan_to_num), and would have let this iteration pass. What "
                 "the forward pass shows decides; this is said once."
             )
-        if record.stepped:
+        healthy = record.by_loss_alone and record.verdict is Verdict.HEALTHY
+        if record.stepped or healthy:
             self._streak = 0
             self._nan_steps.start_anew()
         elif record.verdict.is_bad:
             self._streak += 1
         if self._streak == 1 and record.verdict.is_bad and not record.stepped:
+            step = "a step that could not be seen"
+            step = step if record.steps_unseen else "no optimizer step"
             warn(
-                f"iteration {record.iter} was undone ({record.verdict.value}): no "
-                "optimizer step, and buffers and EMA are as before it. Training goes "
-                "on with the next batch; stability.jsonl tells more."
+                f"iteration {record.iter} was undone ({record.verdict.value}): {step}, "
+                "and buffers and EMA are as before it. Training goes on with the next "
+                "batch; stability.jsonl tells more."
             )
         record.put("vetoes_total", self.vetoes)
 

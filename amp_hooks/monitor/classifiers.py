@@ -96,7 +96,7 @@ class ClassifierFinder:
             for method in _LOSS_METHODS:
                 self._wrap(name, module, method)
 
-    def _forget(self, model: nn.Module, args: Any) -> None:
+    def _forget(self) -> None:
         # Of an earlier forward that called no loss: nothing leads there any more.
         self._layers.clear()
         self._begins.clear()

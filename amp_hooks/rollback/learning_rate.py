@@ -68,7 +68,7 @@ class TemporaryLR:
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[dict[str, Any], Any, Any]] = []
+        self._kept: list[tuple[dict[str, Any], Any, Any, Any]] = []
 
     def apply(self, param_groups: Iterable[dict[str, Any]], factor: float) -> None:
         """Multiply until :meth:`undo`. What is still applied is undone first.
@@ -83,16 +83,21 @@ class TemporaryLR:
         check_number("TemporaryLR", "factor", factor, 0)
         self.undo()
         groups = [group for group in _distinct(param_groups) if "lr" in group]
-        self._kept = [(group, group["lr"], _copy(group["lr"])) for group in groups]
+        kept = [(group, group["lr"], _copy(group["lr"])) for group in groups]
         _multiply_now(groups, factor)
+        self._kept = [(*entry, entry[0]["lr"]) for entry in kept]
 
     def undo(self) -> None:
-        """Put the learning rates back, bit for bit; nothing if none was applied."""
+        """Put the learning rates back, bit for bit; nothing if none was applied.
+
+        One that somebody else has written meanwhile stays.
+        """
         with torch.no_grad():
-            for group, lr, value in self._kept:
+            for group, lr, value, applied in self._kept:
                 if isinstance(lr, Tensor):
                     lr.copy_(value)
-                group["lr"] = lr
+                if group.get("lr") is applied:
+                    group["lr"] = lr
         self._kept = []
 
 

@@ -8,7 +8,10 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import Tensor
 
+from ..engine.messages import warn
 from ..engine.run import iter_wrappers
+from . import messages
+from .held_rate import HeldRate
 from .learning_rate import TemporaryLR, recovered, scale_lr, warmup_factor
 
 
@@ -41,6 +44,11 @@ class LRPolicy:
         self._clean = 0  # healthy iterations since it changed
         self._since: int | None = None  # the rollback
         self._temporary = TemporaryLR()
+        self._held = HeldRate()
+
+    def attach(self, runner: Runner) -> None:
+        """Training is about to begin, resumed or not."""
+        self._held.resumed(all_param_groups(runner), all_schedulers(runner), self.total)
 
     def rolled_back(self, runner: Runner, lower: bool, rise: float = 1.0) -> None:
         """After a rollback; counting begins anew.
@@ -53,12 +61,20 @@ class LRPolicy:
         """
         self._clean = 0
         self.trust.begin_anew()
+        self._hold(runner)
         if lower:
             self._since = runner.iter
             self._change(runner, min(self._factor, 1.0 / rise))
+        else:
+            self._note(runner, 1.0)
 
     def begin_iteration(self, runner: Runner) -> None:
-        """Apply the warm-up; after everything that copies the learning rate."""
+        """Apply all this; after everything that copies the learning rate.
+
+        Called before each step again, for hooks that come later may write it.
+        """
+        self._temporary.undo()
+        self._hold(runner)
         if (factor := self._warmup(runner.iter)) != 1:
             self._temporary.apply(all_param_groups(runner), factor)
 
@@ -88,6 +104,7 @@ class LRPolicy:
             total=self.total,
             clean=self._clean,
             since=self._since,
+            held=self._held.state(),
             trust=self.trust.state(),
         )
 
@@ -95,7 +112,9 @@ class LRPolicy:
         """Take back what :meth:`state` gave."""
         self.total, self._clean = float(state["total"]), int(state["clean"])
         self._since = state["since"]
-        if "trust" in state:  # not in checkpoints of the first versions
+        if "held" in state:  # not in checkpoints of the first versions, nor the next
+            self._held.load_state(state["held"])
+        if "trust" in state:
             self.trust.load_state(state["trust"])
 
     def _warmup(self, iteration: int) -> float:
@@ -104,10 +123,26 @@ class LRPolicy:
         done = max(0, iteration - self._since - 1)
         return warmup_factor(done, self.warmup_iters)
 
+    def _hold(self, runner: Runner) -> None:
+        if not self._held.active:
+            return
+        groups, schedulers = all_param_groups(runner), all_schedulers(runner)
+        changed, told = self._held.hold(groups, schedulers)
+        if changed:
+            log_lr(runner)
+        if told is not None:
+            warn(messages.lr_held(told, runner.iter))
+
     def _change(self, runner: Runner, factor: float) -> None:
+        self._hold(runner)
         change_lr(runner, factor)
+        self._note(runner, factor)
         self.total *= factor
         self._clean = 0
+
+    def _note(self, runner: Runner, factor: float) -> None:
+        groups, schedulers = all_param_groups(runner), all_schedulers(runner)
+        self._held.changed(groups, schedulers, factor)
 
 
 def _rates(runner: Runner, factor: float) -> list[float] | None:
@@ -183,6 +218,15 @@ def all_schedulers(runner: Runner) -> list[Any]:
     if isinstance(schedulers, dict):
         return [s for own in schedulers.values() for s in own]
     return list(schedulers)
+
+
+def log_lr(runner: Runner) -> None:
+    """Let the logs have the learning rate of now, where RuntimeInfoHook had another."""
+    scalars = runner.message_hub.log_scalars
+    for name, rates in runner.optim_wrapper.get_lr().items():
+        if rates and (history := scalars.get(f"train/{name}")) is not None:
+            values, _ = history.data
+            values[-1:] = float(rates[0])
 
 
 def change_lr(runner: Runner, factor: float) -> None:

@@ -98,3 +98,13 @@ def lr_raised(healthy: int | None, lr_factor: float, now: int) -> str:
         f"{healthy} healthy iterations: learning rate now x{lr_factor:g} at iteration "
         f"{now}."
     )
+
+
+def lr_held(factor: float, now: int) -> str:
+    """Somebody writes the learning rate, and knew nothing of what it was changed by."""
+    return (
+        f"iteration {now}: the learning rate is written by something else than the "
+        "schedulers of the run, a hook or the training loop, and would have taken back "
+        f"what a rollback did to it. What it writes is multiplied by {factor:g} before "
+        "each step from now on."
+    )

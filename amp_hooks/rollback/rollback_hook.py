@@ -189,9 +189,8 @@ class RollbackHook(AmpHook):
         self.undo.callback(setattr, runtime, "goes_back", False)
         runtime.by_design.begin(bare_model(runner))
         self._ignore = runtime.by_design
-        self._snapshots = SnapshotStore(
-            runner, self._ring, self.pin_memory, self._ignore
-        )
+        about = (self._ring, self.pin_memory, self._ignore)
+        self._snapshots = SnapshotStore(runner, *about)
         self.undo.callback(self._snapshots.finish)  # waits for the last file
         self._go_back = GoBack(
             runner,
@@ -205,21 +204,23 @@ class RollbackHook(AmpHook):
             runner, self._snapshots, self.guarded
         )
         self.undo.callback(self._opinion.detach)
-        self.undo.callback(setattr, runtime, "second_opinion", None)
         nonfinite = partial(nonfinite_state, runner, self._ignore)
         self._guard = CheckpointGuard(runner, nonfinite, self._snapshots.saved)
         self._guard.attach()
         self.undo.callback(self._guard.detach)
         runtime.averaging.attach(runner, self)
+        self._lr.attach(runner)
+        hold = partial(self._lr.begin_iteration, runner)
+        runtime.tap.on_step.append(self.guarded(hold))
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
         self._judged = runner.iter - 1  # the last iteration before the present step
         if self._resumed:
             if self.rollbacks:
                 pin_static_scale(runner)
-            counts = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
-            about = dict(counts, checkpoint=private.load_from(runner))
-            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **about)
+            done = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
+            done["checkpoint"] = private.load_from(runner)
+            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **done)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None

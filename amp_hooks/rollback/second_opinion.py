@@ -60,6 +60,7 @@ class SecondOpinion:
         """Take the hook away."""
         self._handle.remove()
         self._calls.clear()
+        Runtime.of(self._runner).second_opinion = None
 
     def __call__(self, ill: Condition) -> str:
         """Why it is not the weights, in words; '' if it is, or cannot be told.

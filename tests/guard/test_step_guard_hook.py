@@ -436,13 +436,6 @@ def test_warns_of_check_invalid_loss(build):
     assert "CheckInvalidLossHook ends the run at a loss" in helpers.log(runner)
 
 
-def test_refuses_averaging_before_it_has_judged(build):
-    options = {"default_hooks.ema.priority": "HIGH"}
-    runner = build("retinanet", iters=1, hooks=[guard()], options=options)
-    with pytest.raises(ValueError, match=r"EMAHook has priority.*above 40"):
-        runner.train()
-
-
 def test_logits_that_are_not_finite_refuse_the_step_though_the_loss_is(build):
     """-inf for every class: sigmoid gives 0, and the loss is finite."""
     fault = dict(what="forward", where=CLS, value="-inf", at=2)

@@ -7,6 +7,7 @@ import pytest
 from mmengine.runner.priority import get_priority
 
 import amp_hooks
+from amp_hooks.engine.averaging import ema_hooks
 from amp_hooks.registry import HOOKS
 from tests import helpers
 
@@ -66,9 +67,13 @@ def test_a_real_run_has_the_order_of_the_table(build, hooks, ema):
     assert set(priorities) - {n for n, _ in order} <= {"StabilityHook"}
 
 
-@pytest.mark.parametrize("hooks", [LISTED[:-1], ONE_LINE[:1]])
-def test_ema_before_the_guard_is_refused(build, hooks):
+@pytest.mark.parametrize("hooks", [LISTED, ONE_LINE])
+def test_an_ema_before_the_guard_keeps_its_place_and_is_served(build, hooks):
+    """What it averages then is in tests/engine/test_averaging.py."""
     options = {"default_hooks.ema.priority": "HIGH"}
-    runner = build("retinanet", iters=1, hooks=hooks, options=options)
-    with pytest.raises(ValueError, match=r"EMAHook has priority 'HIGH'.*above 40"):
-        runner.train()
+    runner = build("retinanet", iters=2, hooks=hooks, options=options)
+    runner.train()
+    order = [type(hook).__name__ for hook in runner.hooks]
+    assert order.index("EMAHook") < order.index("StepGuardHook")
+    (ema,) = ema_hooks(runner)
+    assert ema.ema_model.steps == 2
