@@ -76,7 +76,13 @@ class ClassifierFinder:
         self._ends: dict[Any, list[str]] = {}  # of the outputs, innermost first
         self._hits = 0
         self._open = True
-        self._handles = [model.register_forward_pre_hook(guarded(self._forget))]
+
+        # No method: a copy of the model would copy what it belongs to, and a graph
+        # cannot be copied.
+        def forget(model: nn.Module, args: Any) -> None:
+            self._forget()
+
+        self._handles = [model.register_forward_pre_hook(guarded(forget))]
         self._undo: list[Callable[[], None]] = []
         for name, module in model.named_modules():
             if isinstance(module, ScriptModule):
