@@ -53,14 +53,15 @@ class Causes:
                 return rows
         if rates is None:
             return [*rows, ("learning rate", "no bad iteration at a known one")]
+        where = "schedule" if rates.changed else "run"
         if not rates.below:
             text = (
                 f"{rates.first:.3g} at the first bad iteration; bad ones down to "
-                f"{rates.lowest:.3g}, the lowest of the run"
+                f"{rates.lowest:.3g}, the lowest of the {where}"
             )
             return [*rows, ("learning rate", text)]
         text = (
-            f"{count(rates.bad, 'bad iteration')} had a learning rate of at least "
+            f"{count(rates.bad, 'bad iteration')} had a {rates.name} of at least "
             f"{rates.lowest:.3g} (the first one {rates.first:.3g}), as had "
             f"{rates.at_or_above} iterations in all; below it there were "
             f"{rates.below}, none of them bad"
