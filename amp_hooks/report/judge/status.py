@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,6 +13,7 @@ from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
 from .beginning import broken_beginning
 from .incidents import Incidents
+from .metrics import fallen
 
 _BY_HAND = ("KeyboardInterrupt", "SystemExit")
 
@@ -80,7 +80,7 @@ def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
         yield ends
     if collapsed := _scale_collapsed(run):
         yield collapsed
-    if fell := _map_fell(run):
+    if fell := fallen(run):
         yield fell
 
 
@@ -171,28 +171,6 @@ def _first_scale(run: RunHistory) -> float:
         configured = configured.get("init_scale")
     is_number = isinstance(configured, (int, float))
     return float(configured) if is_number else 65536.0  # GradScaler's own start
-
-
-def main_metric(run: RunHistory) -> str | None:
-    """The metric called mAP; the one with the shortest name of several."""
-    names = {n for v in run.validations for n in v.metrics if "mAP" in n}
-    return min(names, key=lambda name: (len(name), name), default=None)
-
-
-def _map_fell(run: RunHistory) -> str | None:
-    """It was above 0 once and is 0 since: NaN in BatchNorm or EMA, say.
-
-    A validation in which mmdet found no box at all has no metrics.
-    """
-    name = main_metric(run)
-    if name is None:
-        return None
-    values = [(v.iter, v.metrics.get(name, 0.0)) for v in run.validations]
-    alive = [(i, x) for i, x in values if math.isfinite(x) and x > 0]
-    if not alive or alive[-1] == values[-1]:
-        return None
-    best_iter, best = alive[-1]
-    return f"{name} was {best:.3f} at iteration {best_iter} and is 0 since"
 
 
 def _recovered(run: RunHistory, found: Incidents) -> Iterator[str]:
