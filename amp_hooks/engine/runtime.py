@@ -72,7 +72,7 @@ class Runtime:
         second_opinion: ``second_opinion(condition)`` gives the reason why it is not the
             weights, or ''. A collective.
         harmless: Losses that were not finite over finite gradients.
-        observers: Called with each record before it is judged; what they return goes
+        observers: Called with each record that was judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
         early_lines: Lines from before the first iteration, for hooks that attach late.
@@ -152,9 +152,9 @@ class Runtime:
         for message in filter(None, messages):
             warn(message)
         fields: dict[str, Any] = {}
+        nonfinite = self._judge(record)
         for observe in self.observers:
             fields |= observe(record)
-        nonfinite = self._judge(record)
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record, self.clamped)

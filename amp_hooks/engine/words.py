@@ -57,7 +57,9 @@ def reason(line: Line) -> str:
         text += f": {why}"
     if where := line.get("nonfinite_state"):
         text += f": {names_in(where)}"
-    if where := line.get("nonfinite_grads"):
+    # Of an older ledger: all were NaN, by the loss or by StepGuardHook.
+    forward = line.get("verdict") == "FORWARD_NONFINITE"
+    if (where := line.get("nonfinite_grads")) and not forward:
         text += f"; gradients of {names_in(where)}"
     if where := line.get("error"):
         text += f": {where}"

@@ -19,11 +19,13 @@ class SkipKind(str, Enum):
         ORDINARY: Now and then a scaled gradient overflows, because GradScaler raises
             the scale every 2000 clean steps until one does.
         COLLAPSE: Skip follows skip, or the scale is at its floor: no loss scale helps.
+        FORWARD: Loss or logits were not finite: no loss scale had a part in it.
     """
 
     CALIBRATION = "calibration"
     ORDINARY = "ordinary"
     COLLAPSE = "collapse"
+    FORWARD = "forward"
 
 
 class SkipCounter:
@@ -56,12 +58,15 @@ class SkipCounter:
         """Skipped share of the latest steps, 0 to 1."""
         return self._skipped_latest / len(self._latest) if self._latest else 0.0
 
-    def add(self, skipped: bool, at_floor: bool = False) -> SkipKind | None:
+    def add(
+        self, skipped: bool, at_floor: bool = False, forward: bool = False
+    ) -> SkipKind | None:
         """Count one optimizer step.
 
         Args:
             skipped: The scaler found non-finite gradients and left the weights alone.
             at_floor: The loss scale cannot usefully be lowered any more.
+            forward: The forward pass was not finite.
 
         Returns:
             What kind of skip it was, ``None`` if the step was taken.
@@ -78,6 +83,8 @@ class SkipCounter:
         self.streak += 1
         if at_floor or self.streak >= self.patience:
             kind = SkipKind.COLLAPSE
+        elif forward:
+            kind = SkipKind.FORWARD
         elif self.steps <= self.calibration:
             kind = SkipKind.CALIBRATION
         else:

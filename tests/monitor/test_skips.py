@@ -16,7 +16,7 @@ def test_kinds_from_start_to_collapse():
     ]
     assert counter.add(True, at_floor=True) is SkipKind.COLLAPSE
     assert (counter.steps, counter.total, counter.streak) == (13, 7, 4)
-    assert counter.by_kind == dict(calibration=2, ordinary=3, collapse=2)
+    assert counter.by_kind == dict(calibration=2, ordinary=3, collapse=2, forward=0)
 
 
 def test_at_the_floor_the_first_skip_is_a_collapse():
@@ -42,3 +42,12 @@ def test_state_goes_round_and_counting_goes_on():
     feed(second, pattern)
     assert second.state() == whole.state()
     assert second.share == whole.share
+
+
+def test_nan_in_the_forward_pass_is_no_calibration():
+    counter = SkipCounter(patience=3)
+    kinds = [counter.add(True, forward=i < 2) for i in range(2)]
+    assert kinds == [SkipKind.FORWARD] * 2
+    assert counter.add(True, forward=True) is SkipKind.COLLAPSE
+    counter.add(False)
+    assert counter.add(True) is SkipKind.CALIBRATION

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...engine.headroom import FP16_MAX
+from ...engine.verdict import Verdict
 from ...engine.words import count, first_names
 from ..read.history import Happening, RunHistory
 from .incidents import Incidents, any_within, diverged
@@ -159,7 +160,9 @@ def _layers(run: RunHistory) -> Iterable[str]:
     logits = Counter(x for h in lines for x in h.names("layers"))
     for layer, n in logits.most_common(_SHOWN):
         yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
-    few = [h for h in lines if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
+    # Behind a forward pass that was not finite all gradients are NaN, by it or by us.
+    own = [h for h in lines if h.line.get("verdict") != Verdict.FORWARD_NONFINITE.value]
+    few = [h for h in own if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
     gradients = Counter(x for h in few for x in h.names("nonfinite_grads"))
     for parameter, n in gradients.most_common(_SHOWN):
         if n > 1:  # once is what calibration does to any of them

@@ -509,3 +509,12 @@ def test_a_pure_python_config_has_lines_of_its_kind():
     ]
     assert lower.change == "optim_wrapper.update(dict(optimizer=dict(lr=0.002)))"
     assert "from mmengine.optim import LinearLR" in warm.change
+
+
+def test_gradients_of_an_older_ledger_are_not_to_blame_for_a_forward_pass():
+    names = dict(nonfinite_grads=["conv1.weight"], nonfinite_grads_total=1)
+    history = run([START, *bad(5, **names), *bad(9, **names), END])
+    assert find_causes(history, find(history)).layers == []
+    own = bad(5, 9, verdict="GRAD_NONFINITE", **names)
+    history = run([START, *own, END])
+    assert "conv1.weight" in find_causes(history, find(history)).layers[0]
