@@ -229,7 +229,7 @@ def test_adaptive_clip_bounds_a_spike_and_nothing_else(build):
 
 @pytest.mark.parametrize("guarded", [False, True])
 def test_behind_a_forward_pass_that_is_not_finite_none_is_named(build, guarded):
-    """All of them are NaN, with StepGuardHook by its own doing; nor is it calibration."""
+    """With StepGuardHook all are NaN by its own doing; and it is no calibration."""
     fault = helpers.fault("loss", 2, where="loss_cls")
     guard = [dict(type="amp_hooks.StepGuardHook")] * guarded
     hooks = [fault, *helpers.MONITORS, *guard]

@@ -70,7 +70,7 @@ def test_lost(page_of):
     page = page_of("lost")
     text = text_of(page)
     assert page.judged.status is Status.LOST
-    assert text.startswith("Lost: training ended after 1 rollbacks: weights, buffers")
+    assert text.startswith("Lost: training ended after 1 rollback: weights, buffers")
     assert "max_rollbacks=1 allows no more" in text
     assert "rollback/iter_4.pth" in text.split("What was active")[0]
     assert "to x0.01 (0.001 to 1e-05)" in section(text, "Advice")

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 from ...engine.config_values import dig
 from ...engine.events import in_words
-from ...engine.words import Line, count, first_names
+from ...engine.words import Line, count, first_names, places
 from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
 from .beginning import broken_beginning
@@ -73,8 +73,8 @@ def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
     if checkpoint and checkpoint.nonfinite:
         names = checkpoint.nonfinite
         yield (
-            f"{count(len(names), 'tensor')} of the newest checkpoint (iteration "
-            f"{checkpoint.iter}) are not finite: {first_names(names)}"
+            f"{count(len(names), 'tensor')} of the newest checkpoint (written after "
+            f"iteration {checkpoint.iter - 1}) not finite: {first_names(names)}"
         )
     if ends := _ends_bad(found):
         yield ends
@@ -157,7 +157,7 @@ def _scale_collapsed(run: RunHistory) -> str | None:
         at = int(scales.iters[-1])
     elif checkpoint and checkpoint.scale is not None:
         began, ended = _first_scale(run), checkpoint.scale
-        clean, at = checkpoint.growth > 0, checkpoint.iter
+        clean, at = checkpoint.growth > 0, checkpoint.iter - 1
     else:
         return None
     if began < 1 or ended >= 1 or clean:
@@ -175,10 +175,7 @@ def _first_scale(run: RunHistory) -> float:
 
 def _recovered(run: RunHistory, found: Incidents) -> Iterator[str]:
     if len(found.bad):
-        first, last = int(found.bad[0]), int(found.bad[-1])
-        where = (
-            f"iteration {first}" if first == last else f"iterations {first} to {last}"
-        )
+        where = places(map(int, found.bad))
         yield f"{count(len(found.bad), 'iteration')} not finite ({where})"
     if n := len(found.poisoned):
         yield (

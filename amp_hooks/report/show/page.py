@@ -176,11 +176,11 @@ def _unfinished(run: RunHistory, found: Incidents) -> str:
     if not isinstance(planned, int) or found.last + 1 >= planned:
         return ""
     if (abort := last_abort(run)) is not None:
-        by_hand = f"It has not ended: {abort.get('error')} at iteration {abort['iter']}"
-        return f"{by_hand} of {planned}." if stopped_by_hand(abort) else ""
+        by_hand = f"It has not ended: {abort.get('error')} in iteration {abort['iter']}"
+        return f"{by_hand}; {planned} were planned." if stopped_by_hand(abort) else ""
     if run.starts and any(x["event"] == "end" for x in run.starts[-1].lines):
         return ""
     return (
-        f"It has not ended: iteration {found.last} of {planned}, so it was stopped or "
-        "is still running."
+        f"It has not ended: {found.last + 1} of {planned} iterations are done, so it "
+        "was stopped or is still running."
     )
