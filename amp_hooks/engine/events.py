@@ -63,6 +63,7 @@ EVENTS = {
             "headroom_bits": "doublings from each classifier's logits to 65504",
             "seconds": "that it took",
             "done": "nothing, told, raised, bfloat16, float32 or validation in float32",
+            "remedies": "numbers that were advised: lr, warmup, clip",
         },
     ),
     "overflow": Event(

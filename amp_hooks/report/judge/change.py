@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.config_syntax import in_pure_python
 from ...engine.finding import source
-from ...members import MEMBERS
+from ...engine.paste import Hooks, Said, merged
 from .recipe import Recipe
-
-_SUITE = "StabilityHook"
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class _Paste:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._settings: dict[str, dict[str, Any]] = {}
-        self._hooks = {h: dict(given) for h, given in recipe.own_hooks.items()}
-        self._said: dict[str, list[int]] = {}
+        self._said = Said()
+        self._hooks = Hooks(recipe.own_hooks, self._said)
 
     def lines(self, number: int, advice: Advice) -> str:
         """What to paste of a piece of advice."""
@@ -68,55 +65,12 @@ class _Paste:
             if settings.get("_delete_"):
                 known = merged(settings, known)
             self._settings[name] = known = merged(known, settings)
-            out += self._with(number, name)
+            out += self._said.again(number, name)
             out.append(f"{name} = {source(known)}")
         for where, entry in advice.entries:
             out += [f"# in {where}:", f"{source(entry)},"]
-        out += self._of_hooks(number, advice)
+        out += self._hooks.lines(number, advice.hooks)
         text = "\n".join(out)
         if not self._recipe.pure_python:
             return text
         return in_pure_python(text, self._recipe.names)
-
-    def _of_hooks(self, number: int, advice: Advice) -> list[str]:
-        touched = []
-        for hook, arguments in advice.hooks.items():
-            member = next((m for m, h in MEMBERS.items() if h == hook), None)
-            if member and _SUITE in self._hooks:
-                suite = self._hooks[_SUITE]
-                given = suite.get(member, {})
-                if arguments or not (given or given == {}):
-                    known = given if isinstance(given, Mapping) else {}
-                    suite[member] = merged(known, arguments)
-                if suite.get(member) == {}:
-                    del suite[member]  # it is on without being named
-                hook = _SUITE
-            else:
-                self._hooks[hook] = merged(self._hooks.get(hook, {}), arguments)
-            touched += [] if hook in touched else [hook]
-        out = []
-        for hook in touched:
-            present = hook in self._recipe.own_hooks
-            place = f", in place of the present {hook}" if present else ""
-            out += [f"# in custom_hooks{place}:", *self._with(number, hook)]
-            entry = dict(type=f"amp_hooks.{hook}", **self._hooks[hook])
-            out.append(f"{source(entry)},")
-        return out
-
-    def _with(self, number: int, name: str) -> list[str]:
-        before = self._said.setdefault(name, [])
-        text = f"# with what {' and '.join(map(str, before))} said of it:"
-        lines = [text] if before else []
-        before.append(number)
-        return lines
-
-
-def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """``other`` over ``one``, however deep."""
-    result = dict(one)
-    for key, value in other.items():
-        before = result.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            value = merged(before, value)
-        result[key] = value
-    return result

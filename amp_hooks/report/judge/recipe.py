@@ -8,11 +8,10 @@ from typing import Any
 from ...config_check.warmup import warmup_iters
 from ...engine.config_syntax import is_pure_python
 from ...engine.config_values import dig, items_of, plain_number
+from ...engine.paste import own_hooks
 from ...members import MEMBERS
 from ..read.history import RunHistory
 from .operators import without_bf16
-
-_PREFIX = "amp_hooks."
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def read_recipe(run: RunHistory) -> Recipe:
         ema=any("EMA" in str(hook.get("type")) for hook in hooks),
         box_filter=_holds(dataset, "FilterAnnotations"),
         filter_cfg=_find(dataset, "filter_cfg"),
-        own_hooks=_of_config(run) or active_hooks(run),
+        own_hooks=own_hooks(cfg) or active_hooks(run),
         static_scale=plain_number(dig(wrapper, "loss_scale")) is not None,
         optim_wrapper=dict(wrapper) if isinstance(wrapper, dict) else {},
         without_bf16=without_bf16(run),
@@ -142,18 +141,7 @@ def active_hooks(run: RunHistory) -> dict[str, dict[str, Any]]:
     if run.start_line:
         hooks = run.start_line.get("hooks")
         return dict(hooks) if isinstance(hooks, dict) else {}
-    return _of_config(run)
-
-
-def _of_config(run: RunHistory) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for hook in items_of(run.config.get("custom_hooks")):
-        name, arguments = str(hook.get("type")), dict(hook)
-        if name.startswith(_PREFIX):
-            arguments.pop("type")
-            # A pure Python config is dumped with the module that has the class.
-            found[name.rsplit(".", 1)[-1]] = arguments
-    return found
+    return own_hooks(run.config)
 
 
 def argument_of(run: RunHistory, hook: str, name: str, default: float) -> float:
