@@ -18,6 +18,7 @@ _HOMES |= dict.fromkeys(("OptimWrapper", "AmpOptimWrapper"), "mmengine.optim")
 _HOMES |= dict.fromkeys(("EMAHook", "CheckpointHook"), "mmengine.hooks")
 _HOMES |= {"FilterAnnotations": "mmdet.datasets.transforms"}
 _OURS = "amp_hooks"
+DELETE = "_delete_"  # MMEngine: replace what is inherited
 
 
 def is_pure_python(cfg: Mapping[str, Any]) -> bool:
@@ -125,7 +126,7 @@ def _without_delete(call: ast.Call, path: str, replaced: list[str]) -> bool:
     kept, deletes = [], False
     for keyword in call.keywords:
         value = keyword.value
-        if keyword.arg == "_delete_":
+        if keyword.arg == DELETE:
             deletes = True
             continue
         if isinstance(value, ast.Call) and _is_call(value):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..members import MEMBERS
-from .config_syntax import in_pure_python, is_pure_python
+from .config_syntax import DELETE, in_pure_python, is_pure_python
 from .config_values import items_of
 from .finding import Finding, source
 
@@ -152,7 +152,7 @@ def _is_plain(node: ast.expr) -> bool:
     """A ``dict(...)`` that can be merged: nothing is left open, nothing deleted."""
     if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "dict"):
         return False
-    deleting = any(k.arg == "_delete_" for k in node.keywords)
+    deleting = any(k.arg == DELETE for k in node.keywords)
     is_open = any(
         isinstance(n, ast.Constant) and n.value is Ellipsis for n in ast.walk(node)
     )

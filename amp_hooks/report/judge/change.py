@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...engine.config_syntax import in_pure_python
+from ...engine.config_syntax import DELETE, in_pure_python
 from ...engine.finding import source
 from ...engine.paste import Hooks, Said, merged
 from .recipe import Recipe
@@ -62,7 +62,7 @@ class _Paste:
         out = [f"# {note}" for note in advice.notes]
         for name, settings in advice.settings.items():
             known = self._settings.get(name, {})
-            if settings.get("_delete_"):
+            if settings.get(DELETE):
                 known = merged(settings, known)
             self._settings[name] = known = merged(known, settings)
             out += self._said.again(number, name)
