@@ -40,7 +40,7 @@ class SkipCounter:
         steps: Optimizer steps so far, skipped ones included.
         total: Skipped ones.
         streak: Skipped ones since the last step that was taken.
-        by_kind: Skipped ones by :class:`SkipKind` value.
+        by_kind: Skipped ones by :class:`SkipKind` value; FORWARD once there was one.
     """
 
     def __init__(self, patience: int, calibration: int = 100, latest: int = 1000):
@@ -49,7 +49,7 @@ class SkipCounter:
         self.steps = 0
         self.total = 0
         self.streak = 0
-        self.by_kind = {kind.value: 0 for kind in SkipKind}
+        self.by_kind = {k.value: 0 for k in SkipKind if k is not SkipKind.FORWARD}
         self._latest: deque[bool] = deque(maxlen=latest)
         self._skipped_latest = 0
 
@@ -89,7 +89,7 @@ class SkipCounter:
             kind = SkipKind.CALIBRATION
         else:
             kind = SkipKind.ORDINARY
-        self.by_kind[kind.value] += 1
+        self.by_kind[kind.value] = self.by_kind.get(kind.value, 0) + 1
         return kind
 
     def state(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_kinds_of_skips_reach_the_ledger_and_the_log(build):
     runner.train()
     kinds = [line["skip"] for line in helpers.ledger(runner, "overflow")]
     assert kinds == ["calibration"] * 3 + ["collapse"] * 3
-    shown = "6 of 6 steps skipped (3 calibration, 0 ordinary, 3 collapse, 0 forward)"
+    shown = "6 of 6 steps skipped (3 calibration, 0 ordinary, 3 collapse)"
     assert shown in helpers.log(runner)
     last = helpers.records(runner)[-1]
     assert (last.get("skipped_streak"), last.get("skipped_share")) == (6, 1.0)

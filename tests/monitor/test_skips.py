@@ -16,7 +16,7 @@ def test_kinds_from_start_to_collapse():
     ]
     assert counter.add(True, at_floor=True) is SkipKind.COLLAPSE
     assert (counter.steps, counter.total, counter.streak) == (13, 7, 4)
-    assert counter.by_kind == dict(calibration=2, ordinary=3, collapse=2, forward=0)
+    assert counter.by_kind == dict(calibration=2, ordinary=3, collapse=2)
 
 
 def test_at_the_floor_the_first_skip_is_a_collapse():
@@ -51,3 +51,4 @@ def test_nan_in_the_forward_pass_is_no_calibration():
     assert counter.add(True, forward=True) is SkipKind.COLLAPSE
     counter.add(False)
     assert counter.add(True) is SkipKind.CALIBRATION
+    assert counter.by_kind == dict(calibration=1, ordinary=0, collapse=1, forward=2)
