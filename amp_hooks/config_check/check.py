@@ -77,8 +77,15 @@ def check(config: Config, facts: Facts) -> list[Finding]:
 
 
 def lines_of(config: Config) -> Callable[[int, Finding], str]:
-    """What to paste of each finding, in the syntax of this config."""
-    return Paste(config.to_dict(), private.is_pure_python(config)).lines
+    """What to paste of each finding, in the syntax of this config.
+
+    A config that cannot be read as plain data costs this, and no run.
+    """
+    try:
+        return Paste(config.to_dict(), private.is_pure_python(config)).lines
+    except Exception as e:
+        warn(f"lines to paste are not fitted to the config: {e!r}")
+        return Paste({}, pure_python=False).lines
 
 
 def _apply(

@@ -74,7 +74,8 @@ def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
         f"images{reference.of}, so {right:.3g} for {images}.",
         "Let MMEngine scale it:" if scales else "Scale it:",
         lines,
-        remedies=dict(lr=float(f"{right:.4g}")),
+        # What MMEngine scales is another number than what the config has.
+        remedies={} if scaled else dict(lr=float(f"{right:.4g}")),
     )
 
 
@@ -101,7 +102,6 @@ def auto_scale_base(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
         f"it {lr * images / base:.3g}, where {lr * images / meant:.3g} is meant.",
         "Scale from the batch that it was chosen for:",
         f"auto_scale_lr = dict(base_batch_size={meant})",
-        remedies=dict(lr=float(f"{lr * images / meant:.4g}")),
     )
 
 

@@ -156,7 +156,7 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
 def _of_gradients(data: dict[str, Any], total: int) -> str:
     if data["kind"] in ("gradient", "unknown"):
         return f"Parameters with non-finite gradients: {total}"
-    return "Gradients tell nothing here: the forward pass was not finite"
+    return "Gradients tell nothing here: the forward pass was not finite, or raised"
 
 
 def _frame(frame: Frame) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class GradNormMonitorHook(AmpHook):
     are), before clipping, without needing ``clip_grad``, and once per step under
     gradient accumulation. The total comes with one norm per group of parameters. When
     gradients are not finite, the ledger's ``overflow`` line names the first five
-    parameters concerned, as ``nonfinite_grads``, and how many there are.
+    parameters concerned, as ``nonfinite_grads``, and how many there are; not where the
+    forward pass was not finite, for then all of them are.
 
     Args:
         groups (dict[str, str or list[str]], optional): Name of a group to fnmatch

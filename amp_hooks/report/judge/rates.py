@@ -146,15 +146,23 @@ def _interventions(run: RunHistory, every: Array) -> tuple[Array, Array]:
     again = argument_of(run, "RollbackHook", "warmup_iters", WARMUP_ITERS)
     for h in run.having("rollback", "recover", "resume", lost=False):
         # A resume is told before its first iteration, the others after theirs.
-        after = every >= h.iter + (h.event != "resume")
-        factor[after] = h.number("lr_factor", 1.0)
+        begin = max(0, h.iter - int(every[0]) + (h.event != "resume"))
+        factor[begin:] = h.number("lr_factor", 1.0)
         if h.event == "rollback":
-            warming = after & (every <= h.iter + int(again))
-            factor[warming] = 0.0
-            helped |= warming
+            factor[begin : begin + int(again)] = 0.0
+            helped[begin : begin + int(again)] = True
     for on, off in (("clamp_on", "clamp_off"), ("fallback", "fallback")):
-        active = False
+        since: int | None = None
         for h in run.having(on, off, lost=False):
-            active = h.event == on and (on != off or "reason" in h.line)
-            helped[every > h.iter] = active
+            if h.event == on and (on != off or "reason" in h.line):
+                since = h.iter + 1 if since is None else since
+            elif since is not None:
+                helped[slice(*_places(every, since, h.iter + 1))] = True
+                since = None
+        if since is not None:
+            helped[slice(*_places(every, since, int(every[-1]) + 1))] = True
     return factor, helped
+
+
+def _places(every: Array, first: int, end: int) -> tuple[int, int]:
+    return max(0, first - int(every[0])), max(0, end - int(every[0]))
