@@ -78,10 +78,14 @@ class Hooks:
             entry = self._take(hook, arguments)
             touched += [] if entry in touched else [entry]
         out: list[str] = []
+        heads: list[str] = []
         for hook in touched:
             there = hook in self._present
             place = f", in place of the present {hook}" if there else ""
-            out += [f"# in custom_hooks{place}:", *self._said.again(number, hook)]
+            head = f"# in custom_hooks{place}:"
+            out += [] if heads[-1:] == [head] else [head]
+            heads.append(head)
+            out += self._said.again(number, hook)
             entry_of = dict(type=f"{_PREFIX}{hook}", **self._now[hook])
             out.append(f"{source(entry_of)},")
         return out

@@ -72,7 +72,7 @@ def reason(line: Line) -> str:
     if where := line.get("nonfinite_state"):
         text += f": {names_in(where)}"
     # Of an older ledger: all were NaN, by the loss or by StepGuardHook.
-    forward = line.get("verdict") == "FORWARD_NONFINITE"
+    forward = line.get("verdict") in ("FORWARD_NONFINITE", "DIVERGED")
     if (where := line.get("nonfinite_grads")) and not forward:
         text += f"; gradients of {names_in(where)}"
     if where := line.get("error"):

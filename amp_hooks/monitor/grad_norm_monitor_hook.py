@@ -23,7 +23,6 @@ from ..engine.hook import AmpHook
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.run import bare_model, clip_max_norm, iter_wrappers, trained_parameters
 from ..engine.runtime import Runtime
-from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from .gradnorm import AdaptiveClip, group_norms, multiply_gradients
 
@@ -172,9 +171,9 @@ class GradNormMonitorHook(AmpHook):
     def _name_nonfinite(self, record: IterationRecord) -> dict[str, Any]:
         """Which gradients were not finite; reads the device, after an incident.
 
-        None of a forward pass that was not: all are NaN, by it or by StepGuardHook.
+        None where more than they was not: all are NaN, by that or by StepGuardHook.
         """
-        if record.verdict is Verdict.FORWARD_NONFINITE:
+        if not record.verdict.is_of_the_scale:
             return {}
         bad = []
         for name, found_inf in record.values.get("found_inf", {}).items():

@@ -16,7 +16,6 @@ from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
 from ..engine.run import iter_wrappers
 from ..engine.runtime import Runtime
-from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from .skips import PATIENCE, SkipCounter, SkipKind
 
@@ -93,7 +92,7 @@ class LossScaleMonitorHook(AmpHook):
             counter = self._counter(name)
             at_floor = not scale > runtime.scale_floor
             # NaN of the forward pass says nothing of where the scale has to be.
-            forward = record.verdict is Verdict.FORWARD_NONFINITE
+            forward = not record.verdict.is_of_the_scale
             kind = counter.add(bool(found_inf), at_floor, forward)
             if kind is not None:
                 kinds[name] = kind.value

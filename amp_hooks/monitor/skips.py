@@ -19,7 +19,8 @@ class SkipKind(str, Enum):
         ORDINARY: Now and then a scaled gradient overflows, because GradScaler raises
             the scale every 2000 clean steps until one does.
         COLLAPSE: Skip follows skip, or the scale is at its floor: no loss scale helps.
-        FORWARD: Loss or logits were not finite: no loss scale had a part in it.
+        FORWARD: Loss or logits were not finite, or the run has diverged and the step
+            was refused for that: no loss scale had a part in it.
     """
 
     CALIBRATION = "calibration"

@@ -161,7 +161,8 @@ def _layers(run: RunHistory) -> Iterable[str]:
     for layer, n in logits.most_common(_SHOWN):
         yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
     # Behind a forward pass that was not finite all gradients are NaN, by it or by us.
-    own = [h for h in lines if h.line.get("verdict") != Verdict.FORWARD_NONFINITE.value]
+    of_all = (Verdict.FORWARD_NONFINITE.value, Verdict.DIVERGED.value)
+    own = [h for h in lines if h.line.get("verdict") not in of_all]
     few = [h for h in own if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
     gradients = Counter(x for h in few for x in h.names("nonfinite_grads"))
     for parameter, n in gradients.most_common(_SHOWN):

@@ -62,9 +62,10 @@ class _Paste:
         out = [f"# {note}" for note in advice.notes]
         for name, settings in advice.settings.items():
             known = self._settings.get(name, {})
-            if settings.get(DELETE):
-                known = merged(settings, known)
-            self._settings[name] = known = merged(known, settings)
+            # What replaces the present one has to take in what was said before.
+            anew = settings.get(DELETE)
+            known = merged(settings, known) if anew else merged(known, settings)
+            self._settings[name] = known
             out += self._said.again(number, name)
             out.append(f"{name} = {source(known)}")
         for where, entry in advice.entries:

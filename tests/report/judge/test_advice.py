@@ -518,3 +518,13 @@ def test_gradients_of_an_older_ledger_are_not_to_blame_for_a_forward_pass():
     own = bad(5, 9, verdict="GRAD_NONFINITE", **names)
     history = run([START, *own, END])
     assert "conv1.weight" in find_causes(history, find(history)).layers[0]
+
+
+def test_fp32_takes_in_what_was_said_before():
+    lines = [START, *bad(700, 701, 702), *overflows(800, skip="collapse"), END]
+    lower, fp32 = advice_on(run(lines, config=config(model=roi_head())))
+    assert lower.change == "optim_wrapper = dict(optimizer=dict(lr=0.002))"
+    assert fp32.change.splitlines()[-1] == (
+        "optim_wrapper = dict(_delete_=True, type='OptimWrapper', "
+        "optimizer=dict(type='SGD', lr=0.002))"
+    )
