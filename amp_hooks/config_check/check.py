@@ -9,14 +9,18 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.finding import Finding
 from ..engine.messages import warn
+from ..engine.paste import Paste
+from .classes import classes_string, num_classes
 from .facts import Facts
-from .learning_rate import high_lr, short_warmup
+from .learning_rate import auto_scale_base, high_lr, short_warmup
 from .of_runner import facts_of_runner
 from .old_keys import ignored_keys
 from .rules import (
     check_invalid_loss,
+    error_if_nonfinite,
     no_clip_grad,
     resume_and_ema,
     static_loss_scale,
@@ -30,12 +34,16 @@ RULES: tuple[Rule, ...] = (
     ignored_keys,
     static_loss_scale,
     no_clip_grad,
+    error_if_nonfinite,
+    auto_scale_base,
     high_lr,
     short_warmup,
     resume_and_ema,
     val_fp16,
     check_invalid_loss,
     unused_parameters,
+    classes_string,
+    num_classes,
 )
 
 
@@ -66,6 +74,18 @@ def check(config: Config, facts: Facts) -> list[Finding]:
     """
     cfg = config.to_dict()  # without the objects of a pure Python config
     return _apply(cfg, facts, lambda words: print(words, file=sys.stderr))
+
+
+def lines_of(config: Config) -> Callable[[int, Finding], str]:
+    """What to paste of each finding, in the syntax of this config.
+
+    A config that cannot be read as plain data costs this, and no run.
+    """
+    try:
+        return Paste(config.to_dict(), private.is_pure_python(config)).lines
+    except Exception as e:
+        warn(f"lines to paste are not fitted to the config: {e!r}")
+        return Paste({}, pure_python=False).lines
 
 
 def _apply(

@@ -13,9 +13,10 @@ from mmengine.runner import find_latest_checkpoint
 from ..engine.command_line import NO_INPUT, USAGE, Parser, or_failed, print_out
 from ..engine.finding import numbered
 from ..engine.safe_load import allow_mmengine_checkpoints
+from ..engine.words import count
 from ..rollback.checkpoint_file import Header, damage, read_header
-from .check import check
-from .of_config import facts_of_config
+from .check import check, lines_of
+from .of_config import facts_of_config, gpus_of_name
 
 _EPILOG = """exit status:
   0   nothing found
@@ -43,9 +44,19 @@ def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace
     parser.add_argument(
         "--gpus",
         type=_positive,
-        default=1,
         metavar="N",
-        help="processes that will train, for the learning rate; 1 if left out",
+        help="processes that will train, for the learning rate; if left out, what the "
+        "file's name tells (8xb32: 8), else 1",
+    )
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="the run will be started with --amp of MMDetection's tools/train.py",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="with its --auto-scale-lr",
     )
     parser.add_argument(
         "--resume",
@@ -81,9 +92,10 @@ def _check(args: argparse.Namespace) -> int:
         print(f"error: {message}", file=sys.stderr)
         return int(status)
     saved_ema = header.ema if header else None
-    found = check(cfg, facts_of_config(cfg, args.gpus, resume, saved_ema))
+    gpus = args.gpus or _gpus(cfg)
+    found = check(cfg, facts_of_config(cfg, gpus, resume, saved_ema))
     if found:
-        print_out(f"{numbered(found)}\n")
+        print_out(f"{numbered(found, lines_of(cfg))}\n")
     return 1 if found else 0
 
 
@@ -104,7 +116,38 @@ def _read(args: argparse.Namespace) -> Config:
             f"{type(e).__name__}: {e}",
             USAGE,
         ) from e
+    _start_options(args, cfg)
     return cfg
+
+
+def _start_options(args: argparse.Namespace, cfg: Config) -> None:
+    """What MMDetection's tools/train.py makes of its options."""
+    if args.amp:
+        if "optim_wrapper" not in cfg:
+            raise _UserError("--amp: the config has no optim_wrapper", USAGE)
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.loss_scale = "dynamic"
+    if args.auto_scale_lr:
+        given = cfg.get("auto_scale_lr") or {}
+        if "enable" not in given or "base_batch_size" not in given:
+            raise _UserError(
+                "--auto-scale-lr: the config has no auto_scale_lr with enable and "
+                "base_batch_size, and tools/train.py ends with that",
+                USAGE,
+            )
+        cfg.auto_scale_lr.enable = True
+
+
+def _gpus(cfg: Config) -> int:
+    """What is assumed of the processes, and said: the learning rate depends on it."""
+    named = gpus_of_name(cfg)
+    gpus = named or 1
+    why = ", as the file's name tells" if named else ""
+    print(
+        f"Checked for {count(gpus, 'GPU')}{why}; --gpus N for another number.",
+        file=sys.stderr,
+    )
+    return gpus
 
 
 def _checkpoint(args: argparse.Namespace, cfg: Config) -> tuple[bool, Header | None]:

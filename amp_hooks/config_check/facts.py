@@ -50,6 +50,7 @@ class WrapperFacts:
         static_scale: The loss scale, if nothing in MMEngine ever changes it.
         clips: ``clip_grad`` is set.
         max_norm: That of ``clip_grad``, if there is one.
+        clip_raises: It raises at a norm that is not finite.
         accumulate: Iterations to an optimizer step.
         optimizer: Class of the optimizer.
         lr: Its learning rate, before ``auto_scale_lr`` and schedulers.
@@ -61,6 +62,7 @@ class WrapperFacts:
     static_scale: float | None = None
     clips: bool = False
     max_norm: float | None = None
+    clip_raises: bool = False
     accumulate: int = 1
     optimizer: str = ""
     lr: float | None = None
@@ -86,6 +88,7 @@ class Facts:
         wrappers: Of the optimizers.
         hooks: In the order in which they run.
         path: Of the config file.
+        classes: Of the data set to train on: how many.
     """
 
     world_size: int = 1
@@ -98,6 +101,7 @@ class Facts:
     wrappers: tuple[WrapperFacts, ...] = ()
     hooks: tuple[HookFacts, ...] = ()
     path: str | None = None
+    classes: int | None = None
 
     def has(self, *kinds: str) -> bool:
         """Whether there is a hook of any of these classes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,25 @@ from ..engine import private
 from ..engine.config_values import dig, items_of
 from ..engine.finding import Finding, source
 from .facts import Facts, WrapperFacts, number, whole_number
-from .warmup import USUAL_WARMUP, all_known, needed_warmup, warmup_iters
+from .warmup import (
+    USUAL_WARMUP,
+    all_known,
+    needed_warmup,
+    remedy_warmup,
+    warmup_iters,
+)
 
 # MMDetection's own configs keep within twice the linear-scaling rule.
 _TOLERANCE = 2.0
 # SGD with momentum, 0.02 for 16 images: the rule of MMDetection's detectors, of which
 # none goes beyond 1.5 times this.
 _SGD_LR, _SGD_IMAGES = 0.02, 16
+# RTMDet's, the highest of its AdamW configs for its batch. Adam's step is scaled by the
+# square root of the batch; their other configs (1e-4 for 16) lie below that line, and
+# healthy recipes of small detectors (configs/digits) up to 2.9 times above it.
+_ADAM_LR, _ADAM_IMAGES, _ADAM_TOLERANCE = 0.004, 256, 3.0
+# 8xb32; not 64x4d, which is a backbone.
+_NAMED = re.compile(r"(?<![0-9A-Za-z])([0-9]+)x(b?)([0-9]+)(?![0-9A-Za-z])")
 _HEADS = ("bbox_head", "rpn_head", "roi_head", "mask_head")
 
 _TRIAL = 100  # a shorter run is there to see whether it runs
@@ -28,33 +41,67 @@ _TIGHT_CLIP = 1.0
 
 
 def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
-    """A learning rate above what linear scaling gives for the batch size."""
-    if dig(cfg, "auto_scale_lr", "enable") or len(facts.wrappers) != 1:
+    """A learning rate above what scaling gives for the batch size."""
+    if len(facts.wrappers) != 1:
         return
     (wrapper,) = facts.wrappers
     if facts.batch_size is None or wrapper.lr is None:
         return
     images = facts.world_size * facts.batch_size * wrapper.accumulate
     reference = _reference(cfg, facts, wrapper)
-    if reference is None:
+    lr, scaled = wrapper.lr, bool(dig(cfg, "auto_scale_lr", "enable"))
+    if reference is None or (scaled and reference.power == 1):
         return
-    right = reference.lr * images / reference.images
-    if wrapper.lr <= right * _TOLERANCE * (1 + 1e-9):
+    if scaled:
+        base = whole_number(dig(cfg, "auto_scale_lr", "base_batch_size"))
+        if not base:
+            return
+        lr *= facts.world_size * facts.batch_size / base
+    right = reference.lr * (images / reference.images) ** reference.power
+    if lr <= right * reference.tolerance * (1 + 1e-9):
         return
     # MMEngine scales without regard to accumulation.
-    scales = reference.auto and wrapper.lr == reference.lr and wrapper.accumulate == 1
+    scales = reference.auto and lr == reference.lr and wrapper.accumulate == 1
     lines = f"auto_scale_lr = dict(enable=True, base_batch_size={reference.images})"
     if not scales:
-        lines = f"optim_wrapper = dict(optimizer=dict(lr={right:.4g}))"
-    rule = "" if reference.auto else ", MMDetection's rule for SGD"
+        settings = f"optim_wrapper = dict(optimizer=dict(lr={right:.4g}))"
+        lines = "auto_scale_lr = dict(enable=False)\n" * scaled + settings
     yield Finding(
         "high_lr",
-        f"optim_wrapper.optimizer.lr={wrapper.lr:g} for {images} images a step "
-        f"({_product(facts, wrapper)}) is {wrapper.lr / right:.2g} times what linear "
-        f"scaling gives: {reference.lr:g} for {reference.images} images{rule}, so "
-        f"{right:.3g} for {images}.",
+        f"optim_wrapper.optimizer.lr={lr:g}{', as auto_scale_lr has it,' * scaled} for "
+        f"{images} images a step ({_product(facts, wrapper)}) is {lr / right:.2g} "
+        f"times what {reference.rule} gives: {reference.lr:g} for {reference.images} "
+        f"images{reference.of}, so {right:.3g} for {images}.",
         "Let MMEngine scale it:" if scales else "Scale it:",
         lines,
+        # What MMEngine scales is another number than what the config has.
+        remedies={} if scaled else dict(lr=float(f"{right:.4g}")),
+    )
+
+
+def auto_scale_base(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    """A base batch size that was inherited from the config of another optimizer."""
+    if not dig(cfg, "auto_scale_lr", "enable") or len(facts.wrappers) != 1:
+        return
+    (wrapper,) = facts.wrappers
+    base = whole_number(dig(cfg, "auto_scale_lr", "base_batch_size"))
+    lr = wrapper.lr
+    if not base or lr is None or facts.batch_size is None:
+        return
+    chain = [(facts.path or "", cfg), *_base_configs(facts.path)]
+    same = [one for one in chain if _has(one[1], wrapper.optimizer, lr)]
+    meant = _meant(*same[-1], wrapper.optimizer, base) if same else None
+    if meant is None or meant == base:
+        return
+    images = facts.world_size * facts.batch_size
+    yield Finding(
+        "auto_scale_base",
+        f"auto_scale_lr.base_batch_size={base} was inherited, and lr={lr:g} of "
+        f"{wrapper.optimizer} was chosen for {meant} images, as the name of "
+        f"{osp.basename(same[-1][0])} says: for {images} images a step MMEngine makes "
+        f"it {lr * images / base:.3g}, where {lr * images / meant:.3g} is meant.",
+        "Scale from the batch that it was chosen for:",
+        f"auto_scale_lr = dict(base_batch_size={meant})",
     )
 
 
@@ -80,15 +127,19 @@ def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     if warmup >= enough:
         return
     had = f"{warmup:g} iterations" if warmup else "none"
-    first = dict(type="LinearLR", start_factor=0.001, by_epoch=False, end=enough)
-    share = " (a twentieth)" if enough < USUAL_WARMUP else ""
+    end = USUAL_WARMUP
+    if facts.max_iters is not None:
+        end = remedy_warmup(facts.max_iters, int(warmup))
+    first = dict(type="LinearLR", start_factor=0.001, by_epoch=False, end=end)
+    share = " (a tenth)" if end < USUAL_WARMUP else ""
     place = "in place of the present one" if warmup else "first"
     yield Finding(
         "short_warmup",
         f"Warm-up of the learning rate in param_scheduler: {had}; this run should have "
-        f"{enough}{share}. On fresh weights full steps let logits grow fastest.",
+        f"{end}{share}. On fresh weights full steps let logits grow fastest.",
         "Warm up:",
         f"# in param_scheduler, {place}:\n{source(first)},",
+        remedies=dict(warmup=end),
     )
 
 
@@ -100,17 +151,44 @@ class _Reference:
         lr: Learning rate.
         images: In all processes and accumulated iterations.
         auto: From ``auto_scale_lr``.
+        power: With which power of the images it grows.
+        of: Whose it is.
     """
 
     lr: float
     images: int
     auto: bool
+    power: float = 1.0
+    of: str = ""
+
+    @property
+    def tolerance(self) -> float:
+        """By what a learning rate may be above it."""
+        return _TOLERANCE if self.power == 1 else _ADAM_TOLERANCE
+
+    @property
+    def rule(self) -> str:
+        """What it is scaled by."""
+        return "linear scaling" if self.power == 1 else "scaling by the square root"
+
+
+def named_batch(name: str, batch_size: int | None = None) -> tuple[int, int] | None:
+    """GPUs and images on each, as ``8xb32`` in a file's name tells.
+
+    Args:
+        name: Of the file.
+        batch_size: What ``8x32`` without the b must have as its second number.
+    """
+    for gpus, b, images in _NAMED.findall(name):
+        if b or (batch_size is not None and int(images) == batch_size):
+            return int(gpus), int(images)
+    return None
 
 
 def _reference(
     cfg: Mapping[str, Any], facts: Facts, wrapper: WrapperFacts
 ) -> _Reference | None:
-    """What linear scaling starts from, if that is known.
+    """What scaling starts from, if that is known.
 
     ``base_batch_size`` belongs to the learning rate that stood beside it, in a config
     that this one inherits: a user who has scaled ``lr`` by hand leaves it as it is.
@@ -118,31 +196,60 @@ def _reference(
     if base := whole_number(dig(cfg, "auto_scale_lr", "base_batch_size")):
         known = list(_inherited(facts.path, wrapper.optimizer, base))
         if known:
-            return _Reference(max(known), base, auto=True)
+            return max(known, key=lambda r: r.lr / r.images)
     heads = {key for part in _models(cfg) for key in part}
     momentum = number(dig(cfg, "optim_wrapper", "optimizer", "momentum")) or 0
     if wrapper.optimizer == "SGD" and momentum >= 0.9 and heads.intersection(_HEADS):
-        return _Reference(_SGD_LR, _SGD_IMAGES, auto=False)
+        of = ", MMDetection's rule for SGD"
+        return _Reference(_SGD_LR, _SGD_IMAGES, auto=False, of=of)
+    if wrapper.optimizer in ("Adam", "AdamW") and heads.intersection(_HEADS):
+        of = f", the most that MMDetection's configs have for {wrapper.optimizer}"
+        return _Reference(_ADAM_LR, _ADAM_IMAGES, auto=False, power=0.5, of=of)
     return None
 
 
-def _inherited(path: str | None, optimizer: str, base: int) -> Iterator[float]:
-    """Learning rates that the base configs have for the same optimizer and batch."""
-    for parent in _base_configs(path):
-        lr = dig(parent, "optim_wrapper", "optimizer", "lr")
-        kind = str(dig(parent, "optim_wrapper", "optimizer", "type"))
-        same = kind.rsplit(".", 1)[-1] == optimizer
-        if same and dig(parent, "auto_scale_lr", "base_batch_size") == base and lr:
-            yield float(lr)
+def _inherited(path: str | None, optimizer: str, base: int) -> Iterator[_Reference]:
+    """What the base configs have for the same optimizer and base batch size."""
+    for file, parent in _base_configs(path):
+        lr = number(dig(parent, "optim_wrapper", "optimizer", "lr"))
+        same_base = dig(parent, "auto_scale_lr", "base_batch_size") == base
+        if lr and same_base and _has(parent, optimizer, lr):
+            images = _meant(file, parent, optimizer, base) or base
+            yield _Reference(lr, images, auto=True)
 
 
-def _base_configs(path: str | None) -> Iterator[dict[str, Any]]:
-    """The configs that a file inherits, each merged with its own bases."""
+def _has(cfg: Mapping[str, Any], optimizer: str, lr: float) -> bool:
+    kind = str(dig(cfg, "optim_wrapper", "optimizer", "type")).rsplit(".", 1)[-1]
+    return kind == optimizer and dig(cfg, "optim_wrapper", "optimizer", "lr") == lr
+
+
+def _meant(path: str, cfg: Mapping[str, Any], optimizer: str, base: int) -> int | None:
+    """The images a step that a config's learning rate was chosen for.
+
+    None if its base batch size is right, as far as it is known: only one that it
+    inherits together with another learning rate is not its own, as RTMDet's.
+    """
+    lr = number(dig(cfg, "optim_wrapper", "optimizer", "lr"))
+    size = whole_number(dig(cfg, "train_dataloader", "batch_size"))
+    named = named_batch(osp.basename(path), size)
+    if lr is None or named is None or named[1] != size:
+        return None
+    foreign = any(
+        dig(parent, "auto_scale_lr", "base_batch_size") == base
+        and dig(parent, "optim_wrapper", "optimizer", "lr") is not None
+        and not _has(parent, optimizer, lr)
+        for _, parent in _base_configs(path)
+    )
+    return named[0] * named[1] if foreign else None
+
+
+def _base_configs(path: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The configs that a file inherits with their paths, each merged with its bases."""
     if not path or not osp.isfile(path):
         return
     try:
         for base in private.base_configs(Config, path):
-            yield Config.fromfile(base).to_dict()
+            yield base, Config.fromfile(base).to_dict()
             yield from _base_configs(base)
     except Exception:  # a file that has gone or changed since; then nothing is known
         return

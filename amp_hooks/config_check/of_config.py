@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path as osp
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from mmengine.runner.priority import get_priority
 
 from ..engine.config_values import dig, items_of
 from ..members import MEMBERS
+from .classes import number_of_classes
 from .facts import MIXED, Facts, HookFacts, WrapperFacts, number, whole_number
+from .learning_rate import named_batch
 
 # Of Runner.register_default_hooks, in its order.
 _DEFAULT_HOOKS = {
@@ -52,7 +55,21 @@ def facts_of_config(
         # Stable, as Runner.register_hook is.
         hooks=tuple(sorted(_hooks(cfg), key=lambda hook: hook.priority)),
         path=config.filename,
+        classes=number_of_classes(dig(loader, "dataset")),
     )
+
+
+def gpus_of_name(config: Config) -> int | None:
+    """The GPUs that a file's name tells, as ``8xb32`` does: 8 of 32 images each.
+
+    Without the b it may be anything, the size of images for one, unless the second
+    number is the batch size.
+    """
+    name = osp.basename(config.filename or "")
+    loader = config.to_dict().get("train_dataloader")
+    size = whole_number(dig(loader, "batch_size"))
+    found = named_batch(name, size)
+    return None if found is None else found[0]
 
 
 def _wrappers(tree: Any) -> Iterator[WrapperFacts]:
@@ -80,6 +97,7 @@ def _wrapper(name: str, part: Mapping[str, Any]) -> WrapperFacts:
         static_scale=number(scale) if mixed else None,
         clips=bool(clip),
         max_norm=number(dig(clip, "max_norm")),
+        clip_raises=bool(dig(clip, "error_if_nonfinite")),
         accumulate=whole_number(part.get("accumulative_counts")) or 1,
         optimizer=str(dig(part, "optimizer", "type")).rsplit(".", 1)[-1],
         lr=number(dig(part, "optimizer", "lr")),

@@ -42,6 +42,7 @@ def facts_of_runner(runner: Runner) -> Facts:
             for hook in runner.hooks
         ),
         path=runner.cfg.filename,
+        classes=_classes(loader),
     )
 
 
@@ -59,6 +60,7 @@ def _wrapper(name: str, wrapper: OptimWrapper) -> WrapperFacts:
         static_scale=private.static_scale(wrapper),
         clips=bool(clip),
         max_norm=number(dig(clip, "max_norm")),
+        clip_raises=bool(dig(clip, "error_if_nonfinite")),
         accumulate=private.accumulative_counts(wrapper),
         optimizer=type(wrapper.optimizer).__name__,
         lr=number(wrapper.optimizer.defaults.get("lr")),
@@ -70,6 +72,11 @@ def _length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:  # of an iterable data set
         return None
+
+
+def _classes(loader: Any) -> int | None:
+    known = dig(getattr(loader.dataset, "metainfo", None), "classes")
+    return len(known) if isinstance(known, (list, tuple)) else None
 
 
 def _saved_ema(runner: Runner) -> bool | None:

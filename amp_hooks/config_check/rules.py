@@ -42,6 +42,28 @@ def no_clip_grad(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
                 "Clip their norm; where MMDetection's own configs clip, they take 35, "
                 "and 0.1 for DETR and its kin.",
                 _line(wrapper.name, clip_grad=dict(max_norm=35, norm_type=2)),
+                remedies=dict(clip=35),
+            )
+
+
+def error_if_nonfinite(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    """Clipping that ends the run at gradients which are not finite."""
+    for wrapper in facts.wrappers:
+        if wrapper.clip_raises:
+            half = wrapper.dtype == "float16"
+            yield Finding(
+                "error_if_nonfinite",
+                f"{wrapper.key}.clip_grad.error_if_nonfinite=True ends the run at the "
+                "first gradient norm that is not finite"
+                + (
+                    ", which a loss scale meets while it finds its level: GradScaler "
+                    "would have skipped that step."
+                    if half
+                    else ", before StepGuardHook or RollbackHook could undo it."
+                ),
+                "Leave it out.",
+                _line(wrapper.name, clip_grad=dict(error_if_nonfinite=False)),
+                fails=half,
             )
 
 

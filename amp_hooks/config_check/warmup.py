@@ -26,13 +26,21 @@ def needed_warmup(iters: int) -> int:
     return min(USUAL_WARMUP, math.ceil(iters / 20))
 
 
-def remedy_warmup(iters: int) -> int:
-    """Iterations of warm-up for a run that has failed early: a tenth, 500 at most.
+def remedy_warmup(iters: int, warmup: int = 0, failed: int | None = None) -> int:
+    """Iterations of warm-up to advise: a tenth of the run, 500 at most.
+
+    What is said before a run and what is said after it are this one number, unless the
+    run failed where such a warm-up would have been over, or has had it.
 
     Args:
-        iters: Of the whole run, as far as it came.
+        iters: Of the whole run.
+        warmup: Iterations of warm-up that it has.
+        failed: First iteration in which something was wrong.
     """
-    return min(USUAL_WARMUP, iters // 10)
+    usual = max(min(USUAL_WARMUP, iters // 10), needed_warmup(iters))
+    if failed is None or max(warmup, failed) < usual:
+        return usual
+    return max(2 * warmup, 2 * (failed + 1), usual)
 
 
 def warmup_iters(

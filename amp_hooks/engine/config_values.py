@@ -22,3 +22,9 @@ def items_of(tree: Any) -> list[dict[str, Any]]:
     if not isinstance(tree, (list, tuple)):
         return []
     return [item for item in tree if isinstance(item, dict)]
+
+
+def plain_number(value: Any) -> float | None:
+    """A number, None of anything else; a switch is none."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if usable else None

@@ -63,6 +63,7 @@ EVENTS = {
             "headroom_bits": "doublings from each classifier's logits to 65504",
             "seconds": "that it took",
             "done": "nothing, told, raised, bfloat16, float32 or validation in float32",
+            "remedies": "numbers that were advised: lr, warmup, clip",
         },
     ),
     "overflow": Event(
@@ -73,10 +74,11 @@ EVENTS = {
             "layers": "if logits were not: the classifier layers",
             "heads": "if what heads hand to their losses was not: these",
             "buffers": "if buffers became so: up to five of these",
-            "nonfinite_grads": "if gradients were not: the first five parameters",
-            "nonfinite_grads_total": "if gradients were not: how many parameters",
+            "nonfinite_grads": "if gradients alone were not: the first five parameters",
+            "nonfinite_grads_total": "if gradients alone were not: how many parameters",
             "scale": "if there is a GradScaler: the loss scale of the step",
-            "skip": "if GradScaler skipped the step: calibration, ordinary or collapse",
+            "skip": "if GradScaler skipped the step: calibration, ordinary, collapse, "
+            "or forward where loss or logits were not finite",
             "error": "if the training step raised: type and message",
             "ranks": "if there are several processes: where loss or logits failed",
         },
@@ -242,8 +244,8 @@ EVENTS = {
         {"time": "when, in UTC (ISO 8601)"},
     ),
     "truncated": Event(
-        "the file is full; nothing is written after this",
-        lambda line: f"The ledger is full after {line['max_events']} events.",
+        "the file is full: from here on only what decides on the run is written",
+        words.truncated,
         {"max_events": "lines written"},
     ),
 }
@@ -261,4 +263,8 @@ def in_words(line: Line) -> str:
         return EVENTS[event].words(line)
     except (KeyError, TypeError, ValueError):
         rest = {k: v for k, v in line.items() if k not in ("iter", "event", "verdict")}
-        return f"{event}: {rest}" if rest else event
+        if event not in EVENTS:
+            return f"{event}: {rest}" if rest else event
+        meaning = EVENTS[event].meaning
+        what = f"{meaning[:1].upper()}{meaning[1:]}"
+        return f"{what}: {rest}." if rest else f"{what}."

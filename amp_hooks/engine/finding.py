@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from keyword import iskeyword
 from typing import Any
 
@@ -19,6 +19,9 @@ class Finding:
         remedy: What to do about it.
         lines: Config lines to paste, if the remedy is one.
         fails: Training will fail, or learn nothing, as it stands. Otherwise it may.
+        hooks: Arguments of hooks of this package that the remedy is, by class.
+        remedies: The numbers that were advised, for the ledger: ``lr``, ``warmup``,
+            ``clip``. The report gives the same.
     """
 
     name: str
@@ -26,16 +29,23 @@ class Finding:
     remedy: str
     lines: str = ""
     fails: bool = False
+    hooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remedies: Mapping[str, float] = field(default_factory=dict)
 
 
-def numbered(findings: Sequence[Finding]) -> str:
-    """A numbered list for the log: what fails comes first."""
+def numbered(findings: Sequence[Finding], lines: Callable[[int, Finding], str]) -> str:
+    """A numbered list for the log: what fails comes first.
+
+    Args:
+        findings: In any order.
+        lines: What to paste of a finding, by its number; of a ``Paste``.
+    """
     text = []
     for number, f in enumerate(sorted(findings, key=lambda f: not f.fails), 1):
         head = f"{number}. "
         text += _wrapped(f"{'FAILS: ' if f.fails else ''}{f.what}", head)
         text += _wrapped(f.remedy, " " * len(head))
-        text += [f"       {line}" for line in f.lines.splitlines()]
+        text += [f"       {line}" for line in lines(number, f).splitlines()]
     return "\n".join(text)
 
 

@@ -171,6 +171,18 @@ def base_configs(config: Any, path: str) -> Iterator[str]:
         yield config._get_cfg_path(name, path)[0]
 
 
+def is_pure_python(config: Any) -> bool | None:
+    """Whether a config's file is of MMEngine's pure Python kind; None without a file.
+
+    Args:
+        config: An ``mmengine.config.Config``.
+    """
+    try:
+        return bool(config._is_lazy_import(config.filename))
+    except Exception:  # no file, or one that has gone or changed since
+        return None
+
+
 # --- torch ----------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ class Runtime:
         second_opinion: ``second_opinion(condition)`` gives the reason why it is not the
             weights, or ''. A collective.
         harmless: Losses that were not finite over finite gradients.
-        observers: Called with each record before it is judged; what they return goes
+        observers: Called with each record that was judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
         early_lines: Lines from before the first iteration, for hooks that attach late.
@@ -164,9 +164,9 @@ class Runtime:
         if self.blindness.iterations == _SECOND_LOOK:
             self.averaging.look(runner)
         fields: dict[str, Any] = {}
+        nonfinite = self._judge(record)
         for observe in self.observers:
             fields |= observe(record)
-        nonfinite = self._judge(record)
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record, self.clamped)

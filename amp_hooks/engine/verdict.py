@@ -39,6 +39,15 @@ class Verdict(str, Enum):
         return self.is_bad and self is not Verdict.DIVERGED
 
     @property
+    def is_of_the_scale(self) -> bool:
+        """Whether it was gradients alone that were not finite.
+
+        Otherwise all of them are, by the loss or by StepGuardHook, and neither their
+        names nor the loss scale have a part in it.
+        """
+        return self in (Verdict.SCALE_OVERFLOW, Verdict.GRAD_NONFINITE)
+
+    @property
     def is_bad(self) -> bool:
         """Whether the iteration counts towards a rollback."""
         return self not in (Verdict.HEALTHY, Verdict.SCALE_OVERFLOW)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Line = Mapping[str, Any]
+_FEW = 3  # iterations that are all named
 _VERDICTS = {
     "SCALE_OVERFLOW": "scaled gradients overflowed, as they do now and then",
     "FORWARD_NONFINITE": "the forward pass was not finite",
@@ -25,6 +26,19 @@ def first_names(names: list[str], limit: int = 3) -> str:
 def count(n: int, what: str, plural: str = "s") -> str:
     """``3 rollbacks``, ``1 rollback``."""
     return f"{n} {what}{plural * (n != 1)}"
+
+
+def places(iterations: Iterable[int]) -> str:
+    """``iterations 3 to 17`` in a row, ``iterations 19 and 21``, else the bounds."""
+    known = sorted(set(iterations))
+    first, last = known[0], known[-1]
+    if first == last:
+        return f"iteration {first}"
+    if last - first == len(known) - 1:
+        return f"iterations {first} to {last}"
+    if len(known) <= _FEW:
+        return f"iterations {all_of(known[:-1])} and {last}"
+    return f"between {first} and {last}"
 
 
 def names_in(value: Any) -> str:
@@ -57,7 +71,9 @@ def reason(line: Line) -> str:
         text += f": {why}"
     if where := line.get("nonfinite_state"):
         text += f": {names_in(where)}"
-    if where := line.get("nonfinite_grads"):
+    # Of an older ledger: all were NaN, by the loss or by StepGuardHook.
+    forward = line.get("verdict") in ("FORWARD_NONFINITE", "DIVERGED")
+    if (where := line.get("nonfinite_grads")) and not forward:
         text += f"; gradients of {names_in(where)}"
     if where := line.get("error"):
         text += f": {where}"
@@ -68,7 +84,7 @@ def start(line: Line) -> str:
     """Of a ``start`` line."""
     resumed = f" from iteration {line['iter']}" if line["iter"] else ""
     return (
-        f"Training begins{resumed}, until iteration {line['max_iters']}, with "
+        f"Training begins{resumed}, {line['max_iters']} iterations in all, with "
         f"{names_in(line['optimizers'])}; hooks: {', '.join(line['hooks'])}."
     )
 
@@ -171,7 +187,8 @@ def boxes(line: Line) -> str:
 def resume(line: Line) -> str:
     """Of a ``resume`` line."""
     return (
-        f"Resumed from {line['checkpoint']}: {line['rollbacks']} rollbacks so far, "
+        f"Resumed from {line['checkpoint']}: {count(line['rollbacks'], 'rollback')} "
+        "so far, "
         f"learning rate x{number(line['lr_factor'])}."
     )
 
@@ -185,7 +202,7 @@ def abort(line: Line) -> str:
         resume = f" Resume in a new process, from {last}." if last else ""
         return f"Training ended with {line['error']}.{resume}"
     return (
-        f"Training ended after {line['rollbacks']} rollbacks: {reason(line)}. "
+        f"Training ended after {count(line['rollbacks'], 'rollback')}: {reason(line)}. "
         f"{line['limit']} allows no more. The last good checkpoint is "
         f"{line['checkpoint']}."
     )
@@ -196,6 +213,14 @@ def failure(line: Line) -> str:
     return (
         f"{line['part']} failed in {line['where']}: {line['error']}. It is off since, "
         "and training goes on without it."
+    )
+
+
+def truncated(line: Line) -> str:
+    """Of a ``truncated`` line."""
+    return (
+        f"The ledger is full after {line['max_events']} lines: from here on it has "
+        "rollbacks and what else decides on the run, and no single overflow."
     )
 
 

@@ -129,6 +129,8 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
         about: What is known beside it: iteration, verdict, rank, precision.
     """
     batch = list(images((replay.call.args, replay.call.kwargs)))
+    # Behind a forward pass that is not finite they are so for that reason alone.
+    grads = [] if replay.origin or replay.error else replay.nonfinite_grads
     origin, operation = replay.origin, None
     if origin is not None and origin.operation is not None:
         operation = vars(origin.operation)
@@ -143,12 +145,18 @@ def report(replay: Replay, about: dict[str, Any]) -> dict[str, Any]:
         operation=operation,
         error=replay.error or None,
         losses=replay.losses,
-        nonfinite_grads=replay.nonfinite_grads[:_GRADS],
-        nonfinite_grads_total=len(replay.nonfinite_grads),
+        nonfinite_grads=grads[:_GRADS],
+        nonfinite_grads_total=len(grads),
         backward_skipped=replay.skipped or None,
         images=batch,
         frames=[_frame(frame) for frame in replay.frames],
     )
+
+
+def _of_gradients(data: dict[str, Any], total: int) -> str:
+    if data["kind"] in ("gradient", "unknown"):
+        return f"Parameters with non-finite gradients: {total}"
+    return "Gradients tell nothing here: the forward pass was not finite, or raised"
 
 
 def _frame(frame: Frame) -> dict[str, Any]:
@@ -198,7 +206,7 @@ def as_text(data: dict[str, Any]) -> str:
         "  none: the forward pass did not come so far"
     ]
     total = data["nonfinite_grads_total"]
-    lines += ["", f"Parameters with non-finite gradients: {total}"]
+    lines += ["", _of_gradients(data, total)]
     lines += [f"  {name}" for name in data["nonfinite_grads"]]
     if total > len(data["nonfinite_grads"]):
         lines.append(f"  and {total - len(data['nonfinite_grads'])} more")

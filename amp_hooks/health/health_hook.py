@@ -20,7 +20,7 @@ from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from .highest_rate import HighestRate
-from .main_metric import main_metric
+from .main_metric import main_metric, save_best_of
 from .run_health import RunHealth
 
 _MOST_WATCHES = 100  # lines in the ledger
@@ -135,7 +135,8 @@ class HealthHook(AmpHook):
         if not self.metric or not metrics:
             return
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-        found = main_metric(metrics, hooks)
+        best = [each for hook in hooks for each in save_best_of(hook)]
+        found = main_metric(metrics, best)
         if found is not None:
             name, larger = found
             self.health.metric(runner.iter, name, float(metrics[name]), larger)

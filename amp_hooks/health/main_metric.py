@@ -14,29 +14,45 @@ _KNOWN = tuple(
 )
 
 
+# MMEngine's CheckpointHook takes a smaller value for better where the name has this.
+_LESS = "loss"
+
+
 def main_metric(
-    metrics: Mapping[str, Any], checkpoint_hooks: Iterable[Any] = ()
+    metrics: Mapping[str, Any], save_best: Iterable[tuple[str, str | None]] = ()
 ) -> tuple[str, bool] | None:
     """The metric that ``save_best`` names, else a known one.
 
     Args:
         metrics: Of an evaluation, by name.
-        checkpoint_hooks: The run's CheckpointHooks.
+        save_best: Names that CheckpointHook was given, each with its rule, or None.
 
     Returns:
         Its name, and whether the largest value is the best; None if there is none.
     """
-    for hook in checkpoint_hooks:
-        for name in getattr(hook, "key_indicators", None) or ():
-            rule = dict(zip(hook.key_indicators, getattr(hook, "rules", None) or ()))
-            name = next(iter(metrics), name) if name == "auto" else name
-            if _is_number(metrics.get(name)):
-                return name, rule.get(name, rule.get("auto")) != "less"
+    for name, rule in save_best:
+        name = next(iter(metrics), name) if name == "auto" else name
+        if _is_number(metrics.get(name)):
+            less = rule == "less" if rule else _LESS in name.lower()
+            return name, not less
     for known in _KNOWN:
         for name, value in metrics.items():
             if known.search(name) and _is_number(value):
                 return name, True
     return None
+
+
+def save_best_of(hook: Any) -> list[tuple[str, str | None]]:
+    """What a CheckpointHook was given, as a hook or as its entry in a config."""
+    if isinstance(hook, Mapping):
+        names, rules = hook.get("save_best"), hook.get("rule")
+    else:
+        names = getattr(hook, "key_indicators", None)
+        rules = getattr(hook, "rules", None)
+    names = [names] if isinstance(names, str) else list(names or ())
+    rules = [rules] if isinstance(rules, str) else list(rules or ())
+    rules = rules * len(names) if len(rules) == 1 else rules
+    return list(zip(names, [*rules, *[None] * len(names)]))
 
 
 def _is_number(value: Any) -> bool:

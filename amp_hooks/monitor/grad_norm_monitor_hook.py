@@ -37,7 +37,8 @@ class GradNormMonitorHook(AmpHook):
     are), before clipping, without needing ``clip_grad``, and once per step under
     gradient accumulation. The total comes with one norm per group of parameters. When
     gradients are not finite, the ledger's ``overflow`` line names the first five
-    parameters concerned, as ``nonfinite_grads``, and how many there are.
+    parameters concerned, as ``nonfinite_grads``, and how many there are; not where the
+    forward pass was not finite, for then all of them are.
 
     Args:
         groups (dict[str, str or list[str]], optional): Name of a group to fnmatch
@@ -168,7 +169,12 @@ class GradNormMonitorHook(AmpHook):
             recorder.note("top_index", indices[i], f"{name}:{i}")
 
     def _name_nonfinite(self, record: IterationRecord) -> dict[str, Any]:
-        """Which gradients were not finite; reads the device, after an incident."""
+        """Which gradients were not finite; reads the device, after an incident.
+
+        None where more than they was not: all are NaN, by that or by StepGuardHook.
+        """
+        if not record.verdict.is_of_the_scale:
+            return {}
         bad = []
         for name, found_inf in record.values.get("found_inf", {}).items():
             if found_inf and name in self._norms:

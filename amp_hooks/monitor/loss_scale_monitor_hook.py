@@ -25,7 +25,8 @@ class LossScaleMonitorHook(AmpHook):
     """Counts skipped optimizer steps and tells when the loss scale collapses.
 
     A dynamic loss scale finds its level by overflowing: in the first 100 steps that is
-    called calibration, later on an ordinary overflow, and neither is reported. Many
+    called calibration, later on an ordinary overflow, and neither is reported. One of
+    an iteration whose loss or logits were not finite is neither. Many
     skips in a row, or one with the scale at 1.0 or below, are a collapse: no loss
     scale helps any more. That gets one warning, until a step is taken again.
 
@@ -90,7 +91,9 @@ class LossScaleMonitorHook(AmpHook):
                 continue
             counter = self._counter(name)
             at_floor = not scale > runtime.scale_floor
-            kind = counter.add(bool(found_inf), at_floor)
+            # NaN of the forward pass says nothing of where the scale has to be.
+            forward = not record.verdict.is_of_the_scale
+            kind = counter.add(bool(found_inf), at_floor, forward)
             if kind is not None:
                 kinds[name] = kind.value
             if kind is SkipKind.COLLAPSE and name not in self._warned:

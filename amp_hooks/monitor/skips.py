@@ -19,11 +19,14 @@ class SkipKind(str, Enum):
         ORDINARY: Now and then a scaled gradient overflows, because GradScaler raises
             the scale every 2000 clean steps until one does.
         COLLAPSE: Skip follows skip, or the scale is at its floor: no loss scale helps.
+        FORWARD: Loss or logits were not finite, or the run has diverged and the step
+            was refused for that: no loss scale had a part in it.
     """
 
     CALIBRATION = "calibration"
     ORDINARY = "ordinary"
     COLLAPSE = "collapse"
+    FORWARD = "forward"
 
 
 class SkipCounter:
@@ -38,7 +41,7 @@ class SkipCounter:
         steps: Optimizer steps so far, skipped ones included.
         total: Skipped ones.
         streak: Skipped ones since the last step that was taken.
-        by_kind: Skipped ones by :class:`SkipKind` value.
+        by_kind: Skipped ones by :class:`SkipKind` value; FORWARD once there was one.
     """
 
     def __init__(self, patience: int, calibration: int = 100, latest: int = 1000):
@@ -47,7 +50,7 @@ class SkipCounter:
         self.steps = 0
         self.total = 0
         self.streak = 0
-        self.by_kind = {kind.value: 0 for kind in SkipKind}
+        self.by_kind = {k.value: 0 for k in SkipKind if k is not SkipKind.FORWARD}
         self._latest: deque[bool] = deque(maxlen=latest)
         self._skipped_latest = 0
 
@@ -56,12 +59,15 @@ class SkipCounter:
         """Skipped share of the latest steps, 0 to 1."""
         return self._skipped_latest / len(self._latest) if self._latest else 0.0
 
-    def add(self, skipped: bool, at_floor: bool = False) -> SkipKind | None:
+    def add(
+        self, skipped: bool, at_floor: bool = False, forward: bool = False
+    ) -> SkipKind | None:
         """Count one optimizer step.
 
         Args:
             skipped: The scaler found non-finite gradients and left the weights alone.
             at_floor: The loss scale cannot usefully be lowered any more.
+            forward: The forward pass was not finite.
 
         Returns:
             What kind of skip it was, ``None`` if the step was taken.
@@ -78,11 +84,13 @@ class SkipCounter:
         self.streak += 1
         if at_floor or self.streak >= self.patience:
             kind = SkipKind.COLLAPSE
+        elif forward:
+            kind = SkipKind.FORWARD
         elif self.steps <= self.calibration:
             kind = SkipKind.CALIBRATION
         else:
             kind = SkipKind.ORDINARY
-        self.by_kind[kind.value] += 1
+        self.by_kind[kind.value] = self.by_kind.get(kind.value, 0) + 1
         return kind
 
     def state(self) -> dict[str, Any]:

@@ -73,7 +73,9 @@ SCALARS = {
         min, "log2", "the same, of one optimizer of an OptimWrapperDict"
     ),
     "amp/growth_tracker": Scalar(
-        min, "steps", "clean steps since the loss scale changed; at 2000 it doubles"
+        min,
+        "steps",
+        "clean steps since the loss scale changed; at growth_interval it grows",
     ),
     "amp/skipped_total": Scalar(_latest, "steps", "optimizer steps skipped so far"),
     "amp/skipped_total/<optimizer>": Scalar(

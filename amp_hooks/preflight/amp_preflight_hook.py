@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..config_check.check import check_config
+from ..config_check.check import check_config, lines_of
 from ..engine.checks import check_bool, check_choice
 from ..engine.finding import Finding, numbered
 from ..engine.headroom import headroom_bits
@@ -150,7 +150,7 @@ class AmpPreflightHook(AmpHook):
             torch.cuda.reset_peak_memory_stats()
         self.findings = self._of_all_ranks(found)
         seconds = round(time.perf_counter() - began, 1)
-        text = self._tell(seconds, first)
+        text = self._tell(runner, seconds, first)
         done = self._remedy.act(runner, self.findings, first)
         self.precision = self._remedy.precision
         runtime.emit(
@@ -163,6 +163,7 @@ class AmpPreflightHook(AmpHook):
             headroom_bits=_headroom(first),
             seconds=seconds,
             done=done,
+            remedies={k: v for f in self.findings for k, v in f.remedies.items()},
         )
         if done == "raised":
             raise PreflightError(text)
@@ -219,7 +220,7 @@ class AmpPreflightHook(AmpHook):
             ]
         return merged
 
-    def _tell(self, seconds: float, first: FirstBatch | None) -> str:
+    def _tell(self, runner: Runner, seconds: float, first: FirstBatch | None) -> str:
         """One screen for the log."""
         left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
         if not self.findings:
@@ -232,7 +233,7 @@ class AmpPreflightHook(AmpHook):
         several = "s" if len(self.findings) > 1 else ""
         text = (
             f"pre-flight: {len(self.findings)} finding{several}, {seconds} s{left_out}"
-            f"\n{numbered(self.findings)}"
+            f"\n{numbered(self.findings, lines_of(runner.cfg))}"
         )
         if self.on_fail != "raise":
             warn(text)

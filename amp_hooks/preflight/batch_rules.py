@@ -80,7 +80,7 @@ def losses_differ(
             "Something in the head or the losses needs FP32: compute it with "
             "torch.autocast(device_type, enabled=False) on float inputs, or let "
             "HeadClampHook do it.",
-            "# in custom_hooks:\ndict(type='amp_hooks.HeadClampHook', when='always'),",
+            hooks=dict(HeadClampHook=dict(when="always")),
         )
     ]
 

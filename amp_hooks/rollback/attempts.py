@@ -40,6 +40,17 @@ class Attempts:
             return f"max_recent={self._recent} in recent_iters={self._iters}"
         return ""
 
+    def counted(self, now: int) -> str:
+        """The last one in words, by both limits: either of them may end the run."""
+        number = len(self.done)
+        recent = sum(now - at < self._iters for at, *_ in self.done)
+        if self.done and self.done[-1][3]:
+            return f"rollback {number}, beyond the limits in another precision,"
+        return (
+            f"rollback {number} of {self.total}, {recent} of {self._recent} within "
+            f"{self._iters} iterations,"
+        )
+
     def open(self, folder: str, resumed: bool) -> None:
         """Keep them in a small file, written at once: a checkpoint takes its time.
 

@@ -98,8 +98,7 @@ class GoBack:
         )
         warn(
             messages.rolled_back(
-                number=self._attempts.number,
-                limit=self._attempts.total,
+                number=self._attempts.counted(runner.iter),
                 now=runner.iter,
                 target=target.iter,
                 verdict=verdict.value,

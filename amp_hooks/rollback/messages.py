@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..engine.words import count
+
 
 def where_text(names: list[str]) -> str:
     """Which tensors are not finite, in brackets; nothing if none is named."""
@@ -10,8 +12,7 @@ def where_text(names: list[str]) -> str:
 
 def rolled_back(
     *,
-    number: int,
-    limit: int,
+    number: str,
     now: int,
     target: int,
     verdict: str,
@@ -24,8 +25,7 @@ def rolled_back(
     """The run went back.
 
     Args:
-        number: Of this rollback, from 1.
-        limit: ``max_rollbacks``.
+        number: Of this rollback, in words.
         now: Iteration in which it happened.
         target: Iteration of the snapshot.
         verdict: Why.
@@ -41,7 +41,7 @@ def rolled_back(
     elif warmup_iters:
         learning_rate += f", reached in {warmup_iters} iterations"
     return (
-        f"rollback {number} of {limit} at iteration {now}: {verdict}{where}. Weights, "
+        f"{number} at iteration {now}: {verdict}{where}. Weights, "
         f"optimizer, loss scale and EMA are back at iteration {target}; learning rate "
         f"{learning_rate}"
         + (f", loss scale {scale:g}" if scale is not None else "")
@@ -73,13 +73,14 @@ def diverged(
         limit: The argument that allows no more, with its value.
         checkpoint: The last good one.
     """
+    tried = f"{count(rollbacks, 'rollback')}, {attempts or 'none'}"
     return (
-        f"training diverged at iteration {now}: {verdict}{where}. Tried: {rollbacks} "
-        f"rollbacks, {attempts or 'none'}; learning rate x{lr_factor:g}. {limit} "
+        f"training diverged at iteration {now}: {verdict}{where}. Tried: {tried}; "
+        f"learning rate x{lr_factor:g}. {limit} "
         f"allows no more. The last good checkpoint is {checkpoint}. Begin with its "
         "weights (load_from, without resume) at a lower learning rate or with a longer "
-        "warm-up; or resume from it with gradient clipping or in BF16, and with a "
-        "higher limit."
+        "warm-up; or resume from it with gradient clipping or in FP32 (in BF16, where "
+        "every operator has it), and with a higher limit."
     )
 
 

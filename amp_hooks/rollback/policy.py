@@ -8,6 +8,7 @@ PATIENCE = 3  # bad iterations in a row: one bad batch is data, two are bad luck
 # 7 of 20: a run that limps without ever failing three times in a row.
 WINDOW, SHARE = 20, 0.35
 LR_FACTOR = 0.1  # what dlib takes when training diverges
+WARMUP_ITERS = 100  # after a rollback
 
 
 class BadStreak:

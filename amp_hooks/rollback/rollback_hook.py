@@ -23,7 +23,7 @@ from .attempts import Attempts
 from .checkpoint_guard import CheckpointGuard
 from .go_back import GoBack, pin_static_scale
 from .lr_policy import LRPolicy
-from .policy import LR_FACTOR, PATIENCE, SHARE, WINDOW, BadStreak
+from .policy import LR_FACTOR, PATIENCE, SHARE, WARMUP_ITERS, WINDOW, BadStreak
 from .resume import choose_resume
 from .ring import SnapshotRing
 from .run_state import nonfinite_state
@@ -113,7 +113,7 @@ class RollbackHook(AmpHook):
         scale_factor: float = 0.5,
         lr_factor: float = LR_FACTOR,
         keep_lr_after: int | None = 2000,
-        warmup_iters: int = 100,
+        warmup_iters: int = WARMUP_ITERS,
         recover_after: int | None = None,
         reset_optimizer: bool = False,
         max_rollbacks: int = 10,

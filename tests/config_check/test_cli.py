@@ -101,7 +101,7 @@ def test_a_rule_that_fails_costs_itself_only(monkeypatch, capsys):
     ],
 )
 def test_values_of_odd_types(option, capsys):
-    assert cli.main([HEALTHY, "--cfg-options", option]) in (0, 1)
+    assert cli.main([HEALTHY, "--gpus", "1", "--cfg-options", option]) in (0, 1)
     assert capsys.readouterr().err == ""
 
 
@@ -130,3 +130,81 @@ def test_resume(build, tmp_path, capsys):
 def test_the_script():
     done = processes.script("check_config.py", HOT, status=1)
     assert done.stdout.startswith("1. optim_wrapper.optimizer.lr=0.15 for 4 images")
+
+
+# --- what is assumed, and the options of tools/train.py -------------------------------
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("mine.py", [], "Checked for 1 GPU; --gpus N for another number."),
+        ("mine_8xb4.py", [], "Checked for 8 GPUs, as the file's name tells; --gpus N"),
+        ("mine_8x4.py", [], "Checked for 8 GPUs, as the file's name tells"),
+        ("mine_8x5.py", [], "Checked for 1 GPU"),
+        ("mine_8xb4.py", ["--gpus", "2"], ""),
+    ],
+)
+def test_the_gpus_it_assumes_are_said(name, arguments, says, tmp_path, capsys):
+    (tmp_path / name).write_text(f"_base_ = {HEALTHY!r}\n")
+    assert cli.main([str(tmp_path / name), *arguments]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith(says)
+    assert bool(shown.err) == bool(says)
+
+
+def test_the_gpus_of_the_name_decide(tmp_path, capsys):
+    text = f"_base_ = {HEALTHY!r}\noptim_wrapper = dict(optimizer=dict(lr=0.02))\n"
+    for name, status in (("mine.py", 1), ("mine_4xb4.py", 0)):
+        (tmp_path / name).write_text(text)
+        assert cli.main([str(tmp_path / name)]) == status
+
+
+FP32 = """
+_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+"""
+
+
+def test_amp_as_tools_train_has_it(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{FP32}optim_wrapper = dict(loss_scale=512.0)\n")
+    eight = [str(path), "--gpus", "8"]
+    assert cli.main(eight) == 0
+    assert cli.main([*eight, "--amp"]) == 1
+    shown = capsys.readouterr().out
+    assert "computes in float16 without clip_grad" in shown
+    assert "is static" not in shown  # --amp makes it dynamic
+
+
+def test_auto_scale_lr_as_tools_train_has_it(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(FP32)
+    assert cli.main([str(path), "--gpus", "8", "--auto-scale-lr"]) == 1
+    assert "auto_scale_lr.base_batch_size=16 was inherited" in capsys.readouterr().out
+    assert cli.main([HEALTHY, "--gpus", "1", "--auto-scale-lr"]) in (0, 1, 64)
+
+
+def test_auto_scale_lr_of_a_config_that_has_none(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text("optim_wrapper = dict()\n")
+    assert cli.main([str(path), "--auto-scale-lr"]) == 64
+    assert "the config has no auto_scale_lr with enable" in capsys.readouterr().err
+    path.write_text("a = 1\n")
+    assert cli.main([str(path), "--amp"]) == 64
+
+
+def test_lines_may_be_pasted_below_each_other(tmp_path, capsys):
+    """Each line of optim_wrapper would take back the one before."""
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = {HOT!r}\noptim_wrapper = dict(clip_grad=None, "
+                    "loss_scale=512.0)\n")  # fmt: skip
+    assert cli.main([str(path), "--gpus", "1"]) == 1
+    lines = [x.strip() for x in capsys.readouterr().out.splitlines()]
+    pasted = [x for x in lines if x.startswith("optim_wrapper = ")]
+    assert len(pasted) == 3
+    assert "# with what 1 and 2 said of it:" in lines
+    made = {}
+    exec("\n".join(pasted), {}, made)
+    assert made["optim_wrapper"] == dict(
+        loss_scale="dynamic",
+        clip_grad=dict(max_norm=35, norm_type=2),
+        optimizer=dict(lr=0.005),
+    )

@@ -10,8 +10,9 @@ import mmdet
 import pytest
 from mmengine.config import Config
 
-from amp_hooks.config_check.check import check
+from amp_hooks.config_check.check import check, lines_of
 from amp_hooks.config_check.of_config import facts_of_config
+from amp_hooks.engine.finding import numbered
 from tests import helpers
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs"
@@ -111,6 +112,38 @@ def test_a_learning_rate_that_was_raised(tmp_path):
         assert names_of(path, gpus=8) == expected
 
 
+def test_a_base_batch_size_that_was_inherited_with_another_optimizer(tmp_path):
+    """RTMDet's 0.004 was chosen for 256 images, and schedule_1x.py says 16."""
+    base = "rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = 'mmdet::{base}'\nauto_scale_lr = dict(enable=True)\n")
+    cfg = Config.fromfile(path)
+    (finding,) = check(cfg, facts_of_config(cfg, 2))
+    assert finding.name == "auto_scale_base"
+    assert "base_batch_size=16 was inherited, and lr=0.004 of AdamW" in finding.what
+    assert "chosen for 256 images, as the name of rtmdet_l_8xb32-300e" in finding.what
+    assert "for 64 images a step MMEngine makes it 0.016, where 0.001" in finding.what
+    assert finding.lines == "auto_scale_lr = dict(base_batch_size=256)"
+    cfg.auto_scale_lr.base_batch_size = 256
+    assert check(cfg, facts_of_config(cfg, 2)) == []
+    # Without scaling, on one GPU: it is not 16 images that it is right for.
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=16)
+    (finding,) = check(cfg, facts_of_config(cfg, 1))
+    assert "is 8 times what linear scaling gives: 0.004 for 256 images" in finding.what
+    assert finding.lines == "auto_scale_lr = dict(enable=True, base_batch_size=256)"
+
+
+def test_a_base_batch_size_that_is_right(tmp_path):
+    """Of 16 images, on 8 GPUs of 4 in the user's own file: it is there for that."""
+    path = tmp_path / "mine_8xb4.py"
+    base = "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+    path.write_text(
+        f"_base_ = 'mmdet::{base}'\nauto_scale_lr = dict(enable=True)\n"
+        "train_dataloader = dict(batch_size=4)\n"
+    )
+    assert names_of(path) == []
+
+
 PURE = """
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import AmpOptimWrapper, MultiStepLR
@@ -143,6 +176,21 @@ def test_a_pure_python_config(tmp_path):
         "ema_after_checkpoint",
         "val_fp16",
     ]
+
+
+def test_its_lines_are_pure_python_too(tmp_path):
+    (tmp_path / "pure.py").write_text(PURE)
+    cfg = Config.fromfile(tmp_path / "pure.py")
+    text = numbered(check(cfg, facts_of_config(cfg, 1)), lines_of(cfg))
+    assert "optim_wrapper.update(dict(loss_scale='dynamic'))" in text
+    assert "from mmengine.optim import LinearLR" in text
+    assert "dict(type=LinearLR, start_factor=0.001" in text
+    # A dump of it is a text config, though it names classes by their modules.
+    cfg.dump(tmp_path / "dump.py")
+    dump = Config.fromfile(tmp_path / "dump.py")
+    text = numbered(check(dump, facts_of_config(dump, 1)), lines_of(dump))
+    assert ".update(" not in text
+    assert "optim_wrapper = dict(loss_scale='dynamic')" in text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from mmengine.config import Config
 
 from amp_hooks.config_check.check import RULES, check
 from amp_hooks.config_check.facts import Facts, HookFacts, WrapperFacts
+from amp_hooks.config_check.learning_rate import named_batch
 from amp_hooks.config_check.of_config import facts_of_config
 
 CLIPPED = dict(clips=True, max_norm=35)
@@ -113,10 +114,10 @@ def short(end, **more):
         (dict(param_scheduler=STEP), run(), "none; this run should have 500."),
         # A twentieth of a short run is enough.
         (short(50), run(max_iters=700), None),
-        (short(30), run(max_iters=700), "30 iterations; this run should have 35 (a"),
+        (short(30), run(max_iters=700), "30 iterations; this run should have 70 (a"),
         (short(50), run(), None),  # the length of the run is not known
         ({}, run(max_iters=99), None),  # a trial
-        ({}, run(max_iters=100), "none; this run should have 5 (a"),
+        ({}, run(max_iters=100), "none; this run should have 10 (a"),
         # Counted in epochs.
         (
             dict(param_scheduler=[dict(type="QuadraticWarmupLR", end=1), STEP]),
@@ -186,6 +187,7 @@ def of_batch(lr, batch_size, world_size=1, optimizer="SGD", **more):
         (sgd(0.02, momentum=0), of_batch(0.02, 2), None),  # no rule for that
         (dict(WARM, model=dict(type="BaseReID", head={})), of_batch(0.1, 1, 8), None),
         (sgd(0.001), of_batch(0.001, 4, optimizer="AdamW"), None),
+        (sgd(0.001), of_batch(0.001, 4, optimizer="Lion"), None),
         (
             sgd(0.02, auto_scale_lr=dict(enable=True, base_batch_size=16)),
             of_batch(0.02, 2),
@@ -204,6 +206,62 @@ def test_learning_rate(cfg, facts, times):
     assert [f.name for f in findings] == ["high_lr"] * (times is not None)
     if times:
         assert f"is {times} times what linear scaling gives: 0.02" in findings[0].what
+
+
+@pytest.mark.parametrize(
+    ("lr", "batch_size", "world_size", "times"),
+    [
+        (0.0001, 2, 8, None),  # DETR's
+        (0.004, 32, 8, None),  # RTMDet's
+        (0.002, 8, 1, None),
+        (0.004, 32, 1, None),  # 2.8 times: the square root forgives
+        (0.0025, 2, 1, "7.1"),
+        (0.02, 2, 8, "20"),  # SGD's
+    ],
+)
+def test_adamw_has_a_usual_range(lr, batch_size, world_size, times):
+    findings = found(sgd(lr), of_batch(lr, batch_size, world_size, optimizer="AdamW"))
+    assert [f.name for f in findings] == ["high_lr"] * (times is not None)
+    if times:
+        what = f"is {times} times what scaling by the square root gives: 0.004 for 256"
+        assert what in findings[0].what
+        right = findings[0].remedies["lr"]
+        again = of_batch(right, batch_size, world_size, optimizer="AdamW")
+        assert found(sgd(right), again) == []
+
+
+def test_adamw_as_auto_scale_lr_has_it():
+    scaled = dict(enable=True, base_batch_size=16)
+    facts = of_batch(0.004, 32, 8, optimizer="AdamW")
+    (finding,) = found(sgd(0.004, auto_scale_lr=scaled), facts)
+    assert "lr=0.064, as auto_scale_lr has it, for 256 images" in finding.what
+    assert finding.lines.splitlines()[0] == "auto_scale_lr = dict(enable=False)"
+
+
+@pytest.mark.parametrize(("dtype", "fails"), [("float16", True), ("", False)])
+def test_clipping_that_ends_the_run(dtype, fails):
+    (finding,) = found(WARM, run(wrapper(dtype=dtype, clip_raises=True)))
+    assert (finding.name, finding.fails) == ("error_if_nonfinite", fails)
+    assert finding.lines == (
+        "optim_wrapper = dict(clip_grad=dict(error_if_nonfinite=False))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "told"),
+    [
+        ("rtmdet_l_8xb32-300e_coco.py", None, (8, 32)),
+        ("rtmdet_l_8xb32-300e_coco.py", 4, (8, 32)),
+        ("deformable_detr_r50_16x2_50e_coco.py", 2, (16, 2)),
+        ("deformable_detr_r50_16x2_50e_coco.py", 4, None),
+        ("fcn_r50-d8_4xb4-80k_ade20k-512x512.py", 4, (4, 4)),
+        ("fcn_ade20k-512x512.py", 4, None),
+        ("x101-64x4d_fpn_1x_coco.py", 4, None),
+        ("faster-rcnn_r50_fpn_1x_coco.py", 2, None),
+    ],
+)
+def test_the_gpus_that_a_name_tells(name, batch_size, told):
+    assert named_batch(name, batch_size) == told
 
 
 def test_the_line_of_a_learning_rate_is_silent_once_written():

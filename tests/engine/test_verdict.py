@@ -39,3 +39,8 @@ def test_every_combination(case):
 
 def test_only_an_ordinary_overflow_and_health_do_not_count():
     assert [v for v in V if not v.is_bad] == [V.HEALTHY, V.SCALE_OVERFLOW]
+
+
+def test_gradients_alone():
+    alone = {verdict.value for verdict in Verdict if verdict.is_of_the_scale}
+    assert alone == {"SCALE_OVERFLOW", "GRAD_NONFINITE"}

@@ -85,8 +85,10 @@ def test_gradients_and_frames_with_magnitudes(build):
     runner = train(build, nan_at(2), GUARD, forensics(frames=3))
     report = helpers.dumps(runner)[2]
     assert report["module"] == "backbone.layer1.0.conv1"
-    assert report["nonfinite_grads_total"] > 80
-    assert len(report["nonfinite_grads"]) == 50
+    # All are NaN behind it, and by StepGuardHook's doing: their names say nothing.
+    assert (report["nonfinite_grads_total"], report["nonfinite_grads"]) == (0, [])
+    folder = Path(helpers.ledger(runner, "forensics")[0]["folder"])
+    assert "Gradients tell nothing here" in (folder / "report.txt").read_text()
     assert math.isnan(float(report["losses"]["loss"]))
     frames = report["frames"]
     assert [frame["module"] for frame in frames][-1] == "backbone.layer1.0.conv1"

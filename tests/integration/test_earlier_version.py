@@ -3,7 +3,8 @@
 ``tests/data/run_0.1.0`` is the work_dir of a small Faster R-CNN in rehearsed FP16 that
 this version trained, with infinite images in iterations 5 to 7, and that was ended in
 iteration 12 of 20; the checkpoint of iteration 12 was not written. ``report.txt`` is
-what its report printed of it, and ``resumed.json`` what it made of it with ``resume``.
+what the report of today prints of it, and ``resumed.json`` what that version made of it
+with ``resume``.
 """
 
 import json

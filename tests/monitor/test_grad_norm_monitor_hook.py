@@ -225,3 +225,18 @@ def test_adaptive_clip_bounds_a_spike_and_nothing_else(build):
         assert collect.norms[12][0] < 3 * usual  # what the optimizer got
         # Without a spike nothing was clipped, and nothing changed.
         assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_behind_a_forward_pass_that_is_not_finite_none_is_named(build, guarded):
+    """With StepGuardHook all are NaN by its own doing; and it is no calibration."""
+    fault = helpers.fault("loss", 2, where="loss_cls")
+    guard = [dict(type="amp_hooks.StepGuardHook")] * guarded
+    hooks = [fault, *helpers.MONITORS, *guard]
+    options = {"optim_wrapper.loss_scale": 128.0}
+    runner = build("retinanet", iters=4, hooks=hooks, options=options)
+    runner.train()
+    (line,) = helpers.ledger(runner, "overflow")
+    assert (line["iter"], line["verdict"]) == (2, "FORWARD_NONFINITE")
+    assert not any(name.startswith("nonfinite_grads") for name in line)
+    assert line["skip"] == "forward"

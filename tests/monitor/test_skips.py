@@ -42,3 +42,13 @@ def test_state_goes_round_and_counting_goes_on():
     feed(second, pattern)
     assert second.state() == whole.state()
     assert second.share == whole.share
+
+
+def test_nan_in_the_forward_pass_is_no_calibration():
+    counter = SkipCounter(patience=3)
+    kinds = [counter.add(True, forward=i < 2) for i in range(2)]
+    assert kinds == [SkipKind.FORWARD] * 2
+    assert counter.add(True, forward=True) is SkipKind.COLLAPSE
+    counter.add(False)
+    assert counter.add(True) is SkipKind.CALIBRATION
+    assert counter.by_kind == dict(calibration=1, ordinary=0, collapse=1, forward=2)

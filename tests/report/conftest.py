@@ -92,6 +92,14 @@ def _rescued(data, work_dir):
     return train(data, work_dir, [fault, *helpers.SUITE], iters=12)
 
 
+def _hot(data, work_dir):
+    """A learning rate that pre-flight finds too high, and that fails as well."""
+    sgd = dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9)
+    hooks = [helpers.infinite_images([5, 6, 7]), *helpers.SUITE]
+    hooks += [dict(type="amp_hooks.AmpPreflightHook")]
+    return train(data, work_dir, hooks, {"optim_wrapper.optimizer": sgd}, iters=12)
+
+
 def _lost(data, work_dir):
     # Infinite, as training could make it: that lowers the learning rate.
     fault = helpers.fault("parameter", list(range(3, 12)), where=CLS, value="inf")
@@ -138,6 +146,7 @@ def _tensorboard(data, work_dir):
 _RUNS = {
     "healthy": _healthy,
     "rescued": _rescued,
+    "hot": _hot,
     "lost": _lost,
     "ended": _ended,
     "ill": _ill,

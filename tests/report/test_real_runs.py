@@ -46,7 +46,8 @@ def test_rescued(page_of):
     suspects = section(text, "Suspects", "Advice")
     assert "none stands out among 6 images in bad iterations: none" in suspects
     assert "its logits were not finite in 3 iterations" in suspects
-    assert "8 iterations in all; below it there were 4, none" in suspects
+    # Those after the rollback were lower, which proves nothing.
+    assert "bad ones down to 0.000997, the lowest of the schedule" in suspects
     advice = section(text, "Advice")
     assert "optim_wrapper = dict(optimizer=dict(lr=0.0001))" in advice
     assert (
@@ -66,11 +67,20 @@ def test_rescued_table_of_health(page_of):
     assert table["11"]["scale log2"] == "15"
 
 
+def test_pre_flight_and_report_give_one_learning_rate(page_of):
+    page = page_of("hot")
+    (line,) = [h.line for h in page.run.having("preflight")]
+    assert "high_lr" in line["findings"]
+    assert line["remedies"]["lr"] == 0.0025
+    (lower,) = [a for a in page.advice if a.title.startswith("Lower")]
+    assert lower.title == "Lower the learning rate, to x0.025 (0.1 to 0.0025)"
+
+
 def test_lost(page_of):
     page = page_of("lost")
     text = text_of(page)
     assert page.judged.status is Status.LOST
-    assert text.startswith("Lost: training ended after 1 rollbacks: weights, buffers")
+    assert text.startswith("Lost: training ended after 1 rollback: weights, buffers")
     assert "max_rollbacks=1 allows no more" in text
     assert "rollback/iter_4.pth" in text.split("What was active")[0]
     assert "to x0.01 (0.001 to 1e-05)" in section(text, "Advice")
@@ -96,7 +106,7 @@ def test_ill_and_finite(page_of):
     }
     advice = section(text, "Advice")
     assert "Lower the learning rate, to x0.1 (0.001 to 0.0001)" in advice
-    assert "Attach RollbackHook" in advice
+    assert "1. Attach StepGuardHook and RollbackHook" in advice
 
 
 def test_stock_run_without_any_of_our_hooks(page_of):

@@ -80,3 +80,16 @@ def test_last_resorts_are_counted_too():
     assert attempts.may_have_extra
     attempts.done.append([12, 0, "RAISED", 1])
     assert not attempts.may_have_extra
+
+
+def test_both_limits_are_told(tmp_path):
+    """The run may end by either: 3 of 10 was the last one, with 3 of 3 used up."""
+    attempts = Attempts(total=10, recent=3, iters=5000)
+    attempts.open(str(tmp_path), resumed=False)
+    for at in (10, 9000, 9100):
+        attempts.add(at, at - 5, "DIVERGED", False)
+    assert attempts.counted(9100) == (
+        "rollback 3 of 10, 2 of 3 within 5000 iterations,"
+    )
+    attempts.add(9200, 9000, "DIVERGED", True)
+    assert "rollback 4, beyond the limits" in attempts.counted(9200)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ...clamp.trigger import TRIGGER
-from ...engine.words import count
+from ...engine.words import count, first_names
 from ...rollback.policy import WINDOW
 from ..read.curves import Curve
 from ..read.history import RunHistory
 from .change import Advice
 from .incidents import Incidents, any_within
-from .recipe import Recipe, has_hook
+from .recipe import Recipe, has_hook, remedy
 
 # An order of magnitude: a smaller spike is within what batches differ by.
 _SPIKE = 10.0
@@ -43,14 +44,18 @@ def clip(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
         return
     at, worst = max(spikes, key=lambda spike: spike[1])
     limit = float(f"{_CLIP_AT * median:.2g}")
+    told = remedy(run, "clip")
+    if told is not None and told <= _SPIKE * median:
+        limit = told  # pre-flight's, which cuts them as well
     now = "no clip_grad" if recipe.clip is None else f"clip_grad at {recipe.clip:g}"
+    cut = dict(max_norm=int(limit) if limit.is_integer() else limit, norm_type=2)
     yield Advice(
         f"Clip gradients, at {limit:g}",
-        f"optim_wrapper = dict(clip_grad=dict(max_norm={limit:g}, norm_type=2))",
         [
             f"gradient norm {worst:.3g} by iteration {at}, {worst / median:.0f} times "
             f"the healthy median of {median:.3g}; {now}"
         ],
+        settings=dict(optim_wrapper=dict(clip_grad=cut)),
     )
 
 
@@ -90,11 +95,7 @@ def clamp(run: RunHistory, found: Incidents) -> Iterator[Advice]:
     if not run.watched:
         evidence += _first_loss(run)
     if evidence:
-        yield Advice(
-            "Clamp the head",
-            "# in custom_hooks:\ndict(type='amp_hooks.HeadClampHook'),",
-            evidence,
-        )
+        yield Advice("Clamp the head", evidence, hooks=dict(HeadClampHook={}))
 
 
 def _first_loss(run: RunHistory) -> Iterator[str]:
@@ -115,7 +116,7 @@ def _first_loss(run: RunHistory) -> Iterator[str]:
             )
 
 
-def bf16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
+def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
     """For a loss scale or a headroom that is used up."""
     if recipe.half != "float16":
         return
@@ -132,7 +133,7 @@ def bf16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
         evidence.append(f"loss scale 2^{scales.values.min():g} by iteration {at}")
     elif checkpoint and checkpoint.scale is not None and checkpoint.scale <= 1:
         evidence.append(
-            f"loss scale {checkpoint.scale:.3g} at iteration {checkpoint.iter}"
+            f"loss scale {checkpoint.scale:.3g} after iteration {checkpoint.iter - 1}"
         )
     # In the precision that each layer ran in: under the clamp that is FP32 already.
     for layer, curve in run.layers("amp/headroom_bits").items():
@@ -150,10 +151,32 @@ def bf16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
             )
     if not evidence:
         return
+    if recipe.without_bf16:
+        yield _fp32(recipe, evidence)
+        return
+    # What BF16 does not need, and what would hold its gradients down for nothing.
+    settings: dict[str, Any] = dict(dtype="bfloat16")
+    if recipe.static_scale:
+        settings["loss_scale"] = "dynamic"
     device = (run.start_line or {}).get("device")
     yield Advice(
         "Train in BF16, if the device has it (NVIDIA: compute capability 8.0 or more"
         + (f"; this run was on {device})" if device else ")"),
-        "optim_wrapper = dict(dtype='bfloat16')",
         evidence,
+        settings=dict(optim_wrapper=settings),
+    )
+
+
+def _fp32(recipe: Recipe, evidence: list[str]) -> Advice:
+    """Where the detector has an operator without BF16."""
+    names = first_names(recipe.without_bf16)
+    mixed = ("type", "dtype", "loss_scale", "use_fsdp")
+    kept = {k: v for k, v in recipe.optim_wrapper.items() if k not in mixed}
+    settings = dict(_delete_=True, type="OptimWrapper", **kept)
+    return Advice(
+        f"Train in FP32: {names} of mmcv has no BF16",
+        evidence,
+        ["with HeadClampHook(when='always') the classifier alone is in FP32"],
+        settings=dict(optim_wrapper=settings) if kept else {},
+        notes=[] if kept else ["in optim_wrapper: type='OptimWrapper', no loss_scale"],
     )

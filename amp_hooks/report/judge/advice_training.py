@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 from ...clamp.trigger import TRIGGER
 from ...config_check.warmup import USUAL_WARMUP, remedy_warmup
 from ...data.boxes import FLAWS
 from ...engine.words import count, first_names
-from ...members import MEMBERS
 from ...rollback.policy import LR_FACTOR, PATIENCE
 from ..read.history import RunHistory
 from .causes import Causes
 from .change import Advice
 from .divergence import Divergence
 from .incidents import Incidents
-from .recipe import Recipe, has_hook
+from .recipe import Recipe, has_hook, remedy
 from .status import Judgement, Status
 
 _SHOWN = 5  # pieces of evidence of one kind
@@ -36,25 +36,18 @@ def images(
         evidence = list(islice(_lone_box_losses(run, found), _SHOWN))
     if not evidence:
         return
-    boxes = (
-        "# in train_pipeline, after the last step that changes boxes:\n"
-        "dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)),"
-    )
-    hook = "'amp_hooks.BadBatchHook', skip=True"
-    if recipe.whole_suite:
-        hook = "'amp_hooks.StabilityHook', bad_batch=dict(skip=True)"
-    skip = f"# in custom_hooks, to leave out images that come back:\ndict(type={hook}),"
-    change = [] if recipe.box_filter else [boxes]
-    change += [skip] if causes.images else []
-    if bad_boxes:
-        hook = "'amp_hooks.BoxSanityHook', action='drop'"
-        if recipe.whole_suite:
-            hook = "'amp_hooks.StabilityHook', boxes=dict(action='drop')"
-        change += [f"# in custom_hooks, to leave such boxes out:\ndict(type={hook}),"]
+    pipeline = "train_pipeline, after the last step that changes boxes"
+    boxes = dict(type="FilterAnnotations", min_gt_bbox_wh=(1, 1))
+    hooks: dict[str, dict[str, Any]] = {}
+    if causes.images:  # to leave out images that come back
+        hooks["BadBatchHook"] = dict(skip=True)
+    if bad_boxes:  # to leave such boxes out
+        hooks["BoxSanityHook"] = dict(action="drop")
     yield Advice(
         "Look at these images and their boxes" if causes.images else "Filter boxes",
-        "\n".join(change),
         evidence,
+        entries=[] if recipe.box_filter else [(pipeline, boxes)],
+        hooks=hooks,
     )
 
 
@@ -98,7 +91,8 @@ def lower_lr(
     judged: Judgement,
 ) -> Iterator[Advice]:
     """A learning rate that held, or a step below the one that did not."""
-    evidence = []
+    evidence: list[str] = []
+    remarks: list[str] = []
     changed = run.having("rollback", "recover", lost=False)
     factor = changed[-1].number("lr_factor", 1.0) if changed else 1.0
     lost = judged.status is Status.LOST and judged.by_numbers
@@ -117,20 +111,18 @@ def lower_lr(
     rates = causes.rates
     if rates and rates.telling:
         evidence.append(
-            f"all {rates.bad} bad iterations had a learning rate of at least "
+            f"all {rates.bad} bad iterations had a {rates.name} of at least "
             f"{rates.lowest:.3g}, none of {rates.below} below it was bad"
         )
     if factor < 1:
-        held = found.healthy_since
-        evidence.append(
-            f"x{factor:g} since the {changed[-1].event} at iteration "
-            f"{changed[-1].iter}: "
-            + ("that did not hold" if lost else f"the last {held} iterations held")
-        )
+        held = f"the last {count(found.healthy_since, 'iteration')} held"
+        text = f"x{factor:g} since the {changed[-1].event} at iteration "
+        text += f"{changed[-1].iter}: {'that did not hold' if lost else held}"
+        (evidence if lost else remarks).append(text)
     if not evidence:
         return
     if rates:
-        evidence.append(
+        remarks.append(
             f"the first bad iteration had a learning rate of {rates.first:.3g}"
         )
     onset = causes.onset
@@ -140,12 +132,21 @@ def lower_lr(
     step = min(LR_FACTOR, 1 / onset.rise) if onset else LR_FACTOR
     it_held = factor < 1 and not lost
     wanted = factor if it_held else float(f"{factor * step:.2g}")
-    title = f"Lower the learning rate, to x{wanted:g}"
-    change = f"# multiply each learning rate by {wanted:g}"
-    if recipe.lr is not None:
-        title += f" ({recipe.lr:g} to {recipe.lr * wanted:.3g})"
-        change = f"optim_wrapper = dict(optimizer=dict(lr={recipe.lr * wanted:.3g}))"
-    yield Advice(title, change, evidence)
+    told = remedy(run, "lr")
+    if told and recipe.lr and told < recipe.lr * (factor if lost else 1):
+        # Unless it is known not to hold: one run, one number.
+        wanted = told / recipe.lr
+        remarks.append(f"{told:.4g} is what pre-flight gave for the batch size")
+    title = f"Lower the learning rate, to x{wanted:.3g}"
+    if recipe.lr is None:
+        notes = [f"multiply each learning rate by {wanted:.3g}"]
+        yield Advice(title, evidence, remarks, notes=notes)
+        return
+    lr = told if told and wanted == told / recipe.lr else recipe.lr * wanted
+    lr = float(f"{lr:.4g}")
+    title += f" ({recipe.lr:g} to {lr:g})"
+    settings = dict(optim_wrapper=dict(optimizer=dict(lr=lr)))
+    yield Advice(title, evidence, remarks, settings=settings)
 
 
 def _told(divergence: Divergence) -> str:
@@ -153,34 +154,39 @@ def _told(divergence: Divergence) -> str:
     return f" (certain in iteration {divergence.told}){why}"
 
 
-def go_back(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
-    """For a run that was known to be ill, where nothing could go back."""
+def attach(
+    run: RunHistory, found: Incidents, recipe: Recipe, judged: Judgement
+) -> Iterator[Advice]:
+    """For a run that was lost, or known to be ill, without what undoes and goes back.
+
+    First of all, where it was lost: whatever else is changed, the next one is saved.
+    """
+    lost = judged.status is Status.LOST and judged.by_numbers
     alone = [d for d in found.divergences if not d.went_back]
-    if not alone or not run.watched:
-        return
     several = float((run.start_line or {}).get("world_size") or 1) > 1
-    needed = ["RollbackHook", *["StepGuardHook"] * several]
+    needed = ["StepGuardHook"] * (lost or several) + ["RollbackHook"]
     missing = [name for name in needed if not has_hook(run, name)]
-    if not missing:
+    if not missing or not (lost or (alone and run.watched)):
         return
-    if recipe.whole_suite:
-        members = " and ".join(m for m, hook in MEMBERS.items() if hook in missing)
-        change = f"# {members} not left out:\ndict(type='amp_hooks.StabilityHook'),"
-    else:
-        change = "\n".join(f"dict(type='amp_hooks.{name}')," for name in missing)
-    ill = sum((found.last if d.until is None else d.until) - d.told for d in alone)
-    yield Advice(
-        f"Attach {' and '.join(missing)}",
-        f"# in custom_hooks:\n{change}",
-        [
+    evidence = list(judged.reasons) if lost else []
+    if alone and run.watched:
+        ill = sum((found.last if d.until is None else d.until) - d.told for d in alone)
+        evidence.append(
             f"the run was ill for {count(ill, 'iteration')} after it was certain "
             f"(iteration {alone[0].told}), and without {' and '.join(missing)} it "
             "could not go back"
-        ],
+        )
+    names = missing if run.watched else ["StabilityHook"]
+    yield Advice(
+        f"Attach {' and '.join(names)}",
+        evidence,
+        hooks={name: {} for name in names},
     )
 
 
-def warm_up(found: Incidents, causes: Causes, recipe: Recipe) -> Iterator[Advice]:
+def warm_up(
+    run: RunHistory, found: Incidents, causes: Causes, recipe: Recipe
+) -> Iterator[Advice]:
     """For a run that failed within or soon after its warm-up, or without one."""
     ill = [d.since for d in found.divergences]
     bad = None if causes.all_by_images else found.first_bad
@@ -191,22 +197,29 @@ def warm_up(found: Incidents, causes: Causes, recipe: Recipe) -> Iterator[Advice
     # Soon after it: Adam's and BatchNorm's averages are of the warm-up still.
     if first >= (2 * warmup or USUAL_WARMUP):
         return
-    # In any case well beyond where it failed.
-    usual = remedy_warmup(found.last - found.first + 1)
-    end = max(2 * warmup, 2 * (first + 1), usual)
+    planned = (run.start_line or {}).get("max_iters")
+    iters = planned if isinstance(planned, int) else found.last - found.first + 1
+    end = remedy_warmup(iters, warmup, first)
+    told = remedy(run, "warmup")
+    remarks = []
+    if told and told > max(warmup, first):
+        end = int(told)
+        remarks.append(f"{end} is what pre-flight gave for the length of the run")
+    elif told and told < end:
+        remarks.append(
+            f"pre-flight gave {told:g} for the length of the run, which would have "
+            f"been over in iteration {first}"
+        )
     had = f"a warm-up of {warmup} iterations" if warmup else "no warm-up in the config"
     place = "in place of the present one" if warmup else "first"
-    change = (
-        f"# in param_scheduler, {place}:\n"
-        "dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, "
-        f"end={end}),"
-    )
+    entry = dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=end)
     yield Advice(
         f"Lengthen the warm-up, to {end} iterations"
         if warmup
         else f"Warm up, for {end} iterations",
-        change,
         [f"{_what(first, ill)} {first}, with {had}"],
+        remarks,
+        entries=[(f"param_scheduler, {place}", entry)],
     )
 
 

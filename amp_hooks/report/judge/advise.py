@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..read.history import RunHistory
-from .advice_overflow import bf16, clamp, clip
-from .advice_training import go_back, images, lower_lr, warm_up
+from .advice_overflow import clamp, clip, leave_fp16
+from .advice_training import attach, images, lower_lr, warm_up
 from .causes import Causes
-from .change import Advice
+from .change import Advice, written
 from .incidents import Incidents
 from .recipe import read_recipe
 from .status import Judgement, Status
@@ -19,11 +19,19 @@ def advise(
     if judged.status is Status.HEALTHY:
         return []
     recipe = read_recipe(run)
-    advice = list(images(run, found, causes, recipe))
+    cure = list(attach(run, found, recipe, judged))
+    lost = judged.status is Status.LOST
+    advice = [*(cure if lost else []), *images(run, found, causes, recipe)]
     if found.divergences or not causes.all_by_images:
         advice += lower_lr(run, found, causes, recipe, judged)
-        advice += warm_up(found, causes, recipe)
-        advice += go_back(run, found, recipe)
+        advice += warm_up(run, found, causes, recipe)
+        advice += [] if lost else cure
         advice += clip(run, found, recipe)
-        advice += clamp(run, found)
-    return [*advice, *bf16(run, found, recipe)]
+        if any("StabilityHook" in a.hooks for a in advice):
+            # It clamps as well: what speaks for that speaks for it.
+            for a in clamp(run, found):
+                cure[0].evidence.extend(a.evidence)
+        else:
+            advice += clamp(run, found)
+    advice += leave_fp16(run, found, recipe)
+    return written(advice, recipe)

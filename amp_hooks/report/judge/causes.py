@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...engine.headroom import FP16_MAX
+from ...engine.verdict import Verdict
 from ...engine.words import count, first_names
 from ..read.history import Happening, RunHistory
 from .incidents import Incidents, any_within, diverged
@@ -53,14 +54,15 @@ class Causes:
                 return rows
         if rates is None:
             return [*rows, ("learning rate", "no bad iteration at a known one")]
+        where = "schedule" if rates.changed else "run"
         if not rates.below:
             text = (
                 f"{rates.first:.3g} at the first bad iteration; bad ones down to "
-                f"{rates.lowest:.3g}, the lowest of the run"
+                f"{rates.lowest:.3g}, the lowest of the {where}"
             )
             return [*rows, ("learning rate", text)]
         text = (
-            f"{count(rates.bad, 'bad iteration')} had a learning rate of at least "
+            f"{count(rates.bad, 'bad iteration')} had a {rates.name} of at least "
             f"{rates.lowest:.3g} (the first one {rates.first:.3g}), as had "
             f"{rates.at_or_above} iterations in all; below it there were "
             f"{rates.below}, none of them bad"
@@ -158,7 +160,10 @@ def _layers(run: RunHistory) -> Iterable[str]:
     logits = Counter(x for h in lines for x in h.names("layers"))
     for layer, n in logits.most_common(_SHOWN):
         yield f"{layer}: its logits were not finite in {count(n, 'iteration')}"
-    few = [h for h in lines if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
+    # Behind a forward pass that was not finite all gradients are NaN, by it or by us.
+    of_all = (Verdict.FORWARD_NONFINITE.value, Verdict.DIVERGED.value)
+    own = [h for h in lines if h.line.get("verdict") not in of_all]
+    few = [h for h in own if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
     gradients = Counter(x for h in few for x in h.names("nonfinite_grads"))
     for parameter, n in gradients.most_common(_SHOWN):
         if n > 1:  # once is what calibration does to any of them

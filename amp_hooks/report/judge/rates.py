@@ -6,23 +6,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..read.curves import Curve
+from ...rollback.policy import WARMUP_ITERS
+from ..read.curves import Array, Curve
 from ..read.history import RunHistory
 from .incidents import Incidents
+from .recipe import argument_of
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """The learning rate where the run was bad, against where it was not.
+    """The scheduled learning rate where the run was bad, against where it was not.
+
+    What a hook did after a bad iteration says nothing of a learning rate: after a
+    rollback every bad iteration lies above every later one, whatever the cause. So all
+    are as the schedule has them, and iterations that a clamp, another precision or the
+    warm-up after a rollback helped through are no evidence for a low one.
 
     Attributes:
         first: At the first bad iteration.
         lowest: The lowest at which one was bad.
         bad: Bad iterations.
         at_or_above: Iterations whose learning rate was at least that.
-        below: Iterations below it, all of them healthy.
-        chance: How likely all streaks of bad iterations would fall among
-            ``at_or_above`` if the learning rate had no part in it.
+        below: Iterations below it that nothing helped, all of them healthy.
+        chance: How likely all streaks of bad iterations would fall elsewhere than
+            among ``below`` if the learning rate had no part in it.
+        changed: A rollback changed it, and what is here is the schedule's.
     """
 
     first: float
@@ -31,11 +39,17 @@ class LearningRates:
     at_or_above: int
     below: int
     chance: float
+    changed: bool = False
 
     @property
     def telling(self) -> bool:
         """Chance is no explanation, by the usual 5 %."""
         return self.chance < 0.05
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return "scheduled learning rate" if self.changed else "learning rate"
 
 
 @dataclass(frozen=True)
@@ -90,15 +104,65 @@ def bad_rates(run: RunHistory, found: Incidents) -> LearningRates | None:
     if not (len(curve) and len(found.bad)):
         return None
     every = np.arange(found.first, found.last + 1)
-    rates = np.interp(every, curve.iters, curve.values)
-    bad = np.interp(found.bad, curve.iters, curve.values)
+    factor, helped = _interventions(run, every)
+    # Where it is warmed up again, nobody knows what the schedule asked for.
+    inside = (curve.iters >= found.first) & (curve.iters <= found.last)
+    iters, values = curve.iters[inside], curve.values[inside]
+    known = factor[iters - found.first] > 0
+    iters, values = iters[known], values[known] / factor[iters[known] - found.first]
+    if not len(iters):
+        return None
+    rates = np.interp(every, iters, values)
+    bad = np.interp(found.bad, iters, values)
     # Interpolation and float32 logs must not move an iteration across its own bound.
-    above = int((rates >= bad.min() * (1 - 1e-6)).sum())
+    above = rates >= bad.min() * (1 - 1e-5)
+    below = int((~above & ~helped).sum())
     return LearningRates(
         first=float(bad[0]),
         lowest=float(bad.min()),
         bad=len(bad),
-        at_or_above=above,
-        below=len(every) - above,
-        chance=(above / len(every)) ** len(found.streaks),
+        at_or_above=int(above.sum()),
+        below=below,
+        chance=(1 - below / len(every)) ** len(found.streaks),
+        changed=bool((factor != 1).any()),
     )
+
+
+def _interventions(run: RunHistory, every: Array) -> tuple[Array, Array]:
+    """What hooks did to each iteration.
+
+    Returns:
+        The learning rate over the schedule's, 0 in the warm-up after a rollback, where
+        it is not known; and whether something else than a low one helped it.
+    """
+    factor: Array = np.ones(len(every))
+    helped: Array = np.zeros(len(every), dtype=bool)
+    if not run.having("rollback", "recover", "resume", lost=False):
+        # Without a ledger the scalar tells, of the last point before each iteration.
+        scalar = run.curve("amp/lr_factor").finite
+        place = np.searchsorted(scalar.iters, every, side="right") - 1
+        if len(scalar):
+            factor = np.where(place >= 0, scalar.values[place], 1.0)
+    again = argument_of(run, "RollbackHook", "warmup_iters", WARMUP_ITERS)
+    for h in run.having("rollback", "recover", "resume", lost=False):
+        # A resume is told before its first iteration, the others after theirs.
+        begin = max(0, h.iter - int(every[0]) + (h.event != "resume"))
+        factor[begin:] = h.number("lr_factor", 1.0)
+        if h.event == "rollback":
+            factor[begin : begin + int(again)] = 0.0
+            helped[begin : begin + int(again)] = True
+    for on, off in (("clamp_on", "clamp_off"), ("fallback", "fallback")):
+        since: int | None = None
+        for h in run.having(on, off, lost=False):
+            if h.event == on and (on != off or "reason" in h.line):
+                since = h.iter + 1 if since is None else since
+            elif since is not None:
+                helped[slice(*_places(every, since, h.iter + 1))] = True
+                since = None
+        if since is not None:
+            helped[slice(*_places(every, since, int(every[-1]) + 1))] = True
+    return factor, helped
+
+
+def _places(every: Array, first: int, end: int) -> tuple[int, int]:
+    return max(0, first - int(every[0])), max(0, end - int(every[0]))

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config_check.warmup import warmup_iters
-from ...engine.config_values import dig, items_of
+from ...engine.config_syntax import is_pure_python
+from ...engine.config_values import dig, items_of, plain_number
+from ...engine.paste import own_hooks
 from ...members import MEMBERS
 from ..read.history import RunHistory
-
-_PREFIX = "amp_hooks."
+from .operators import without_bf16
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,12 @@ class Recipe:
         ema: EMAHook is attached.
         box_filter: FilterAnnotations is in the training pipeline.
         filter_cfg: Of the training data set.
-        whole_suite: StabilityHook is in custom_hooks.
+        own_hooks: Arguments of this package's hooks in custom_hooks, by class.
+        static_scale: The loss scale is a number that nothing in MMEngine changes.
+        optim_wrapper: As the config has it.
+        without_bf16: What the detector computes with that has no BF16.
+        pure_python: The config was written with classes, not with their names.
+        names: Variables of the config.
     """
 
     known: bool
@@ -42,7 +48,17 @@ class Recipe:
     ema: bool
     box_filter: bool
     filter_cfg: Any
-    whole_suite: bool
+    own_hooks: dict[str, dict[str, Any]]
+    static_scale: bool
+    optim_wrapper: dict[str, Any]
+    without_bf16: list[str]
+    pure_python: bool
+    names: frozenset[str]
+
+    @property
+    def whole_suite(self) -> bool:
+        """StabilityHook is in custom_hooks."""
+        return "StabilityHook" in self.own_hooks
 
 
 def read_recipe(run: RunHistory) -> Recipe:
@@ -64,19 +80,24 @@ def read_recipe(run: RunHistory) -> Recipe:
         warmup=warmup_iters(schedulers),
         schedule="; ".join(map(_schedule_text, schedulers)) or "constant",
         clip=float(clip) if isinstance(clip, (int, float)) else None,
-        wrapper=kind,
+        wrapper=kind.rsplit(".", 1)[-1],
         half=_half(run, wrapper, kind),
         ema=any("EMA" in str(hook.get("type")) for hook in hooks),
         box_filter=_holds(dataset, "FilterAnnotations"),
         filter_cfg=_find(dataset, "filter_cfg"),
-        whole_suite=any(h.get("type") == "amp_hooks.StabilityHook" for h in hooks),
+        own_hooks=own_hooks(cfg) or active_hooks(run),
+        static_scale=plain_number(dig(wrapper, "loss_scale")) is not None,
+        optim_wrapper=dict(wrapper) if isinstance(wrapper, dict) else {},
+        without_bf16=without_bf16(run),
+        pure_python=is_pure_python(cfg),
+        names=frozenset(cfg),
     )
 
 
 def _schedule_text(scheduler: dict[str, Any]) -> str:
     unit = "epochs" if scheduler.get("by_epoch", True) else "iterations"
     span = f"{scheduler.get('begin', 0)} to {scheduler.get('end') or 'the end'}"
-    text = f"{scheduler.get('type')}, {unit} {span}"
+    text = f"{str(scheduler.get('type')).rsplit('.', 1)[-1]}, {unit} {span}"
     if "milestones" in scheduler:
         text += f", at {', '.join(map(str, scheduler['milestones']))}"
     if "start_factor" in scheduler:
@@ -120,13 +141,24 @@ def active_hooks(run: RunHistory) -> dict[str, dict[str, Any]]:
     if run.start_line:
         hooks = run.start_line.get("hooks")
         return dict(hooks) if isinstance(hooks, dict) else {}
-    found: dict[str, dict[str, Any]] = {}
-    for hook in items_of(run.config.get("custom_hooks")):
-        name, arguments = str(hook.get("type")), dict(hook)
-        if name.startswith(_PREFIX):
-            arguments.pop("type")
-            found[name[len(_PREFIX) :]] = arguments
-    return found
+    return own_hooks(run.config)
+
+
+def argument_of(run: RunHistory, hook: str, name: str, default: float) -> float:
+    """A number that a hook was given, by itself or within StabilityHook."""
+    hooks = active_hooks(run)
+    member = next((m for m, h in MEMBERS.items() if h == hook), "")
+    given = dig(hooks, hook, name)
+    if given is None:
+        given = dig(hooks, "StabilityHook", member, name)
+    known = plain_number(given)
+    return default if known is None else known
+
+
+def remedy(run: RunHistory, name: str) -> float | None:
+    """The number that pre-flight gave this run, ``lr`` or ``warmup`` for example."""
+    lines = run.having("preflight", lost=False)
+    return plain_number(dig(lines[-1].line, "remedies", name)) if lines else None
 
 
 def has_hook(run: RunHistory, name: str) -> bool:

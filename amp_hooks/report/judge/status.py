@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 from ...engine.config_values import dig
 from ...engine.events import in_words
-from ...engine.words import Line, count, first_names
+from ...engine.words import Line, count, first_names, places
 from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
 from .beginning import broken_beginning
 from .incidents import Incidents
+from .metrics import fallen
 
 _BY_HAND = ("KeyboardInterrupt", "SystemExit")
 
@@ -73,14 +73,14 @@ def _lost(run: RunHistory, found: Incidents) -> Iterator[str]:
     if checkpoint and checkpoint.nonfinite:
         names = checkpoint.nonfinite
         yield (
-            f"{count(len(names), 'tensor')} of the newest checkpoint (iteration "
-            f"{checkpoint.iter}) are not finite: {first_names(names)}"
+            f"{count(len(names), 'tensor')} of the newest checkpoint (written after "
+            f"iteration {checkpoint.iter - 1}) not finite: {first_names(names)}"
         )
     if ends := _ends_bad(found):
         yield ends
     if collapsed := _scale_collapsed(run):
         yield collapsed
-    if fell := _map_fell(run):
+    if fell := fallen(run):
         yield fell
 
 
@@ -157,7 +157,7 @@ def _scale_collapsed(run: RunHistory) -> str | None:
         at = int(scales.iters[-1])
     elif checkpoint and checkpoint.scale is not None:
         began, ended = _first_scale(run), checkpoint.scale
-        clean, at = checkpoint.growth > 0, checkpoint.iter
+        clean, at = checkpoint.growth > 0, checkpoint.iter - 1
     else:
         return None
     if began < 1 or ended >= 1 or clean:
@@ -173,34 +173,9 @@ def _first_scale(run: RunHistory) -> float:
     return float(configured) if is_number else 65536.0  # GradScaler's own start
 
 
-def main_metric(run: RunHistory) -> str | None:
-    """The metric called mAP; the one with the shortest name of several."""
-    names = {n for v in run.validations for n in v.metrics if "mAP" in n}
-    return min(names, key=lambda name: (len(name), name), default=None)
-
-
-def _map_fell(run: RunHistory) -> str | None:
-    """It was above 0 once and is 0 since: NaN in BatchNorm or EMA, say.
-
-    A validation in which mmdet found no box at all has no metrics.
-    """
-    name = main_metric(run)
-    if name is None:
-        return None
-    values = [(v.iter, v.metrics.get(name, 0.0)) for v in run.validations]
-    alive = [(i, x) for i, x in values if math.isfinite(x) and x > 0]
-    if not alive or alive[-1] == values[-1]:
-        return None
-    best_iter, best = alive[-1]
-    return f"{name} was {best:.3f} at iteration {best_iter} and is 0 since"
-
-
 def _recovered(run: RunHistory, found: Incidents) -> Iterator[str]:
     if len(found.bad):
-        first, last = int(found.bad[0]), int(found.bad[-1])
-        where = (
-            f"iteration {first}" if first == last else f"iterations {first} to {last}"
-        )
+        where = places(map(int, found.bad))
         yield f"{count(len(found.bad), 'iteration')} not finite ({where})"
     if n := len(found.poisoned):
         yield (

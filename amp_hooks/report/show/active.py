@@ -51,6 +51,14 @@ def describe(run: RunHistory, found: Incidents) -> list[tuple[str, str]]:
         ]
     if isinstance(versions, dict):
         rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    rows += [
+        (
+            "note",
+            f"the ledger was full in iteration {h.iter}: single overflows after it "
+            "are not counted here",
+        )
+        for h in run.having("truncated")
+    ]
     rows += [("note", note) for note in run.notes]
     return rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.events import in_words
-from ...engine.words import count, first_names, reason
+from ...engine.words import count, first_names, places, reason
 from ..read.history import Happening
 
 # Lines that come again and again; of the rest each is told by itself.
@@ -39,10 +39,11 @@ class Group:
 
     @property
     def where(self) -> str:
-        """``iteration 3`` or ``iterations 3-17``."""
-        iters = [h.iter for h in self.happenings]
-        first, last = min(iters), max(iters)
-        return f"iteration {first}" if first == last else f"iterations {first}-{last}"
+        """``iterations 3 to 17`` in a row, else those, or how many between which."""
+        iters = {h.iter for h in self.happenings}
+        text = places(iters)
+        scattered = text.startswith("between")
+        return f"{len(iters)} iterations {text}" if scattered else text
 
     @property
     def text(self) -> str:

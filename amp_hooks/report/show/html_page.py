@@ -140,7 +140,9 @@ def _advice(page: Page) -> str:
         return f"<p>{page.no_advice}</p>"
     items = []
     for advice in page.advice:
-        evidence = "".join(f"<li>{escape(x)}</li>" for x in advice.evidence)
+        remarks = [f"(remark: {x})" for x in advice.remarks]
+        told = [*advice.evidence, *remarks]
+        evidence = "".join(f"<li>{escape(x)}</li>" for x in told)
         change = f"<pre>{escape(advice.change)}</pre>" * bool(advice.change)
         items.append(
             f"<li><b>{escape(advice.title)}</b>{change}<ul>{evidence}</ul></li>"

@@ -10,12 +10,12 @@ from ..judge.advise import advise
 from ..judge.causes import find_causes
 from ..judge.change import Advice
 from ..judge.incidents import Incidents, find
+from ..judge.metrics import last_metric
 from ..judge.status import (
     Judgement,
     Status,
     judge,
     last_abort,
-    main_metric,
     stopped_by_hand,
 )
 from ..read.history import RunHistory
@@ -165,9 +165,8 @@ def _watched(run: RunHistory) -> str:
 
 
 def _metric(run: RunHistory) -> str:
-    name = main_metric(run)
-    values = [v.metrics[name] for v in run.validations if name in v.metrics]
-    return f"Last {name}: {values[-1]:.3f}." if values else ""
+    last = last_metric(run)
+    return f"Last {last[0]}: {last[1]:.3f}." if last else ""
 
 
 def _unfinished(run: RunHistory, found: Incidents) -> str:
@@ -177,11 +176,11 @@ def _unfinished(run: RunHistory, found: Incidents) -> str:
     if not isinstance(planned, int) or found.last + 1 >= planned:
         return ""
     if (abort := last_abort(run)) is not None:
-        by_hand = f"It has not ended: {abort.get('error')} at iteration {abort['iter']}"
-        return f"{by_hand} of {planned}." if stopped_by_hand(abort) else ""
+        by_hand = f"It has not ended: {abort.get('error')} in iteration {abort['iter']}"
+        return f"{by_hand}; {planned} were planned." if stopped_by_hand(abort) else ""
     if run.starts and any(x["event"] == "end" for x in run.starts[-1].lines):
         return ""
     return (
-        f"It has not ended: iteration {found.last} of {planned}, so it was stopped or "
-        "is still running."
+        f"It has not ended: {found.last + 1} of {planned} iterations are done, so it "
+        "was stopped or is still running."
     )

@@ -151,4 +151,5 @@ def _advice(page: Page) -> list[str]:
         lines.append(_wrap(f"{i}. {advice.title}", "", "   "))
         lines += [f"       {x}" for x in advice.change.splitlines()]
         lines += [_wrap(f"- {x}", "   ", "     ") for x in advice.evidence]
+        lines += [_wrap(f"(remark: {x})", "   ", "     ") for x in advice.remarks]
     return lines

@@ -107,8 +107,12 @@ CASES = {
     ),
     "three in a row": (run([START, *bad(700, 701, 702), END]), ["Lower the learning"]),
     "two in a row are bad luck": (run([START, *bad(700, 701), END]), []),
-    "a rollback that held": (
+    "a rollback that held is a remark, and no evidence": (
         run([START, *bad(700), rollback(700, 0.5), END]),
+        [],
+    ),
+    "three in a row, and a rollback that held": (
+        run([START, *bad(698, 699, 700), rollback(700, 0.5), END]),
         ["Lower the learning rate, to x0.5 (0.02 to 0.01)"],
     ),
     "a rollback, and the learning rate rose again and held": (
@@ -189,22 +193,38 @@ CASES = {
         run([], dict(loss=curve([1.0] * 99 + [float("nan")]),
                      loss_cls=curve([1.0] * 99 + [float("nan")]),
                      loss_bbox=curve([1.0] * 100))),
-        ["Lower the learning", "Clamp the head"],
+        ["Attach StabilityHook", "Lower the learning"],
+    ),
+    "lost, and nothing that undoes or goes back": (
+        run([NO_CLAMP, *bad(700, 701, 702, vetoed=False), *bad(997, 998, 999,
+             vetoed=False), END]),
+        ["Attach StepGuardHook and RollbackHook", "Lower the learning"],
+    ),
+    "lost with both of them": (
+        run([START, *bad(997, 998, 999), END]), ["Lower the learning"],
+    ),
+    "lost to an exception that has nothing to do with numbers": (
+        run([NO_CLAMP, ended_with(700, "RuntimeError: CUDA out of memory")]), [],
+    ),
+    "diverged, nothing went back, and well by itself": (
+        run([NO_CLAMP, diverged(700, since=690), line(800, "well", since=690), END]),
+        ["Lower the learning rate, to x0.1 (0.02 to 0.002)", "Attach RollbackHook"],
     ),
     "diverged, and nothing went back": (
         run([NO_CLAMP, diverged(700, since=690), END]),
-        ["Lower the learning rate, to x0.1 (0.02 to 0.002)", "Attach RollbackHook"],
+        ["Attach StepGuardHook and RollbackHook",
+         "Lower the learning rate, to x0.1 (0.02 to 0.002)"],
     ),
     "diverged on several ranks, without the guard": (
         run([start_line(hooks=["HealthHook", "RollbackHook"], world_size=2),
              diverged(700, since=690), END]),
-        ["Lower the learning rate", "Attach StepGuardHook"],
+        ["Attach StepGuardHook", "Lower the learning rate"],
     ),
     "diverged, and rollback was left out of the suite": (
         run([line(0, "start", hooks=dict(StabilityHook=dict(rollback=None))),
              diverged(700, since=690), END],
             config=config(custom_hooks=[dict(type="amp_hooks.StabilityHook")])),
-        ["Lower the learning rate", "Attach RollbackHook"],
+        ["Attach RollbackHook", "Lower the learning rate"],
     ),
     "diverged, went back, and that held": (
         run([START, diverged(700, since=690), went_back(700, 0.03), END]),
@@ -238,7 +258,7 @@ CASES = {
         [],
     ),
     "a rollback that held, and an exception that has nothing to do with it": (
-        run([START, *bad(300), rollback(300, 0.5),
+        run([START, *bad(298, 299, 300), rollback(300, 0.5),
              ended_with(900, "RuntimeError: CUDA out of memory")],
             config=config(param_scheduler=WARM)),
         ["Lower the learning rate, to x0.5 (0.02 to 0.01)", "Lengthen the warm-up"],
@@ -282,12 +302,19 @@ def test_lines_to_paste_are_python():
         code = "\n".join(f"x = [{x}]" if x[:4] == "dict" else x
                          for x in advice.change.splitlines())  # fmt: skip
         exec(code, {}, names)
-    assert names["optim_wrapper"] == dict(dtype="bfloat16")
+    # The last line of a name has what the ones before it said.
+    assert names["optim_wrapper"] == dict(
+        optimizer=dict(lr=0.002),
+        clip_grad=dict(max_norm=10, norm_type=2),
+        dtype="bfloat16",
+    )
+    assert "# with what 2 said of it:" in given[3].change.splitlines()
 
 
 def test_stock_scale_of_nothing():
-    (last,) = advice_on(run([], ckpt=checkpoint([1.0] * 1000, scale=0.0)))
-    assert last.evidence == ["loss scale 0 at iteration 1000"]
+    first, last = advice_on(run([], ckpt=checkpoint([1.0] * 1000, scale=0.0)))
+    assert first.title == "Attach StabilityHook"
+    assert last.evidence == ["loss scale 0 after iteration 999"]
 
 
 def test_the_thresholds_are_those_of_the_hooks():
@@ -326,3 +353,178 @@ def test_heads_and_buffers_are_named():
         "bbox_head: what it hands to its losses was not finite in 1 iteration",
         "bn1.running_var: it became infinite or NaN in 1 iteration",
     ]
+
+
+def test_what_held_and_what_the_rate_was_are_remarks():
+    (lower,) = advice_on(CASES["three in a row, and a rollback that held"][0])
+    assert lower.evidence == ["iterations 698 to 700 were not finite, 3 in a row"]
+    assert lower.remarks == [
+        "x0.5 since the rollback at iteration 700: the last 299 iterations held"
+    ]
+
+
+# --- precision ------------------------------------------------------------------------
+def roi_head():
+    extractor = dict(roi_layer=dict(type="RoIAlign", output_size=7))
+    return dict(type="FasterRCNN", roi_head=dict(bbox_roi_extractor=extractor))
+
+
+@pytest.mark.parametrize(
+    ("model", "lacks"),
+    [
+        (roi_head(), "RoIAlign"),
+        (dict(bbox_head=dict(loss_cls=dict(type="mmdet.FocalLoss"))), "focal loss"),
+        (
+            dict(bbox_head=dict(loss_cls=dict(type="mmdet.models.losses.FocalLoss"))),
+            "focal loss",
+        ),
+        (dict(type="DINO"), "deformable attention"),
+        (dict(detector=dict(rpn_head=dict(type="RPNHead"))), "NMS"),
+        (dict(bbox_head=dict(loss_cls=dict(type="QualityFocalLoss"))), ""),
+        (dict(type="DETR"), ""),
+        (None, ""),
+    ],
+)
+def test_bf16_is_for_detectors_whose_operators_have_it(model, lacks):
+    (advice,) = advice_on(run(LATE, logits(50000.0, 0.4), config(model=model)))
+    if not lacks:
+        assert advice.title.startswith("Train in BF16")
+        assert advice.change == "optim_wrapper = dict(dtype='bfloat16')"
+        return
+    assert advice.title == f"Train in FP32: {lacks} of mmcv has no BF16"
+    assert advice.change == (
+        "optim_wrapper = dict(_delete_=True, type='OptimWrapper', "
+        "optimizer=dict(type='SGD', lr=0.02))"
+    )
+
+
+def test_a_fallback_that_bf16_could_not_serve_is_no_evidence_for_it():
+    tried = "an operator without bfloat16 (RuntimeError: roi_align)"
+    lines = [line(701, "fallback", to="float32", reason=tried, until=None)]
+    (advice,) = advice_on(run([*LATE, *lines]))
+    assert advice.title.startswith("Train in FP32: an operator (tried in iteration 701")
+
+
+def test_a_static_loss_scale_does_not_stay_in_bf16():
+    wrapper = dict(CONFIG["optim_wrapper"], loss_scale=512.0)
+    history = run(LATE, logits(50000.0, 0.4), config(optim_wrapper=wrapper))
+    (advice,) = advice_on(history)
+    assert advice.change == (
+        "optim_wrapper = dict(dtype='bfloat16', loss_scale='dynamic')"
+    )
+
+
+# --- what pre-flight has said ---------------------------------------------------------
+def told(**remedies):
+    return line(0, "preflight", findings=["x"], fails=[], remedies=remedies)
+
+
+@pytest.mark.parametrize(
+    ("remedies", "failed", "title", "remark"),
+    [
+        ({}, 120, "Warm up, for 242 iterations", ""),
+        ({}, 30, "Warm up, for 100 iterations", ""),
+        (dict(warmup=140), 120, "Warm up, for 140 iterations", "pre-flight gave"),
+        (dict(warmup=100), 120, "Warm up, for 242 iterations", "have been over"),
+    ],
+)
+def test_one_warm_up_for_a_run(remedies, failed, title, remark):
+    (advice,) = advice_on(run([START, told(**remedies), *bad(failed), END]))
+    assert advice.title == title
+    assert remark in "".join(advice.remarks)
+    assert bool(advice.remarks) == bool(remark)
+
+
+def test_the_warm_up_is_that_of_the_planned_run():
+    """Not of the few iterations that it came to."""
+    start = start_line(max_iters=90000)
+    (advice,) = advice_on(run([start, *bad(30)]))
+    assert advice.title == "Warm up, for 500 iterations"
+
+
+def test_one_learning_rate_for_a_run():
+    row = bad(700, 701, 702)
+    (advice,) = advice_on(run([START, told(lr=0.005), *row, END]))
+    assert advice.title == "Lower the learning rate, to x0.25 (0.02 to 0.005)"
+    assert advice.change == "optim_wrapper = dict(optimizer=dict(lr=0.005))"
+    # It is known not to hold.
+    end = [rollback(702, 0.1), *bad(997, 998, 999), END]
+    (advice,) = advice_on(run([START, told(lr=0.005), *row, *end]))
+    assert advice.title == "Lower the learning rate, to x0.01 (0.02 to 0.0002)"
+
+
+# --- lines that do not collide --------------------------------------------------------
+def suite(**arguments):
+    return config(custom_hooks=[dict(type="amp_hooks.StabilityHook", **arguments)])
+
+
+def test_inside_the_suite_its_own_arguments_are_named():
+    lines = [START, *bad(300), batch(300, "a"), *bad(700), batch(700, "a"),
+             *bad_boxes(700), END]  # fmt: skip
+    (advice,) = advice_on(run(lines, config=suite(rollback=dict(interval=9))))
+    assert advice.change.splitlines()[-2:] == [
+        "# in custom_hooks, in place of the present StabilityHook:",
+        "dict(type='amp_hooks.StabilityHook', rollback=dict(interval=9), "
+        "bad_batch=dict(skip=True), boxes=dict(action='drop')),",
+    ]
+
+
+def test_a_hook_that_is_there_is_changed_and_not_added():
+    alone = dict(type="amp_hooks.BadBatchHook", suspect_after=3)
+    lines = [start_line(hooks=["BadBatchHook"]), *bad(300), batch(300, "a"), *bad(700),
+             batch(700, "a"), END]  # fmt: skip
+    (advice,) = advice_on(run(lines, config=config(custom_hooks=[alone])))
+    assert advice.change.splitlines()[-1] == (
+        "dict(type='amp_hooks.BadBatchHook', suspect_after=3, skip=True),"
+    )
+
+
+def test_what_was_left_out_of_the_suite_is_put_back():
+    lines = [line(0, "start", hooks=dict(StabilityHook=dict(head_clamp=None))),
+             *bad(700, layers=["fc_cls"]), END]  # fmt: skip
+    (advice,) = advice_on(run(lines, config=suite(head_clamp=None, cls_score={})))
+    assert advice.change.splitlines()[-1] == (
+        "dict(type='amp_hooks.StabilityHook', cls_score=dict()),"
+    )
+
+
+def test_a_pure_python_config_has_lines_of_its_kind():
+    wrapper = dict(
+        type="mmengine.optim.optimizer.amp_optimizer_wrapper.AmpOptimWrapper",
+        optimizer=dict(type="torch.optim.sgd.SGD", lr=0.02),
+    )
+    hooks = [dict(type="amp_hooks.suite.StabilityHook")]
+    pure = config(optim_wrapper=wrapper, custom_hooks=hooks, param_scheduler=[])
+    lines = [START, *bad(20, 21, 22), batch(20, "a"), *bad(40), batch(40, "a"),
+             *bad(100), END]  # fmt: skip
+    first, lower, warm = advice_on(run(lines, config=pure))
+    assert first.change.splitlines() == [
+        "# at the top:",
+        "from amp_hooks import StabilityHook",
+        "from mmdet.datasets.transforms import FilterAnnotations",
+        "# in train_pipeline, after the last step that changes boxes:",
+        "dict(type=FilterAnnotations, min_gt_bbox_wh=(1, 1)),",
+        "# in custom_hooks, in place of the present StabilityHook:",
+        "dict(type=StabilityHook, bad_batch=dict(skip=True)),",
+    ]
+    assert lower.change == "optim_wrapper.update(dict(optimizer=dict(lr=0.002)))"
+    assert "from mmengine.optim import LinearLR" in warm.change
+
+
+def test_gradients_of_an_older_ledger_are_not_to_blame_for_a_forward_pass():
+    names = dict(nonfinite_grads=["conv1.weight"], nonfinite_grads_total=1)
+    history = run([START, *bad(5, **names), *bad(9, **names), END])
+    assert find_causes(history, find(history)).layers == []
+    own = bad(5, 9, verdict="GRAD_NONFINITE", **names)
+    history = run([START, *own, END])
+    assert "conv1.weight" in find_causes(history, find(history)).layers[0]
+
+
+def test_fp32_takes_in_what_was_said_before():
+    lines = [START, *bad(700, 701, 702), *overflows(800, skip="collapse"), END]
+    lower, fp32 = advice_on(run(lines, config=config(model=roi_head())))
+    assert lower.change == "optim_wrapper = dict(optimizer=dict(lr=0.002))"
+    assert fp32.change.splitlines()[-1] == (
+        "optim_wrapper = dict(_delete_=True, type='OptimWrapper', "
+        "optimizer=dict(type='SGD', lr=0.002))"
+    )

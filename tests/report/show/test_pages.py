@@ -16,6 +16,7 @@ from amp_hooks.report.show.terminal import render
 from ..made import (
     NAN,
     bad,
+    checkpoint,
     curve,
     diverged,
     ended_with,
@@ -121,7 +122,7 @@ def test_what_repeats_is_told_once():
     pairs = [x for two in zip(overflows(*range(3, 17)), vetoes) for x in two]
     history = run([*pairs, rollback(17), *bad(18, 19, losses=dict(loss="nan"))])
     first, second, third = group(history.happenings)
-    assert first.where == "iterations 3-16"
+    assert first.where == "iterations 3 to 16"
     assert first.text.startswith("14 times scaled gradients overflowed")
     assert "14 steps refused" in first.text
     assert second.text.startswith("Rollback 1")
@@ -160,7 +161,7 @@ def test_colours_only_if_asked(page_of):
 
 def test_a_run_that_has_not_ended_says_so():
     page = make_page(run([start_line(max_iters=500), *overflows(20)]))
-    assert "It has not ended: iteration 20 of 500" in page.sentence
+    assert "It has not ended: 21 of 500 iterations are done" in page.sentence
     ended = make_page(run([start_line(max_iters=500), line(20, "end")]))
     assert "not ended" not in ended.sentence
 
@@ -254,8 +255,8 @@ def test_there_is_something_to_change_after_an_exception():
 def test_stopped_by_hand_is_no_loss_and_no_end():
     page = make_page(run([START, ended_with(50, "KeyboardInterrupt")]))
     assert page.sentence == (
-        "Healthy: 51 iterations, nothing lost. It has not ended: KeyboardInterrupt at "
-        "iteration 50 of 100."
+        "Healthy: 51 iterations, nothing lost. It has not ended: KeyboardInterrupt in "
+        "iteration 50; 100 were planned."
     )
 
 
@@ -265,3 +266,45 @@ def test_watched_at_the_end_says_so():
         "Healthy: 100 iterations, nothing lost. Watched at the end (iteration 95: loss "
         "3 for 0.9). Nothing to change."
     )
+
+
+# --- where, and how many --------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("iterations", "where", "told"),
+    [
+        ([19, 21], "iterations 19 and 21", "iterations 19 and 21"),
+        ([19, 20, 21], "iterations 19 to 21", "iterations 19 to 21"),
+        ([19], "iteration 19", "iteration 19"),
+        (
+            range(1000, 3001, 100),
+            "21 iterations between 1000 and 3000",
+            "between 1000 and 3000",
+        ),
+    ],
+)
+def test_iterations_are_those_that_were(iterations, where, told):
+    """A span would claim all that lie between its ends."""
+    history = run([start_line(max_iters=9999), *bad(*iterations, vetoed=False),
+                   line(9998, "end")])  # fmt: skip
+    _, group_, _ = group(history.happenings)
+    assert group_.where == where
+    assert f"not finite ({told})" in make_page(history).sentence
+
+
+def test_a_full_ledger_says_what_is_missing():
+    history = run([START, line(60, "truncated", max_events=9), END])
+    _, full, _ = group(history.happenings)
+    assert full.text.startswith("The ledger is full after 9 lines: from here on")
+    page = make_page(history)
+    assert any("full in iteration 60" in text for _, text in page.active)
+    # Without its field, as an older or a damaged line has it, it is no bare word.
+    _, bare, _ = group(run([START, line(60, "truncated"), END]).happenings)
+    assert bare.text.startswith("The file is full")
+
+
+def test_iterations_count_from_0_wherever_they_are_named():
+    """A checkpoint counts those that are done, a schedule those that are planned."""
+    page = make_page(run([], ckpt=checkpoint([1.0] * 100, nonfinite=["bn.bias"])))
+    assert "newest checkpoint (written after iteration 99) not finite" in page.sentence
+    page = make_page(run([], ckpt=checkpoint([1.0] * 100, scale=0.0)))
+    assert "collapsed to 0 by iteration 99" in page.sentence

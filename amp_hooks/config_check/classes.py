@@ -1,0 +1,154 @@
+"""Rules on the classes of the data set."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..engine.config_values import dig
+from ..engine.finding import Finding, source
+from .facts import Facts, whole_number
+
+# What MMDetection's data sets have where the config names no classes.
+_DEFAULTS = {
+    "CocoDataset": 80,
+    "VOCDataset": 20,
+    "CityscapesDataset": 8,
+    "LVISDataset": 1230,
+    "LVISV05Dataset": 1230,
+    "LVISV1Dataset": 1203,
+    "Objects365V1Dataset": 365,
+    "Objects365V2Dataset": 365,
+    "DeepFashionDataset": 15,
+    "CrowdHumanDataset": 1,
+    "WIDERFaceDataset": 1,
+}
+_HEADS = ("bbox_head", "mask_head")
+# Heads whose num_classes is the length of a prompt.
+_OPEN = ("GroundingDINO", "GLIP", "VLFusion", "YOLOWorld")
+
+
+def classes_string(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    """``classes=('hole')``: no tuple, but a string, each letter of it a class."""
+    for leaf in _leaves(dig(cfg, "train_dataloader", "dataset")):
+        name = _string_of(leaf)
+        if name is None:
+            continue
+        right = dict(metainfo=dict(classes=(name,)))
+        yield Finding(
+            "classes_string",
+            f"classes={name!r} of the data set to train on is a string and no tuple: "
+            f"its {len(name)} letters are taken for {len(name)} classes, of which no "
+            "annotation is.",
+            "A tuple of one needs a comma:",
+            f"train_dataloader = {source(dict(dataset=right))}",
+            fails=True,
+        )
+        return
+
+
+def num_classes(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
+    """Heads with another number of classes than the data set."""
+    wanted = facts.classes
+    named = number_of_classes(dig(cfg, "train_dataloader", "dataset"))
+    if any(map(_string_of, _leaves(dig(cfg, "train_dataloader", "dataset")))):
+        wanted = named  # what was meant
+    model = cfg.get("model")
+    if wanted is None or any(name in str(_types(model)) for name in _OPEN):
+        return
+    wrong = [(path, n) for path, n in _heads(model, ()) if n != wanted]
+    if not wrong:
+        return
+    lines: dict[str, Any] = {}
+    for path, _ in wrong:
+        _set(lines, path, wanted)
+    in_lists = any(key.isdigit() for path, _ in wrong for key in path)
+    told = ", ".join(f"model.{'.'.join(path)}={n}" for path, n in wrong)
+    few = min(n for _, n in wrong) < wanted
+    yield Finding(
+        "num_classes",
+        f"{told}, and the data set to train on has {wanted} class"
+        f"{'es' * (wanted != 1)}. "
+        + (
+            "Labels beyond a head's classes are an index out of range, on CUDA a "
+            "device-side assert."
+            if few
+            else "The rest is never seen, and costs memory and time."
+        ),
+        "Give every head the classes of the data set, and metainfo=dict(classes=...) "
+        "to the data sets of validation and test as well.",
+        "" if in_lists else f"model = {source(lines)}",
+        fails=few,
+    )
+
+
+def number_of_classes(dataset: Any) -> int | None:
+    """Of the data set of a config; None if it does not tell, or tells two."""
+    known = {_number(leaf) for leaf in _leaves(dataset)}
+    return known.pop() if len(known) == 1 else None
+
+
+def _leaves(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """The data sets that are wrapped in others."""
+    if isinstance(dataset, (list, tuple)):
+        for part in dataset:
+            yield from _leaves(part)
+    elif isinstance(dataset, Mapping):
+        inner = [dataset[key] for key in ("dataset", "datasets") if dataset.get(key)]
+        if inner:
+            yield from _leaves(inner)
+        else:
+            yield dataset
+
+
+def _number(leaf: Mapping[str, Any]) -> int | None:
+    if _string_of(leaf) is not None:
+        return 1
+    classes = dig(leaf, "metainfo", "classes") or dig(leaf, "metainfo", "CLASSES")
+    if isinstance(classes, (list, tuple)):
+        return len(classes)
+    if classes is not None:
+        return None  # of a file
+    return _DEFAULTS.get(str(leaf.get("type")).rsplit(".", 1)[-1])
+
+
+def _string_of(leaf: Mapping[str, Any]) -> str | None:
+    """``classes``, if it is a string and not the path of a file with their names."""
+    name = dig(leaf, "metainfo", "classes")
+    if not isinstance(name, str) or osp.splitext(name)[1] or osp.exists(name):
+        return None
+    return name
+
+
+def _heads(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Where a head has ``num_classes``, and how many."""
+    if isinstance(tree, (list, tuple)):
+        for i, part in enumerate(tree):
+            yield from _heads(part, (*path, str(i)))
+        return
+    if not isinstance(tree, Mapping):
+        return
+    n = whole_number(tree.get("num_classes"))
+    # Of class-agnostic masks there is one.
+    agnostic = tree.get("class_agnostic")
+    if n is not None and not agnostic and any(key in _HEADS for key in path[-2:]):
+        yield (*path, "num_classes"), n
+    for key in ("detector", "roi_head", *_HEADS):
+        if key in tree:
+            yield from _heads(tree[key], (*path, key))
+
+
+def _set(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _types(tree: Any) -> list[str]:
+    if isinstance(tree, Mapping):
+        own = [str(tree["type"])] if "type" in tree else []
+        return own + [name for part in tree.values() for name in _types(part)]
+    if isinstance(tree, (list, tuple)):
+        return [name for part in tree for name in _types(part)]
+    return []

@@ -1,0 +1,102 @@
+"""Which metric tells that a run is dead, whatever it is called."""
+
+import pytest
+from mmengine.hooks import CheckpointHook
+
+from amp_hooks.health.main_metric import main_metric, save_best_of
+from amp_hooks.report.judge.incidents import find
+from amp_hooks.report.judge.metrics import fallen, last_metric
+from amp_hooks.report.judge.status import Status, judge
+
+from ..made import CONFIG, curve, line, run, start_line
+
+START, END = start_line(max_iters=100), line(99, "end")
+FINE = dict(loss=curve([1.0] * 10))
+NAN = float("nan")
+
+
+def trained(*metrics, save_best=None, **hook):
+    config = dict(CONFIG)
+    if save_best is not None:
+        checkpoint = dict(type="CheckpointHook", save_best=save_best, **hook)
+        config["default_hooks"] = dict(checkpoint=checkpoint)
+    evaluations = [(10 * i + 9, m) for i, m in enumerate(metrics)]
+    return run([START, END], FINE, config, evaluations)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coco/bbox_mAP",
+        "lvis/bbox_AP",
+        "pascal_voc/mAP",
+        "mIoU",
+        "coco_panoptic/PQ",
+        "accuracy/top1",
+    ],
+)
+@pytest.mark.parametrize("dead", [0.0, NAN])
+def test_a_dead_run_is_lost_by_any_name(name, dead):
+    beside = {f"{name}_50": 0.7, "data_time": 0.1}
+    history = trained({name: 0.4, **beside}, {name: dead, **beside})
+    judged = judge(history, find(history))
+    assert judged.status is Status.LOST
+    assert judged.reasons == [
+        f"{name} was 0.400 at iteration 9 and is {dead:.3g} since"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "lost"),
+    [
+        ((40.0, 42.0, 3.6), True),  # one class everywhere: 1 of 12 classes
+        ((40.0, 42.0, 30.0), False),
+        ((40.0, 3.6, 41.0), False),
+        ((0.001, 0.0005), False),  # a best that means nothing
+        ((0.0, 0.0), False),
+    ],
+)
+def test_what_a_segmenter_that_died_still_has(values, lost):
+    history = trained(*({"mIoU": v} for v in values))
+    assert bool(fallen(history)) is lost
+
+
+def test_save_best_comes_first():
+    metrics = {"coco/bbox_mAP": 0.4, "mine/score": 0.5}
+    dead = {"coco/bbox_mAP": 0.4, "mine/score": 0.0}
+    assert fallen(trained(metrics, dead)) is None
+    history = trained(metrics, dead, save_best="mine/score")
+    assert fallen(history).startswith("mine/score was 0.500")
+    assert last_metric(history) == ("mine/score", 0.0)
+    history = trained(metrics, dead, save_best=["gone", "mine/score"])
+    assert fallen(history).startswith("mine/score was 0.500")
+    history = trained(dict(reversed(metrics.items())), dead, save_best="auto")
+    assert fallen(history).startswith("mine/score was 0.500")
+
+
+@pytest.mark.parametrize("given", [dict(save_best="val/loss"), dict(
+    save_best="mine/error", rule="less")])  # fmt: skip
+def test_of_a_metric_of_which_less_is_better_nothing_is_said(given):
+    name = given["save_best"]
+    history = trained({name: 0.4, "mIoU": 0.3}, {name: 0.0, "mIoU": 0.3}, **given)
+    assert fallen(history) is None
+    assert last_metric(history) == ("mIoU", 0.3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(save_best="auto"),
+        dict(save_best="mIoU"),
+        dict(save_best=["acc", "val_loss"], rule=["greater", "less"]),
+        dict(save_best=["mAP", "mIoU"], rule="greater"),
+        dict(),
+    ],
+)
+def test_the_hook_and_its_entry_say_the_same(given):
+    metrics = dict(val_loss=1.0, acc=0.4, mIoU=0.3, mAP=0.2)
+    of_config, hook = save_best_of(given), CheckpointHook(**given)
+    assert (
+        main_metric(metrics, of_config)[0]
+        == main_metric(metrics, save_best_of(hook))[0]
+    )
