@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests import small
+from tests import helpers, small
 
 GUARD = [dict(type="amp_hooks.StepGuardHook")]
 SUITE = [
@@ -85,6 +85,14 @@ class Cleaned(small.Small):
         super().__init__()
         for p in self.parameters():
             p.register_hook(lambda g: torch.nan_to_num(g, nan=0, posinf=0, neginf=0))
+
+
+def test_hooks_that_clean_gradients_are_told_of_once(tmp_path):
+    hooks = [*SUITE, small.SpoilInputs([5, 9])]
+    runner = small.build(tmp_path, hooks, Cleaned, iters=12, log_level="WARNING")
+    runner.train()
+    told = "may replace NaN by numbers (nan_to_num)"
+    assert helpers.log(runner).count(told) == 1
 
 
 class CleanedByStep(small.Small):
