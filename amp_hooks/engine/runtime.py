@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import mmengine.dist as dist
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -174,6 +175,8 @@ class Runtime:
         if record.all("found_inf") or self.tap.skipped:
             self.forget_accumulation()
         self.tap.skipped = False
+        if isinstance(runner.optim_wrapper, BaseOptimWrapper):
+            self.tap.attach(runner.optim_wrapper)  # it may have been replaced
         return record
 
     def _judge(self, record: IterationRecord) -> NonfiniteForward:
