@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -172,6 +172,19 @@ def base_configs(config: Any, path: str) -> Iterator[str]:
 
 
 # --- torch ----------------------------------------------------------------------------
+
+
+def replace_index_sampler(
+    dataloader: Any, made_of: Callable[[Any], Any], stack: ExitStack
+) -> None:
+    """Exchange what a DataLoader takes its indices from, until the stack is closed.
+
+    Its ``__setattr__`` refuses that.
+    """
+    own = vars(dataloader)
+    name = "sampler" if own["batch_sampler"] is None else "batch_sampler"
+    stack.callback(own.__setitem__, name, own[name])
+    own[name] = made_of(own[name])
 
 
 def event_writer(writer: Any) -> Any:

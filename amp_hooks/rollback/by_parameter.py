@@ -88,8 +88,8 @@ def fitting(saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]
     kept = OrderedDict(saved)
     for name, value in saved.items():
         now = live.get(name)
-        if isinstance(value, Tensor) and isinstance(now, Tensor):
-            if now.shape != value.shape:
-                del kept[name]
+        tensors = isinstance(value, Tensor) and isinstance(now, Tensor)
+        if tensors and now.shape != value.shape:
+            del kept[name]
     private.copy_metadata(saved, kept)
     return kept

@@ -98,12 +98,14 @@ class Header:
         time: When it was saved, as ``20240131_235959``, local time.
         optimizer: Whether it holds an optimizer's state.
         ema: Whether it holds an EMAHook's.
+        schedulers: Whether it holds those of the schedulers.
     """
 
     iter: int
     time: str
     optimizer: bool
     ema: bool = False
+    schedulers: bool = True
 
 
 def read_header(path: str) -> Header | None:
@@ -129,6 +131,7 @@ def read_header(path: str) -> Header | None:
             saved,
             "optimizer" in checkpoint,
             "ema_state_dict" in checkpoint,
+            "param_schedulers" in checkpoint,
         )
     except Exception:  # `damage` has the words for it
         return None

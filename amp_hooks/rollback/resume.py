@@ -95,7 +95,8 @@ def _choose(runner: Runner) -> str | None:
     ]
     # One that cannot be read may be the newest, so it is passed over first.
     paths = [path for path, header in headers.items() if header is None]
-    paths += [candidate.path for candidate in in_order(readable, named)]
+    scheduled = runner.param_schedulers is not None
+    paths += [c.path for c in in_order(readable, named, scheduled)]
     if not paths:
         _forget_empty_pointer(runner.work_dir)
         return None
@@ -108,6 +109,7 @@ def _choose(runner: Runner) -> str | None:
                 f"[amp_hooks] Resuming from {path}, iteration {header.iter}"
                 + ("." if header.optimizer else ", which holds no optimizer state.")
             )
+            _tell_newer(readable, path, header, paths)
             if named is None or not same_file(path, named):
                 pointer.offer(path, header.iter)
             return path
@@ -125,6 +127,25 @@ def _choose(runner: Runner) -> str | None:
     )
 
 
+def _tell_newer(
+    readable: list[Candidate], path: str, chosen: Header, paths: list[str]
+) -> None:
+    """That a run goes further back because what is newer does not hold all of it."""
+    behind = paths[paths.index(path) :]
+    newer = [
+        c.path
+        for c in readable
+        if c.header.iter > chosen.iter and c.path in behind and not c.complete
+    ]
+    if newer:
+        warn(
+            f"{', '.join(newer[:3])} is newer than {path}, but holds no state of the "
+            "optimizer or the schedulers: the learning rate would not go on where it "
+            "was. Let CheckpointHook save both (save_optimizer=True, "
+            "save_param_scheduler=True)."
+        )
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint that a run could go on from.
@@ -139,23 +160,34 @@ class Candidate:
     header: Header
     ours: bool = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether a run that has schedules can go on as it was."""
+        return self.header.optimizer and self.header.schedulers
 
-def in_order(found: list[Candidate], named: str | None) -> list[Candidate]:
+
+def in_order(
+    found: list[Candidate], named: str | None, scheduled: bool = True
+) -> list[Candidate]:
     """Candidates, the one to try first at the front.
 
-    The present run's first; of these the one with most iterations; at a tie, ours.
+    The present run's first; of these the complete ones; of these the one with most
+    iterations; at a tie, ours.
 
     Args:
         found: In any order.
         named: By ``last_checkpoint``.
+        scheduled: The run has schedulers.
     """
     given_up = of_older_runs(found, named)
     return sorted(
         found,
         key=lambda c: (
             c in given_up,
-            # A run can go on without an optimizer's state, but not as it was.
+            c.header.iter == 0,  # complete, but nothing has been learned
+            # A run can go on without the rest, but not as it was.
             not c.header.optimizer,
+            scheduled and not c.header.schedulers,
             -c.header.iter,
             not c.ours,
         ),

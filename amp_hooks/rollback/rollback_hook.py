@@ -24,7 +24,7 @@ from .checkpoint_guard import CheckpointGuard
 from .go_back import GoBack, pin_static_scale
 from .lr_policy import LRPolicy
 from .policy import LR_FACTOR, PATIENCE, SHARE, WINDOW, BadStreak
-from .resume import choose_resume
+from .resumption import Resumption
 from .ring import SnapshotRing
 from .run_state import nonfinite_state
 from .schedule import SnapshotSchedule
@@ -59,9 +59,9 @@ class RollbackHook(AmpHook):
     :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
     numbers may have overflowed; but not within ``cooldown`` of the last time.
 
-    *Resume.* ``--resume`` continues from the newest checkpoint that is whole and
-    finite, of this hook or of CheckpointHook, as ``<work_dir>/last_checkpoint`` names
-    one. CheckpointHook writes no other, and removes an old one only after that.
+    *Resume.* ``--resume`` goes on, in the middle of an epoch too, from the newest
+    checkpoint that is whole and finite, of this hook or of CheckpointHook. The latter
+    writes no other, and removes an old one only after that.
 
     Args:
         interval (int): Iterations between snapshots. Defaults to 500.
@@ -94,7 +94,7 @@ class RollbackHook(AmpHook):
 
     Raises:
         OSError: At the start of training, if work_dir cannot be written.
-        RuntimeError: On resume, if there are checkpoints and all of them are damaged.
+        RuntimeError: On resume, if all of the checkpoints are damaged.
         TrainingDivergedError: The state is not finite before the first iteration, or
             rollbacks, and PrecisionFallbackHook if there is one, are used up.
 
@@ -162,7 +162,7 @@ class RollbackHook(AmpHook):
         self._ring: SnapshotRing[Any] = SnapshotRing(
             self.keep, self.probation, self.cooldown
         )
-        self._ignore = ByDesign()
+        self._resumption, self._ignore = Resumption(), ByDesign()
         # State of this process.
         self._schedule = SnapshotSchedule(self.interval)
         self._rng: list[dict[str, Any]] = []  # to be taken back
@@ -180,7 +180,7 @@ class RollbackHook(AmpHook):
     def before_run(self, runner: Runner) -> None:
         """Choose what to resume from, before MMEngine does."""
         super().before_run(runner)
-        choose_resume(runner)
+        self._resumption.choose(runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
@@ -207,12 +207,10 @@ class RollbackHook(AmpHook):
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
         self._judged = runner.iter - 1  # the last iteration before the present step
-        if self._resumed:
-            if self.rollbacks:
-                pin_static_scale(runner)
-            counts = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
-            about = dict(counts, checkpoint=private.load_from(runner))
-            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **about)
+        counts = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
+        self._resumption.begin(runner, self._resumed, counts)
+        if self._resumed and self.rollbacks:
+            pin_static_scale(runner)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -269,6 +267,7 @@ class RollbackHook(AmpHook):
         super().after_load_checkpoint(runner, checkpoint)
         if private.resumes(runner):
             self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
+            self._resumption.loaded(checkpoint)
 
     def after_train(self, runner: Runner) -> None:
         """Wait for the last file, and leave everything as it was."""
@@ -285,6 +284,7 @@ class RollbackHook(AmpHook):
             bad=self._streak.state(),
             last=self._ring.last,
             by_design=sorted(self._ignore.names),
+            resume=self._resumption.state(),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -293,6 +293,7 @@ class RollbackHook(AmpHook):
         self._lr.load_state(state["lr"])
         self._streak.load_state(state["bad"])
         self._ring.last = tuple(state["last"]) if state["last"] else None
+        self._resumption.load_state(state.get("resume", {}))
 
     def _roll_back(self, verdict: Verdict, nonfinite: list[str]) -> None:
         self._go_back(verdict, nonfinite)

@@ -172,18 +172,20 @@ class SnapshotStore:
             self._write(waiting)
 
     def finish(self, diverged: bool = False) -> None:
-        """Wait for the last file; the end of the run proves what others have saved."""
+        """Wait for the last file; a good end proves what others have saved."""
         self.collect()
         self.collect(_LAST_WAIT)
         self.collect(_LAST_WAIT)
         if self._writer.busy:
             warn(
-                f"the last checkpoint is still being written to {self._files.folder} "
-                f"after {_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} "
-                "is the newest that is whole."
+                f"the last checkpoint is still being written to {self.folder} after "
+                f"{_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} is the "
+                "newest that is whole."
             )
         if not diverged and (self._condition.well or self._condition.convalescent):
             self._offer_saved(all_of_them=True)
+            if not self._writer.busy:
+                self._files.clear(self.pointer.named)
 
     @property
     def on_probation(self) -> bool:
