@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import mmengine.dist as dist
 from mmengine.fileio import FileClient, get_file_backend
@@ -17,6 +18,7 @@ from ..engine.by_design import ByDesign
 from ..engine.messages import warn
 from ..engine.run import bare_model
 from ..engine.safe_load import allow_mmengine_checkpoints
+from ..engine.safe_read import allow_enum, allowed_enums
 from .checkpoint_file import Header, damage, read_header
 from .disk import Pointer, same_file
 from .save_attempt import is_local
@@ -51,7 +53,7 @@ def choose_resume(runner: Runner) -> str | None:
         return None
     allow_mmengine_checkpoints()
     # A path and an error: an exception of rank 0 alone would leave the others waiting.
-    answer: list[str | None] = [None, None]
+    answer: list[Any] = [None, None, []]
     if dist.is_main_process():
         try:
             if private.load_from(runner) is None:
@@ -60,8 +62,11 @@ def choose_resume(runner: Runner) -> str | None:
                 _check(runner, str(private.load_from(runner)))
         except Exception as e:
             answer[1] = str(e) if isinstance(e, _Unusable) else repr(e)
+        answer[2] = allowed_enums()
     dist.broadcast_object_list(answer)
-    path, error = answer
+    path, error, enums = answer
+    for name in enums:
+        allow_enum(name)
     if error is not None:
         raise RuntimeError(error)
     if path is not None:

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint: which, where in the epoch, and what it lacks."""
+"""A run that goes on from a checkpoint: which, where in the epoch, what it lacks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ import mmengine.dist as dist
 from mmengine.runner import Runner
 
 from ..engine import private
+from ..engine.hook import CHECKPOINT_KEY
 from ..engine.messages import warn
+from ..engine.rng import set_rng_of_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from . import messages
 from .epoch_position import EpochPosition, sampler_of
 from .lr_policy import all_param_groups, all_schedulers
 from .resume import choose_resume
+from .storable import ReadableParts
 
 
 class Resumption:
-    """What RollbackHook does at a resume, and what a checkpoint keeps for it."""
+    """What RollbackHook does at a resume, and what a checkpoint keeps for it.
+
+    Attributes:
+        readable: Sees to it that all of a checkpoint can be read back.
+    """
 
     def __init__(self) -> None:
+        self.readable = ReadableParts()
+        self._rng: list[dict[str, Any]] = []  # to be taken back
         self._position = EpochPosition()
         self._ranks: int | None = None  # of the run that saved
         self._own_seed: int | None = None  # of this process, before it resumes
@@ -39,6 +48,12 @@ class Resumption:
         parts = dict(optimizer="optimizer", param_schedulers="schedulers")
         self._lacks = [what for key, what in parts.items() if key not in checkpoint]
         self._rates = _rates_in(checkpoint)
+        self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
+
+    def restore_rng(self) -> None:
+        """Before the first iteration: what has been drawn since the start is undone."""
+        saved, self._rng = self._rng, []
+        set_rng_of_rank(saved)
 
     def begin(self, runner: Runner, resumed: bool, counts: dict[str, Any]) -> None:
         """Before the first iteration of this process.

@@ -10,10 +10,9 @@ from mmengine.runner import Runner
 from ..engine import private
 from ..engine.by_design import ByDesign
 from ..engine.checks import check_bool, check_int, check_number, check_optional_int
-from ..engine.hook import CHECKPOINT_KEY, AmpHook
+from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.rng import set_rng_of_rank
 from ..engine.run import accumulating, any_rank, bare_model, refuse_sharded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
@@ -59,9 +58,8 @@ class RollbackHook(AmpHook):
     :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
     numbers may have overflowed; but not within ``cooldown`` of the last time.
 
-    *Resume.* ``--resume`` goes on, in the middle of an epoch too, from the newest
-    checkpoint that is whole and finite, of this hook or of CheckpointHook. The latter
-    writes no other, and removes an old one only after that.
+    *Resume* goes on, in the middle of an epoch too, from the newest checkpoint that is
+    whole and finite; CheckpointHook writes no other, and no old one goes before that.
 
     Args:
         interval (int): Iterations between snapshots. Defaults to 500.
@@ -163,9 +161,7 @@ class RollbackHook(AmpHook):
             self.keep, self.probation, self.cooldown
         )
         self._resumption, self._ignore = Resumption(), ByDesign()
-        # State of this process.
         self._schedule = SnapshotSchedule(self.interval)
-        self._rng: list[dict[str, Any]] = []  # to be taken back
 
     @property
     def rollbacks(self) -> int:
@@ -217,8 +213,7 @@ class RollbackHook(AmpHook):
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
         self._opinion.begin_iteration()
-        saved, self._rng = self._rng, []
-        set_rng_of_rank(saved)
+        self._resumption.restore_rng()
         self._snapshots.collect()
         calm = not self._streak.length
         nonfinite = self._schedule.take_what_is_due(
@@ -266,8 +261,12 @@ class RollbackHook(AmpHook):
         """Take back the policy state and the random number generators."""
         super().after_load_checkpoint(runner, checkpoint)
         if private.resumes(runner):
-            self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
             self._resumption.loaded(checkpoint)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put in the policy state; what others have put in comes back as it is."""
+        super().before_save_checkpoint(runner, checkpoint)
+        self._resumption.readable.keep_types(checkpoint)
 
     def after_train(self, runner: Runner) -> None:
         """Wait for the last file, and leave everything as it was."""

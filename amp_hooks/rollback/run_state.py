@@ -28,6 +28,7 @@ from ..engine.tensors import (
 from .by_parameter import Layout, fit_state, fitting, layout_by_place, layout_of
 from .host_copy import HostCopier
 from .lr_policy import all_schedulers
+from .storable import ReadableParts
 
 
 def learned_state(runner: Runner) -> dict[str, Any]:
@@ -230,6 +231,7 @@ class RunCheckpoint:
     """
 
     def __init__(self, runner: Runner) -> None:
+        self._readable = ReadableParts()
         self._meta = dict(
             cfg=runner.cfg.pretty_text,
             seed=runner.seed,
@@ -260,6 +262,7 @@ class RunCheckpoint:
         elif schedulers is not None:
             checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
         runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        self._readable.leave_out(checkpoint)
         ours = checkpoint.setdefault(CHECKPOINT_KEY, {})
         ours["layouts"] = optimizer_layouts(runner)
         return checkpoint

@@ -1,5 +1,6 @@
 """Runs of six epochs of 16 iterations that are killed and resumed."""
 
+import contextlib
 import os
 import sys
 import uuid
@@ -174,10 +175,8 @@ def go(
     seen.runner = runner
     runner.register_hook(seen)
     runner.register_hook(Kill(kill))
-    try:
+    with contextlib.suppress(Killed):
         runner.train()
-    except Killed:
-        pass
     return seen
 
 

@@ -1,5 +1,7 @@
 """A resume in the middle of an epoch goes on there, with the batches that are left."""
 
+import contextlib
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -148,10 +150,8 @@ def test_a_detector_with_batches_by_aspect_ratio(build, tmp_path):
         log = Log()
         runner.register_hook(log)
         runner.register_hook(preempted.Kill(kill))
-        try:
+        with contextlib.suppress(preempted.Killed):
             runner.train()
-        except preempted.Killed:
-            pass
         return runner, log.batches
 
     _, undisturbed = run(tmp_path / "whole")
