@@ -114,6 +114,8 @@ def has_loaded(runner: Any) -> bool:
 
 def load_from(runner: Any) -> Any:
     """The checkpoint that is going to be read, or has been."""
+    if isinstance(runner._resume, str):  # FlexibleRunner's resume='PATH'
+        return runner._resume
     return runner._load_from
 
 

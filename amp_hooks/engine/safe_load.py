@@ -12,7 +12,7 @@ import inspect
 from collections import defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
 from functools import cache
-from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from pathlib import PosixPath, WindowsPath
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ _PLAIN = (
     *(bool, dict, float, frozenset, int, list, set, str, tuple),
     *(date, datetime, time, timedelta, timezone),
 )
-_PATHS = (PosixPath, PurePosixPath, PureWindowsPath, WindowsPath)
+_PATHS = (PosixPath, WindowsPath)
 
 
 @cache

@@ -7,7 +7,7 @@ import re
 import time
 import zipfile
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.safe_read import read_safely, refused_global
@@ -104,7 +104,7 @@ class Header:
     time: str
     optimizer: bool
     ema: bool = False
-    schedulers: bool = True
+    schedulers: bool = field(default=True, compare=False)
 
 
 def read_header(path: str) -> Header | None:

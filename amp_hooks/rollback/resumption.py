@@ -16,6 +16,7 @@ from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from . import messages
 from .epoch_position import EpochPosition, sampler_of
+from .flexible import ask_before_load
 from .lr_policy import all_param_groups, all_schedulers
 from .resume import choose_resume
 from .storable import ReadableParts
@@ -29,6 +30,7 @@ class Resumption:
     """
 
     def __init__(self) -> None:
+        ask_before_load()
         self.readable = ReadableParts()
         self._rng: list[dict[str, Any]] = []  # to be taken back
         self._position = EpochPosition()
@@ -55,13 +57,16 @@ class Resumption:
         saved, self._rng = self._rng, []
         set_rng_of_rank(saved)
 
-    def begin(self, runner: Runner, resumed: bool, counts: dict[str, Any]) -> None:
+    def begin(
+        self, runner: Runner, resumed: bool, rollbacks: int, lr_factor: float
+    ) -> None:
         """Before the first iteration of this process.
 
         Args:
             runner: The run.
             resumed: It goes on from a checkpoint.
-            counts: RollbackHook's, for the ledger.
+            rollbacks: Before that.
+            lr_factor: What the learning rate is multiplied by, for these.
         """
         ranks, self._ranks = self._ranks, dist.get_world_size()
         loop = private.train_loop(runner)
@@ -71,7 +76,7 @@ class Resumption:
         if not resumed:
             return
         path = str(private.load_from(runner))
-        about = dict(counts, checkpoint=path)
+        about = dict(rollbacks=rollbacks, lr_factor=lr_factor, checkpoint=path)
         Runtime.of(runner).emit("resume", runner.iter, Verdict.HEALTHY, **about)
         if ranks not in (None, self._ranks):
             warn(messages.other_ranks(ranks, self._ranks))

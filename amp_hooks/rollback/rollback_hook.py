@@ -13,8 +13,9 @@ from ..engine.checks import check_bool, check_int, check_number, check_optional_
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.run import accumulating, any_rank, bare_model, refuse_sharded
+from ..engine.run import accumulating, any_rank, bare_model
 from ..engine.runtime import Runtime
+from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from . import messages
@@ -161,6 +162,7 @@ class RollbackHook(AmpHook):
             self.keep, self.probation, self.cooldown
         )
         self._resumption, self._ignore = Resumption(), ByDesign()
+        self.before_load = self._resumption.choose  # FlexibleRunner calls it
         self._schedule = SnapshotSchedule(self.interval)
 
     @property
@@ -176,20 +178,19 @@ class RollbackHook(AmpHook):
     def before_run(self, runner: Runner) -> None:
         """Choose what to resume from, before MMEngine does."""
         super().before_run(runner)
-        self._resumption.choose(runner)
+        self.before_load(runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
-        refuse_sharded(self, runner)
+        refuse_unsupported(self, runner)
         runtime.goes_back = True
         runtime.by_design.begin(bare_model(runner))
         self._ignore = runtime.by_design
-        self._snapshots = SnapshotStore(
-            runner, self._ring, self.pin_memory, self._ignore
-        )
+        store = SnapshotStore(runner, self._ring, self.pin_memory, self._ignore)
+        self._snapshots = store
         self._go_back = GoBack(
             runner,
-            self._snapshots,
+            store,
             self.attempts,
             self._lr,
             self.scale_factor,
@@ -203,8 +204,7 @@ class RollbackHook(AmpHook):
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
         self._judged = runner.iter - 1  # the last iteration before the present step
-        counts = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
-        self._resumption.begin(runner, self._resumed, counts)
+        self._resumption.begin(runner, self._resumed, self.rollbacks, self._lr.total)
         if self._resumed and self.rollbacks:
             pin_static_scale(runner)
 
