@@ -87,9 +87,8 @@ def fitting(saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]
     """Of a model's state dict what has a place of its shape now; the rest is new."""
     kept = OrderedDict(saved)
     for name, value in saved.items():
-        now = live.get(name)
-        tensors = isinstance(value, Tensor) and isinstance(now, Tensor)
-        if tensors and now.shape != value.shape:
+        now = live.get(name, value)
+        if isinstance(value, Tensor) and getattr(now, "shape", None) != value.shape:
             del kept[name]
     private.copy_metadata(saved, kept)
     return kept
