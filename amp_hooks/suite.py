@@ -185,6 +185,10 @@ class StabilityHook(Hook):
             self._settled = True
             self._settle(runner)
 
+    def before_load(self, runner: Runner) -> None:
+        """Let the members come before a checkpoint is read, with FlexibleRunner."""
+        self._join(runner)
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Let the members see a checkpoint that is read before the run starts."""
         self._join(runner)

@@ -112,14 +112,14 @@ def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, *
     by_epoch, name = epochs is not None, uuid.uuid4().hex
     sampler = "DefaultSampler" if by_epoch else "InfiniteSampler"
     loop = dict(max_epochs=epochs) if by_epoch else dict(max_iters=iters)
-    runner = Runner(
+    runner = more.pop("kind", Runner)(
         model=model() if isinstance(model, type) else model,
         work_dir=str(more.pop("work_dir", tmp_path / name)),
         experiment_name=name,
         randomness=dict(seed=0),
         optim_wrapper=wrapper,
         train_dataloader=dict(
-            dataset=samples(),
+            dataset=more.pop("dataset", None) or samples(),
             batch_size=8,
             num_workers=0,
             collate_fn=dict(type="default_collate"),
@@ -130,7 +130,8 @@ def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, *
         log_level=more.pop("log_level", "ERROR"),
         default_hooks=dict(
             checkpoint=dict(
-                type="CheckpointHook", interval=10**9, by_epoch=False, save_last=False
+                dict(type="CheckpointHook", by_epoch=False, save_last=False),
+                **more.pop("checkpoint", dict(interval=10**9)),
             )
         ),
         visualizer=dict(

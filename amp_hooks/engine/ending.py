@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 
 from . import private
+from .failures import of_the_device
 from .messages import warn
 from .patch import wrap
 from .runtime import Runtime
@@ -49,7 +50,7 @@ def tell_abort(runner: Runner, error: BaseException) -> None:
     words = str(error).strip()[:_LONGEST]
     name = type(error).__name__
     about = dict(error=f"{name}: {words}" if words else name)
-    if private.of_the_device(error):
+    if of_the_device(error):
         # The context is dead: nothing can go on with it, not even to save.
         if last := find_latest_checkpoint(runner.work_dir):
             about["checkpoint"] = last

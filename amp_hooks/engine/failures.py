@@ -8,8 +8,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 from ..errors import OnPurpose
-from . import private
 from .messages import warn
 
 T = TypeVar("T")
@@ -29,12 +30,12 @@ class Failures:
 
     Attributes:
         off: Owners that are switched off, by ``id``.
-        on_failure: Called as ``on_failure(name, where, error)`` with strings.
+        on_failure: Called as ``on_failure(part=, where=, error=)`` with strings.
     """
 
     def __init__(self) -> None:
         self.off: dict[int, Any] = {}  # the owner too, so that no id is used again
-        self.on_failure: Callable[[str, str, str], None] = lambda *line: None
+        self.on_failure: Callable[..., None] = lambda **line: None
         self._undo: dict[int, tuple[Any, Callable[[], Any] | None]] = {}
         self._essential: set[int] = set()
 
@@ -111,7 +112,7 @@ class Failures:
             f"of custom_hooks.\n{traceback_of(error)}"
         )
         try:
-            self.on_failure(name, where, text)
+            self.on_failure(part=name, where=where, error=text)
         except Exception as e:
             warn(f"and it could not be written down: {e!r}.")
 
@@ -130,9 +131,15 @@ class Failures:
         return []
 
 
+def of_the_device(error: BaseException) -> bool:
+    """Whether a kernel has failed: told by whatever waits for the device next."""
+    kinds = getattr(torch, "AcceleratorError", ())  # since torch 2.8
+    return isinstance(error, kinds) or str(error).startswith("CUDA error")
+
+
 def leaves(error: BaseException) -> bool:
     """Whether an exception in our code is none of ours to bear."""
-    return isinstance(error, OnPurpose) or private.of_the_device(error)
+    return isinstance(error, OnPurpose) or of_the_device(error)
 
 
 def traceback_of(error: BaseException) -> str:

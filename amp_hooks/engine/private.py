@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +114,8 @@ def has_loaded(runner: Any) -> bool:
 
 def load_from(runner: Any) -> Any:
     """The checkpoint that is going to be read, or has been."""
+    if isinstance(runner._resume, str):  # FlexibleRunner's resume='PATH'
+        return runner._resume
     return runner._load_from
 
 
@@ -186,6 +188,19 @@ def is_pure_python(config: Any) -> bool | None:
 # --- torch ----------------------------------------------------------------------------
 
 
+def replace_index_sampler(
+    dataloader: Any, made_of: Callable[[Any], Any], stack: ExitStack
+) -> None:
+    """Exchange what a DataLoader takes its indices from, until the stack is closed.
+
+    Its ``__setattr__`` refuses that.
+    """
+    own = vars(dataloader)
+    name = "sampler" if own["batch_sampler"] is None else "batch_sampler"
+    stack.callback(own.__setitem__, name, own[name])
+    own[name] = made_of(own[name])
+
+
 def event_writer(writer: Any) -> Any:
     """What a SummaryWriter writes events with."""
     return writer._get_file_writer()
@@ -243,12 +258,9 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     wide = [t.is_complex() or t.dtype is torch.float64 for t in tensors]
     if not any(wide):
         return list(torch._foreach_norm(tensors, 2, dtype=torch.float32))
-    return [
-        torch.linalg.vector_norm(t).float()
-        if is_wide
-        else torch.linalg.vector_norm(t, dtype=torch.float32)
-        for t, is_wide in zip(tensors, wide)
-    ]
+    types = [None if is_wide else torch.float32 for is_wide in wide]
+    norm = torch.linalg.vector_norm
+    return [norm(t, dtype=dtype).float() for t, dtype in zip(tensors, types)]
 
 
 def sparse_values(gradient: Tensor) -> Tensor:
@@ -270,12 +282,6 @@ def call_first(parameter: Tensor, handle: int) -> None:
         order = [(handle, hooks.pop(handle)), *hooks.items()]
         hooks.clear()
         hooks.update(order)
-
-
-def of_the_device(error: BaseException) -> bool:
-    """Whether a kernel has failed: told by whatever waits for the device next."""
-    kinds = getattr(torch, "AcceleratorError", ())  # since torch 2.8
-    return isinstance(error, kinds) or str(error).startswith("CUDA error")
 
 
 def in_backward() -> bool:

@@ -12,7 +12,6 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import UnsupportedError
 from . import private
 
 
@@ -20,16 +19,6 @@ def bare_model(runner: Runner) -> nn.Module:
     """The model without DDP around it."""
     model = runner.model
     return model.module if is_model_wrapper(model) else model
-
-
-def refuse_sharded(hook: object, runner: Runner) -> None:
-    """Refuse a model of which each rank has a part of the gradients only."""
-    kind = type(runner.model).__name__
-    if "FullySharded" in kind or kind == "DeepSpeedEngine":
-        raise UnsupportedError(
-            f"{type(hook).__name__} cannot work with a sharded model ({kind}); use "
-            "MMDistributedDataParallel, or take it out of custom_hooks."
-        )
 
 
 def left_out_buffers(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:

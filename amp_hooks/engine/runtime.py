@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import mmengine.dist as dist
 import torch
 from mmengine.model import is_model_wrapper
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -36,7 +37,6 @@ from .verdict import Verdict, judge
 
 W = TypeVar("W", bound=ForwardWatch)
 
-_SECOND_LOOK = 3  # iterations; averages may be made in the first
 _RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
 
 
@@ -161,7 +161,7 @@ class Runtime:
         )
         for message in filter(None, (*messages, *unseen)):
             warn(message)
-        if self.blindness.iterations == _SECOND_LOOK:
+        if self.blindness.iterations == 3:  # averages may be made in the first
             self.averaging.look(runner)
         fields: dict[str, Any] = {}
         nonfinite = self._judge(record)
@@ -186,6 +186,8 @@ class Runtime:
         if record.all("found_inf") or self.tap.skipped:
             self.forget_accumulation()
         self.tap.skipped = False
+        if isinstance(runner.optim_wrapper, BaseOptimWrapper):
+            self.tap.attach(runner.optim_wrapper)  # it may have been replaced
         return record
 
     def _judge(self, record: IterationRecord) -> NonfiniteForward:
@@ -251,8 +253,7 @@ class Runtime:
         """On the last iteration."""
         return self._record.verdict if self._record else Verdict.HEALTHY
 
-    def _tell_failure(self, runner: Runner, part: str, where: str, error: str) -> None:
-        about = dict(part=part, where=where, error=error)
+    def _tell_failure(self, runner: Runner, **about: str) -> None:
         self.emit("failure", runner.iter, self.verdict, **about)
 
     def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:

@@ -2,21 +2,25 @@
 
 On torch >= 2.6 ``torch.load`` refuses globals that are not on its list, and MMEngine
 0.10.x checkpoints hold some: the log history (``HistoryBuffer`` with numpy arrays,
-mmengine#1650, #1655). They are put on the list here, so that protection stays on.
+mmengine#1650, #1655), and what people put into a data set's metainfo or the message
+hub. They are put on the list here, so that protection stays on.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections import defaultdict, deque
+from datetime import date, datetime, time, timedelta, timezone
 from functools import cache
+from pathlib import PosixPath, WindowsPath
 from typing import Any
 
 import numpy as np
-import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
-from mmengine.utils import digit_version
+
+from .safe_read import allow_under_names, under_name
 
 # Classes whose own plain methods a checkpoint may name. They are pickled by MMEngine as
 # ``getattr(HistoryBuffer, 'mean')`` and ``getattr(OneCycleLR, '_annealing_cos')``.
@@ -58,15 +62,27 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _under_name(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The function, so that it is allowed under the name that pickles call it by."""
+def _deque(items: Any = (), maxlen: int | None = None) -> Any:
+    """Stands in for ``deque``.
 
-    def alias(*args: Any) -> Any:
-        return function(*args)
+    As Python pickles one, its items come later, and torch gives them to lists only:
+    then it comes back as a list. As RollbackHook stores one, it comes back as it was.
+    """
+    return deque(items, maxlen) if isinstance(items, list) else []
 
-    alias.__module__, alias.__name__ = name.rsplit(".", 1)
-    alias.__qualname__ = alias.__name__
-    return alias
+
+def _defaultdict(factory: Any = None, items: Any = None) -> Any:
+    """Stands in for ``defaultdict``, as :func:`_deque`: it comes back as a dict."""
+    return {} if items is None else defaultdict(factory, items)
+
+
+# What people keep in a data set's metainfo or in the message hub. None of these runs
+# anything when it is called.
+_PLAIN = (
+    *(bool, dict, float, frozenset, int, list, set, str, tuple),
+    *(date, datetime, time, timedelta, timezone),
+)
+_PATHS = (PosixPath, WindowsPath)
 
 
 @cache
@@ -77,17 +93,26 @@ def _safe_globals() -> tuple[Any, ...]:
         HistoryBuffer,
         OneCycleLR,
         OneCycleParamScheduler,
-        _under_name(_getattr_of_known_classes, "builtins.getattr"),
-        _under_name(_latin1, "_codecs.encode"),
+        under_name(_getattr_of_known_classes, "builtins.getattr"),
+        under_name(_latin1, "_codecs.encode"),
         np.ndarray,
         np.dtype,
         # Pickles name numpy's private modules as they were where they were written.
         *(
-            _under_name(function, f"{module}.multiarray.{function.__name__}")
+            under_name(function, f"{module}.multiarray.{function.__name__}")
             for function in rebuild
             for module in ("numpy.core", "numpy._core")
         ),
-        *{type(np.dtype(c)) for c in "?bBhHiIlLqQefd"},
+        *{type(np.dtype(c)) for c in "?bBhHiIlLqQefdFDUSMmO"},
+        ConfigDict,
+        *_PLAIN,
+        *(
+            under_name(kind, f"{module}.{kind.__name__}")
+            for kind in _PATHS
+            for module in ("pathlib", "pathlib._local")  # the latter of Python 3.13
+        ),
+        under_name(_deque, "collections.deque"),
+        under_name(_defaultdict, "collections.defaultdict"),
     )
 
 
@@ -97,9 +122,4 @@ def allow_mmengine_checkpoints() -> None:
     Affects the whole process and may be called again. Before torch 2.6 MMEngine itself
     loads without ``weights_only``, but RollbackHook looks at a file with it first.
     """
-    allowed: list[Any] = list(_safe_globals())
-    if digit_version(torch.__version__) >= digit_version("2.6.0"):
-        # onedl-mmengine allows some of these for each load and then takes them away
-        # from the whole process, unless they are there as pairs.
-        allowed = [(f, f"{f.__module__}.{f.__name__}") for f in allowed]
-    torch.serialization.add_safe_globals(allowed)
+    allow_under_names(list(_safe_globals()))

@@ -21,6 +21,9 @@ from .tensors import parameter_grad_norms
 # Called with (optimizer name, wrapper, per-parameter norms, loss scale or None).
 GradientListener = Callable[[str, OptimWrapper, Tensor, "Tensor | None"], None]
 
+# Subclasses of OptimWrapper whose gradients are another engine's all the same.
+_CLOSED = ("ApexOptimWrapper", "ColossalAIOptimWrapper")
+
 
 class Gate(Protocol):
     """Stands before every optimizer step; StepGuardHook's.
@@ -101,7 +104,7 @@ class StepTap:
             if wrapper in self._wrapped:
                 continue
             kind = type(wrapper).__name__
-            if not isinstance(wrapper, OptimWrapper) or kind == "ApexOptimWrapper":
+            if not isinstance(wrapper, OptimWrapper) or kind in _CLOSED:
                 raise UnsupportedError(
                     f"amp_hooks cannot watch optim_wrapper type {kind!r}: it keeps "
                     "gradients and loss scale to itself. Use OptimWrapper, "

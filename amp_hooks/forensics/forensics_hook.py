@@ -22,9 +22,9 @@ from ..engine.run import (
     active_scaler,
     bare_model,
     iter_wrappers,
-    refuse_sharded,
 )
 from ..engine.runtime import Runtime
+from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
 from ..guard.nan_steps import is_nan_error
 from ..registry import HOOKS
@@ -115,7 +115,7 @@ class ForensicsHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """See what the model is called with, and exceptions."""
-        refuse_sharded(self, runner)
+        refuse_unsupported(self, runner)
 
         @torch.compiler.disable
         def on_call(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -20,8 +20,9 @@ from ..engine.checks import (
 from ..engine.hook import AmpHook
 from ..engine.messages import WarnOnce, warn
 from ..engine.recorder import IterationRecord
-from ..engine.run import accumulating, bare_model, iter_wrappers, refuse_sharded
+from ..engine.run import accumulating, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
+from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
 from ..engine.words import first_names
 from ..errors import NoStepError, SetupError
@@ -133,7 +134,7 @@ class StepGuardHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Stand before every optimizer step."""
-        refuse_sharded(self, runner)
+        refuse_unsupported(self, runner)
         if self.vote and getattr(runner.model, "broadcast_buffers", False):
             raise SetupError(
                 "StepGuardHook: vote=True does not work with broadcast_buffers=True: "

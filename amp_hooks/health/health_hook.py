@@ -99,7 +99,12 @@ class HealthHook(AmpHook):
         on_event = partial(self._on_event, runtime)
         runtime.listeners.append(self.guarded(on_event))
         runtime.condition = self._condition()
-        self.undo.callback(setattr, runtime, "condition", Condition())
+        self.undo.callback(self._let_go, runtime)
+
+    def _let_go(self, runtime: Runtime) -> None:
+        """After a failure nobody knows any more how the run is."""
+        if id(self) in runtime.failures.off:
+            runtime.condition = Condition()
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord

@@ -18,8 +18,8 @@ from ..engine.finding import Finding, numbered
 from ..engine.headroom import headroom_bits
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.run import refuse_sharded
 from ..engine.runtime import Runtime
+from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
 from ..errors import PreflightError
 from ..forensics.replay import in_a_line
@@ -129,7 +129,7 @@ class AmpPreflightHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Go on in the precision that an earlier start has left for."""
-        refuse_sharded(self, runner)
+        refuse_unsupported(self, runner)
         self._looked = False
         self.undo.callback(self._remedy.give_back)
         if self.precision is not None:

@@ -10,6 +10,7 @@ import mmengine.dist as dist
 
 from ..engine.files import write_text
 from ..engine.messages import warn
+from .disk import ATTEMPTS
 
 
 class Attempts:
@@ -59,7 +60,7 @@ class Attempts:
             resumed: Go on counting from there, if more are known there. A missing or
                 damaged file is as good as none: the checkpoint has a list too.
         """
-        self._file = osp.join(folder, "attempts.json")
+        self._file = osp.join(folder, ATTEMPTS)
         if not resumed:
             self._save()  # there may be one of an earlier run
             return

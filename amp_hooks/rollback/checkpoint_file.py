@@ -7,11 +7,10 @@ import re
 import time
 import zipfile
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from ..engine.safe_read import read_safely, refused_global
 from ..engine.tensors import nonfinite_names
 from ..engine.words import first_names
 
@@ -48,7 +47,7 @@ def damage(path: str, ignore: Container[str] = frozenset()) -> str | None:
             return "it is empty"
         if words := _broken_archive(path):
             return words
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_safely(path, map_location="cpu")
     except OSError as e:
         return f"it cannot be read ({e.strerror or e})"
     except Exception as e:  # what a damaged pickle leads to may be anything
@@ -98,12 +97,14 @@ class Header:
         time: When it was saved, as ``20240131_235959``, local time.
         optimizer: Whether it holds an optimizer's state.
         ema: Whether it holds an EMAHook's.
+        schedulers: Whether it holds those of the schedulers.
     """
 
     iter: int
     time: str
     optimizer: bool
     ema: bool = False
+    schedulers: bool = field(default=True, compare=False)
 
 
 def read_header(path: str) -> Header | None:
@@ -114,9 +115,7 @@ def read_header(path: str) -> Header | None:
     try:
         with open(path, "rb") as f:
             mapped = f.read(len(_ZIP)) == _ZIP
-        checkpoint = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=mapped
-        )
+        checkpoint = read_safely(path, map_location="cpu", mmap=mapped)
         if _not_a_checkpoint(checkpoint):
             return None
         meta = checkpoint["meta"]
@@ -129,6 +128,7 @@ def read_header(path: str) -> Header | None:
             saved,
             "optimizer" in checkpoint,
             "ema_state_dict" in checkpoint,
+            "param_schedulers" in checkpoint,
         )
     except Exception:  # `damage` has the words for it
         return None
@@ -154,9 +154,9 @@ def _broken_archive(path: str) -> str | None:
 
 def _not_loaded(error: Exception) -> str:
     text = str(error)
-    if found := re.search(r"\bGLOBAL (\S+)", text):
+    if refused := refused_global(error):
         return (
-            f"{REFUSED}: it asks for {found[1]}, which no checkpoint of MMEngine needs"
+            f"{REFUSED}: it asks for {refused}, which no checkpoint of MMEngine needs"
         )
     if isinstance(error, AttributeError):  # of the stand-in for getattr, see safe_load
         return f"{REFUSED}: {text}"

@@ -191,7 +191,10 @@ class CheckpointGuard:
             if any_rank(failure is not None):
                 raise NotSaved(path, failure or "another rank failed")
             file.iter = (kwargs.get("meta") or {}).get("iter", self._runner.iter)
-            file.resumable &= kwargs.get("save_optimizer", True)
+            file.resumable &= kwargs.get("save_optimizer", True) and (
+                kwargs.get("save_param_scheduler", True)
+                or self._runner.param_schedulers is None
+            )
 
         return save_checkpoint
 

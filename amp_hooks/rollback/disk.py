@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import os.path as osp
 import re
 import threading
 from collections.abc import Iterable
 
+import mmengine.dist as dist
+
 from ..engine.files import remove, write_text
 from ..engine.messages import warn
+
+ATTEMPTS = "attempts.json"  # beside them
 
 
 class RollbackFiles:
@@ -82,8 +87,18 @@ class RollbackFiles:
         """Iterations and paths, the oldest first."""
         return [(i, self._files[i]) for i in sorted(self._files) if i < iteration]
 
+    def clear(self, named: str | None) -> None:
+        """A run that has ended well needs none of them, but the one that is named."""
+        if not dist.is_main_process() or named is None or not osp.isfile(named):
+            return
+        for iteration in list(self._files):
+            self._drop(iteration, named)
+        remove(osp.join(self.folder, ATTEMPTS))  # the checkpoint has them too
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)  # if nothing is left
+
     def _drop(self, iteration: int, protected: str | None) -> None:
-        if self._files[iteration] != protected:
+        if protected is None or not same_file(self._files[iteration], protected):
             remove(self._files.pop(iteration))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.runner import Runner
@@ -46,9 +47,14 @@ class LRPolicy:
         self._temporary = TemporaryLR()
         self._held = HeldRate()
 
-    def attach(self, runner: Runner) -> None:
-        """Training is about to begin, resumed or not."""
+    def attach(self, runner: Runner) -> Callable[[], None]:
+        """Training is about to begin, resumed or not.
+
+        Returns:
+            What is to be called before each optimizer step.
+        """
         self._held.resumed(all_param_groups(runner), all_schedulers(runner), self.total)
+        return partial(self.begin_iteration, runner)
 
     def rolled_back(self, runner: Runner, lower: bool, rise: float = 1.0) -> None:
         """After a rollback; counting begins anew.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from ..engine.words import count
 
 
@@ -109,3 +112,44 @@ def lr_held(factor: float, now: int) -> str:
         f"what a rollback did to it. What it writes is multiplied by {factor:g} before "
         "each step from now on."
     )
+
+
+def other_ranks(then: int, now: int) -> str:
+    """The run that is resumed had another number of processes."""
+    return (
+        f"the checkpoint is of a run on {then} ranks, and this one has {now}: an "
+        f"iteration sees {now / then:g} times the samples at the same learning rate, "
+        "an epoch has another number of iterations, and random number generators "
+        f"begin anew. Resume on {then} ranks, or change batch_size and the learning "
+        "rate to match."
+    )
+
+
+def incomplete(
+    path: str,
+    lacks: list[str],
+    before: Iterable[Any],
+    now: Iterable[Any],
+    anew: Iterable[Any],
+) -> str:
+    """There was no checkpoint with all that a run needs to go on as it was.
+
+    Args:
+        path: The one that was taken.
+        lacks: What it does not hold.
+        before: Learning rate of each param group when it was saved.
+        now: That of now.
+        anew: Those that the schedules begin with, if they begin anew.
+    """
+    begins = f"; its schedule begins anew, for {_rates(anew)}" if anew else ""
+    return (
+        f"{path} holds no {' and no '.join(lacks)}. The learning rate was "
+        f"{_rates(before)} when it was saved and is {_rates(now)} now{begins}. Let "
+        "CheckpointHook save both (save_optimizer=True, save_param_scheduler=True), or "
+        "name a complete checkpoint with load_from."
+    )
+
+
+def _rates(rates: Iterable[Any]) -> str:
+    different = dict.fromkeys(f"{float(rate):.4g}" for rate in rates)
+    return ", ".join(list(different)[:4]) or "not known"

@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import mmengine.dist as dist
 from mmengine.fileio import FileClient, get_file_backend
@@ -17,6 +18,7 @@ from ..engine.by_design import ByDesign
 from ..engine.messages import warn
 from ..engine.run import bare_model
 from ..engine.safe_load import allow_mmengine_checkpoints
+from ..engine.safe_read import allow_enum, allowed_enums
 from ..errors import NoCheckpointError
 from .checkpoint_file import Header, damage, read_header
 from .disk import Pointer, same_file
@@ -52,7 +54,7 @@ def choose_resume(runner: Runner) -> str | None:
         return None
     allow_mmengine_checkpoints()
     # A path and an error: an exception of rank 0 alone would leave the others waiting.
-    answer: list[str | None] = [None, None]
+    answer: list[Any] = [None, None, []]
     if dist.is_main_process():
         try:
             if private.load_from(runner) is None:
@@ -61,8 +63,11 @@ def choose_resume(runner: Runner) -> str | None:
                 _check(runner, str(private.load_from(runner)))
         except Exception as e:
             answer[1] = str(e) if isinstance(e, _Unusable) else repr(e)
+        answer[2] = allowed_enums()
     dist.broadcast_object_list(answer)
-    path, error = answer
+    path, error, enums = answer
+    for name in enums:
+        allow_enum(name)
     if error is not None:
         raise NoCheckpointError(error)
     if path is not None:
@@ -96,7 +101,8 @@ def _choose(runner: Runner) -> str | None:
     ]
     # One that cannot be read may be the newest, so it is passed over first.
     paths = [path for path, header in headers.items() if header is None]
-    paths += [candidate.path for candidate in in_order(readable, named)]
+    scheduled = runner.param_schedulers is not None
+    paths += [c.path for c in in_order(readable, named, scheduled)]
     if not paths:
         _forget_empty_pointer(runner.work_dir)
         return None
@@ -109,6 +115,7 @@ def _choose(runner: Runner) -> str | None:
                 f"[amp_hooks] Resuming from {path}, iteration {header.iter}"
                 + ("." if header.optimizer else ", which holds no optimizer state.")
             )
+            _tell_newer(readable, path, header, paths)
             if named is None or not same_file(path, named):
                 pointer.offer(path, header.iter)
             return path
@@ -126,6 +133,25 @@ def _choose(runner: Runner) -> str | None:
     )
 
 
+def _tell_newer(
+    readable: list[Candidate], path: str, chosen: Header, paths: list[str]
+) -> None:
+    """That a run goes further back because what is newer does not hold all of it."""
+    behind = paths[paths.index(path) :]
+    newer = [
+        c.path
+        for c in readable
+        if c.header.iter > chosen.iter and c.path in behind and not c.complete
+    ]
+    if newer:
+        warn(
+            f"{', '.join(newer[:3])} is newer than {path}, but holds no state of the "
+            "optimizer or the schedulers: the learning rate would not go on where it "
+            "was. Let CheckpointHook save both (save_optimizer=True, "
+            "save_param_scheduler=True)."
+        )
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint that a run could go on from.
@@ -140,23 +166,34 @@ class Candidate:
     header: Header
     ours: bool = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether a run that has schedules can go on as it was."""
+        return self.header.optimizer and self.header.schedulers
 
-def in_order(found: list[Candidate], named: str | None) -> list[Candidate]:
+
+def in_order(
+    found: list[Candidate], named: str | None, scheduled: bool = True
+) -> list[Candidate]:
     """Candidates, the one to try first at the front.
 
-    The present run's first; of these the one with most iterations; at a tie, ours.
+    The present run's first; of these the complete ones; of these the one with most
+    iterations; at a tie, ours.
 
     Args:
         found: In any order.
         named: By ``last_checkpoint``.
+        scheduled: The run has schedulers.
     """
     given_up = of_older_runs(found, named)
     return sorted(
         found,
         key=lambda c: (
             c in given_up,
-            # A run can go on without an optimizer's state, but not as it was.
+            c.header.iter == 0,  # complete, but nothing has been learned
+            # A run can go on without the rest, but not as it was.
             not c.header.optimizer,
+            scheduled and not c.header.schedulers,
             -c.header.iter,
             not c.ours,
         ),

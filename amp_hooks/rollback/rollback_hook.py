@@ -10,12 +10,12 @@ from mmengine.runner import Runner
 from ..engine import private
 from ..engine.by_design import ByDesign
 from ..engine.checks import check_bool, check_int, check_number, check_optional_int
-from ..engine.hook import CHECKPOINT_KEY, AmpHook
+from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.rng import set_rng_of_rank
-from ..engine.run import accumulating, any_rank, bare_model, refuse_sharded
+from ..engine.run import accumulating, any_rank, bare_model
 from ..engine.runtime import Runtime
+from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from . import messages
@@ -24,7 +24,7 @@ from .checkpoint_guard import CheckpointGuard
 from .go_back import GoBack, pin_static_scale
 from .lr_policy import LRPolicy
 from .policy import LR_FACTOR, PATIENCE, SHARE, WARMUP_ITERS, WINDOW, BadStreak
-from .resume import choose_resume
+from .resumption import Resumption
 from .ring import SnapshotRing
 from .run_state import nonfinite_state
 from .schedule import SnapshotSchedule
@@ -59,9 +59,8 @@ class RollbackHook(AmpHook):
     :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
     numbers may have overflowed; but not within ``cooldown`` of the last time.
 
-    *Resume.* ``--resume`` continues from the newest checkpoint that is whole and
-    finite, of this hook or of CheckpointHook, as ``<work_dir>/last_checkpoint`` names
-    one. CheckpointHook writes no other, and removes an old one only after that.
+    *Resume* goes on, in the middle of an epoch too, from the newest checkpoint that is
+    whole and finite; CheckpointHook writes no other, and no old one goes before that.
 
     Args:
         interval (int): Iterations between snapshots. Defaults to 500.
@@ -94,7 +93,7 @@ class RollbackHook(AmpHook):
 
     Raises:
         OSError: At the start of training, if work_dir cannot be written.
-        RuntimeError: On resume, if there are checkpoints and all of them are damaged.
+        RuntimeError: On resume, if all of the checkpoints are damaged.
         TrainingDivergedError: The state is not finite before the first iteration, or
             rollbacks, and PrecisionFallbackHook if there is one, are used up.
 
@@ -162,10 +161,9 @@ class RollbackHook(AmpHook):
         self._ring: SnapshotRing[Any] = SnapshotRing(
             self.keep, self.probation, self.cooldown
         )
-        self._ignore = ByDesign()
-        # State of this process.
+        self._resumption, self._ignore = Resumption(), ByDesign()
+        self.before_load = self._resumption.choose  # FlexibleRunner calls it
         self._schedule = SnapshotSchedule(self.interval)
-        self._rng: list[dict[str, Any]] = []  # to be taken back
 
     @property
     def rollbacks(self) -> int:
@@ -180,55 +178,48 @@ class RollbackHook(AmpHook):
     def before_run(self, runner: Runner) -> None:
         """Choose what to resume from, before MMEngine does."""
         super().before_run(runner)
-        choose_resume(runner)
+        self.before_load(runner)
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Make sure that snapshots can be taken and written."""
-        refuse_sharded(self, runner)
+        refuse_unsupported(self, runner)
         runtime.goes_back = True
         self.undo.callback(setattr, runtime, "goes_back", False)
         runtime.by_design.begin(bare_model(runner))
         self._ignore = runtime.by_design
-        about = (self._ring, self.pin_memory, self._ignore)
-        self._snapshots = SnapshotStore(runner, *about)
-        self.undo.callback(self._snapshots.finish)  # waits for the last file
+        store = SnapshotStore(runner, self._ring, self.pin_memory, self._ignore)
+        self._snapshots = store
+        self.undo.callback(store.finish)  # waits for the last file
         self._go_back = GoBack(
             runner,
-            self._snapshots,
+            store,
             self.attempts,
             self._lr,
             self.scale_factor,
             self.reset_optimizer,
         )
-        self._opinion = runtime.second_opinion = SecondOpinion(
-            runner, self._snapshots, self.guarded
-        )
+        opinion = SecondOpinion(runner, store, self.guarded)
+        self._opinion = runtime.second_opinion = opinion
         self.undo.callback(self._opinion.detach)
         nonfinite = partial(nonfinite_state, runner, self._ignore)
         self._guard = CheckpointGuard(runner, nonfinite, self._snapshots.saved)
         self._guard.attach()
         self.undo.callback(self._guard.detach)
         runtime.averaging.attach(runner, self)
-        self._lr.attach(runner)
-        hold = partial(self._lr.begin_iteration, runner)
-        runtime.tap.on_step.append(self.guarded(hold))
+        runtime.tap.on_step.append(self.guarded(self._lr.attach(runner)))
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
         self._judged = runner.iter - 1  # the last iteration before the present step
-        if self._resumed:
-            if self.rollbacks:
-                pin_static_scale(runner)
-            done = dict(rollbacks=self.rollbacks, lr_factor=self.total_lr_factor)
-            done["checkpoint"] = private.load_from(runner)
-            runtime.emit("resume", runner.iter, Verdict.HEALTHY, **done)
+        self._resumption.begin(runner, self._resumed, self.rollbacks, self._lr.total)
+        if self._resumed and self.rollbacks:
+            pin_static_scale(runner)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Take a snapshot between two iterations, where the whole run is consistent."""
         self._opinion.begin_iteration()
-        saved, self._rng = self._rng, []
-        set_rng_of_rank(saved)
+        self._resumption.restore_rng()
         self._snapshots.collect()
         calm = not self._streak.length
         nonfinite = self._schedule.take_what_is_due(
@@ -276,7 +267,12 @@ class RollbackHook(AmpHook):
         """Take back the policy state and the random number generators."""
         super().after_load_checkpoint(runner, checkpoint)
         if private.resumes(runner):
-            self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
+            self._resumption.loaded(checkpoint)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put in the policy state; what others have put in comes back as it is."""
+        super().before_save_checkpoint(runner, checkpoint)
+        self._resumption.readable.keep_types(checkpoint)
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed, as plain numbers."""
@@ -286,6 +282,7 @@ class RollbackHook(AmpHook):
             bad=self._streak.state(),
             last=self._ring.last,
             by_design=sorted(self._ignore.names),
+            resume=self._resumption.state(),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -294,6 +291,7 @@ class RollbackHook(AmpHook):
         self._lr.load_state(state["lr"])
         self._streak.load_state(state["bad"])
         self._ring.last = tuple(state["last"]) if state["last"] else None
+        self._resumption.load_state(state.get("resume", {}))
 
     def _roll_back(self, verdict: Verdict, nonfinite: list[str]) -> None:
         self._go_back(verdict, nonfinite)

@@ -17,6 +17,7 @@ from torch import nn
 from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.by_design import ByDesign
+from ..engine.hook import CHECKPOINT_KEY
 from ..engine.run import active_scaler, bare_model, iter_wrappers, left_out_buffers
 from ..engine.tensors import (
     map_tensors,
@@ -24,8 +25,10 @@ from ..engine.tensors import (
     nonfinite_names,
     overlaps_itself,
 )
+from .by_parameter import Layout, fit_state, fitting, layout_by_place, layout_of
 from .host_copy import HostCopier
 from .lr_policy import all_schedulers
+from .storable import ReadableParts
 
 
 def learned_state(runner: Runner) -> dict[str, Any]:
@@ -83,12 +86,14 @@ class Snapshot:
     Attributes:
         iter: Iterations that were complete when it was taken.
         state: As from :func:`learned_state`, sharing nothing with the run.
+        layouts: Whose the optimizers' states are.
         checkpoint: What is to be written to a file, if anything; its tensors are those
             of ``state``.
     """
 
     iter: int
     state: dict[str, Any]
+    layouts: dict[str, Layout]
     checkpoint: dict[str, Any] | None = None
 
     @classmethod
@@ -100,7 +105,7 @@ class Snapshot:
     ) -> Snapshot:
         """Copy the state as it is, and with it the checkpoint made from it."""
         state, copied = copier.copy((learned_state(runner), checkpoint))
-        return cls(runner.iter, state, copied)
+        return cls(runner.iter, state, optimizer_layouts(runner), copied)
 
     @classmethod
     def of_file(cls, runner: Runner, checkpoint: dict[str, Any]) -> Snapshot:
@@ -117,14 +122,16 @@ class Snapshot:
             optimizer={"": optimizer} if names == [""] else optimizer,
             ema=emas,
         )
-        return cls(checkpoint["meta"]["iter"], state)
+        hooks = checkpoint.get(CHECKPOINT_KEY, {})
+        return cls(checkpoint["meta"]["iter"], state, hooks.get("layouts", {}))
 
     def restore(self, runner: Runner, reset_optimizer: bool = False) -> None:
         """Put the learned state back into the live objects, bit for bit.
 
         The position in the run stays: iteration, schedulers, and what these have
         written into the optimizers' groups, learning rate and momentum. Gradients are
-        cleared, and an accumulation that had begun begins anew.
+        cleared, and an accumulation that had begun begins anew. What has come to the
+        run since, a param group or a layer, keeps its own state.
 
         Args:
             runner: Whose state it was.
@@ -132,7 +139,7 @@ class Snapshot:
                 instead of those of the snapshot.
         """
         own_memory(bare_model(runner))
-        bare_model(runner).load_state_dict(self.state["model"])
+        _load(bare_model(runner), self.state["model"])
         self._restore_other_buffers(bare_model(runner))
         scheduled = _scheduled(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
@@ -144,7 +151,12 @@ class Snapshot:
             base = wrapper.base_param_settings
             # A copy: the optimizer would go on with the very tensors it is given, and
             # the wrapper takes keys out of the dict.
-            state = map_tensors(torch.clone, self.state["optimizer"][name])
+            saved = self.state["optimizer"].get(name)
+            state = map_tensors(torch.clone, saved or wrapper.state_dict())
+            if saved:
+                now = layout_of(optimizer, bare_model(runner))
+                then = self.layouts.get(name) or layout_by_place(saved, now)
+                state = fit_state(state, then, optimizer.state_dict(), now)
             if reset_optimizer:
                 state["state"] = {}
             wrapper.load_state_dict(state)
@@ -157,22 +169,37 @@ class Snapshot:
         for i, hook in enumerate(ema_hooks(runner)):
             own_memory(hook.ema_model)
             if i < len(averaged):
-                hook.ema_model.load_state_dict(averaged[i])
+                _load(hook.ema_model, averaged[i])
             else:  # of a run that had none
-                hook.ema_model.module.load_state_dict(self.state["model"])
+                _load(hook.ema_model.module, self.state["model"])
         # Weights cast to half precision within an autocast region still open.
         torch.clear_autocast_cache()
 
     def _restore_other_buffers(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
         for name, saved in self.state.get("buffers", {}).items():  # a file has none
             owner, _, last = name.rpartition(".")
-            module = model.get_submodule(owner)
+            module = modules.get(owner)
+            if module is None:  # removed meanwhile
+                continue
             live = private.buffers_of(module).get(last)
             if live is not None and live.shape == saved.shape:
                 live.copy_(saved)
             else:  # replaced meanwhile
                 device = saved.device if live is None else live.device
                 private.buffers_of(module)[last] = saved.to(device, copy=True)
+
+
+def optimizer_layouts(runner: Runner) -> dict[str, Layout]:
+    """Whose the state in each optimizer's state dict is."""
+    return {
+        name: layout_of(wrapper.optimizer, bare_model(runner))
+        for name, wrapper in iter_wrappers(runner.optim_wrapper)
+    }
+
+
+def _load(model: nn.Module, saved: dict[str, Any]) -> None:
+    model.load_state_dict(fitting(saved, model.state_dict()), strict=False)
 
 
 def own_memory(model: nn.Module) -> None:
@@ -204,6 +231,7 @@ class RunCheckpoint:
     """
 
     def __init__(self, runner: Runner) -> None:
+        self._readable = ReadableParts()
         self._meta = dict(
             cfg=runner.cfg.pretty_text,
             seed=runner.seed,
@@ -234,4 +262,7 @@ class RunCheckpoint:
         elif schedulers is not None:
             checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
         runner.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        self._readable.leave_out(checkpoint)
+        ours = checkpoint.setdefault(CHECKPOINT_KEY, {})
+        ours["layouts"] = optimizer_layouts(runner)
         return checkpoint

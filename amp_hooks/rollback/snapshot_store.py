@@ -8,7 +8,6 @@ from collections.abc import Container
 from typing import Any
 
 import mmengine.dist as dist
-import torch
 from mmengine.runner import Runner
 
 from ..engine import private
@@ -18,6 +17,7 @@ from ..engine.messages import warn
 from ..engine.rng import rng_state
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
+from ..engine.safe_read import read_safely
 from ..engine.verdict import Verdict
 from .checkpoint_file import damage, read_header
 from .disk import Pointer, RollbackFiles
@@ -172,18 +172,20 @@ class SnapshotStore:
             self._write(waiting)
 
     def finish(self, diverged: bool = False) -> None:
-        """Wait for the last file; the end of the run proves what others have saved."""
+        """Wait for the last file; a good end proves what others have saved."""
         self.collect()
         self.collect(_LAST_WAIT)
         self.collect(_LAST_WAIT)
         if self._writer.busy:
             warn(
-                f"the last checkpoint is still being written to {self._files.folder} "
-                f"after {_LAST_WAIT:g} s; the disk seems to hang. {self.pointer.named} "
-                "is the newest that is whole."
+                f"the last checkpoint is still being written to {self.folder} after "
+                f"{_LAST_WAIT:g} s; the disk seems to hang. The newest that is whole "
+                f"is {self.pointer.named}."
             )
         if not diverged and (self._condition.well or self._condition.convalescent):
             self._offer_saved(all_of_them=True)
+            if not self._writer.busy:
+                self._files.clear(self.pointer.named)
 
     @property
     def on_probation(self) -> bool:
@@ -196,8 +198,8 @@ class SnapshotStore:
 
     def _clamp_needed_anywhere(self) -> bool:
         # Logits are each rank's own, and all must go back to the same snapshot.
-        clamp_needed, self.clamp_needed = self.clamp_needed, False
-        return any_rank(clamp_needed)
+        needed, self.clamp_needed = self.clamp_needed, False
+        return any_rank(needed)
 
     @property
     def _condition(self) -> Condition:
@@ -237,9 +239,7 @@ class SnapshotStore:
         words = damage(path, self._ignore)
         try:
             if words is None:
-                file: dict[str, Any] = torch.load(
-                    path, map_location="cpu", weights_only=True
-                )
+                file: dict[str, Any] = read_safely(path, map_location="cpu")
                 return Snapshot.of_file(self._runner, file)
         except Exception as e:  # on one rank alone it would leave the others waiting
             words = repr(e)
@@ -290,8 +290,9 @@ class SnapshotStore:
             self._waiting = snapshot
             return
         path = self._files.path_of(snapshot.iter)
-        save = Runtime.of(self._runner).saver(path)
-        self._writer.start(snapshot.checkpoint, path, save)
+        self._writer.start(
+            snapshot.checkpoint, path, Runtime.of(self._runner).saver(path)
+        )
 
 
 def _rng_of_all_ranks() -> list[dict[str, Any]]:

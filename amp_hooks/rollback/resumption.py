@@ -1,0 +1,108 @@
+"""A run that goes on from a checkpoint: which, where in the epoch, what it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mmengine.dist as dist
+from mmengine.runner import Runner
+
+from ..engine import private
+from ..engine.hook import CHECKPOINT_KEY
+from ..engine.messages import warn
+from ..engine.rng import set_rng_of_rank
+from ..engine.runtime import Runtime
+from ..engine.verdict import Verdict
+from . import messages
+from .epoch_position import EpochPosition, sampler_of
+from .flexible import ask_before_load
+from .lr_policy import all_param_groups, all_schedulers
+from .resume import choose_resume
+from .storable import ReadableParts
+
+
+class Resumption:
+    """What RollbackHook does at a resume, and what a checkpoint keeps for it.
+
+    Attributes:
+        readable: Sees to it that all of a checkpoint can be read back.
+    """
+
+    def __init__(self) -> None:
+        ask_before_load()
+        self.readable = ReadableParts()
+        self._rng: list[dict[str, Any]] = []  # to be taken back
+        self._position = EpochPosition()
+        self._ranks: int | None = None  # of the run that saved
+        self._own_seed: int | None = None  # of this process, before it resumes
+        self._lacks: list[str] = []
+        self._rates: list[Any] = []  # as in the checkpoint
+
+    def choose(self, runner: Runner) -> None:
+        """Choose what to resume from, before MMEngine does."""
+        if self._own_seed is None:
+            self._own_seed = runner.seed
+        choose_resume(runner)
+
+    def loaded(self, checkpoint: Mapping[str, Any]) -> None:
+        """Remember what of the checkpoint is soon gone."""
+        parts = dict(optimizer="optimizer", param_schedulers="schedulers")
+        self._lacks = [what for key, what in parts.items() if key not in checkpoint]
+        self._rates = _rates_in(checkpoint)
+        self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
+
+    def restore_rng(self) -> None:
+        """Before the first iteration: what has been drawn since the start is undone."""
+        saved, self._rng = self._rng, []
+        set_rng_of_rank(saved)
+
+    def begin(
+        self, runner: Runner, resumed: bool, rollbacks: int, lr_factor: float
+    ) -> None:
+        """Before the first iteration of this process.
+
+        Args:
+            runner: The run.
+            resumed: It goes on from a checkpoint.
+            rollbacks: Before that.
+            lr_factor: What the learning rate is multiplied by, for these.
+        """
+        ranks, self._ranks = self._ranks, dist.get_world_size()
+        loop = private.train_loop(runner)
+        sampler: Any = sampler_of(getattr(loop, "dataloader", None))
+        fresh = getattr(sampler, "seed", None) == self._own_seed
+        self._position.begin(loop, resumed, runner.seed if fresh else None)
+        if not resumed:
+            return
+        path = str(private.load_from(runner))
+        about = dict(rollbacks=rollbacks, lr_factor=lr_factor, checkpoint=path)
+        Runtime.of(runner).emit("resume", runner.iter, Verdict.HEALTHY, **about)
+        if ranks not in (None, self._ranks):
+            warn(messages.other_ranks(ranks, self._ranks))
+        groups = all_param_groups(runner)
+        # Schedules that are not there cannot be missing.
+        if self._lacks and all_schedulers(runner):
+            now = [group["lr"] for group in groups]
+            begin = [group.get("initial_lr", group["lr"]) for group in groups]
+            anew = begin if "schedulers" in self._lacks else []
+            warn(messages.incomplete(path, self._lacks, self._rates, now, anew))
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return dict(self._position.kept, ranks=self._ranks)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._position.kept = {k: int(v) for k, v in state.items() if k != "ranks"}
+        self._ranks = state.get("ranks")
+
+
+def _rates_in(checkpoint: Mapping[str, Any]) -> list[Any]:
+    """Of the optimizers' groups; without these, the last that was logged."""
+    optimizer = checkpoint.get("optimizer", {})
+    states = [optimizer] if "param_groups" in optimizer else optimizer.values()
+    groups = [g for s in states if isinstance(s, Mapping) for g in s["param_groups"]]
+    rates = [group["lr"] for group in groups if "lr" in group]
+    logged = checkpoint.get("message_hub", {}).get("log_scalars", {}).get("train/lr")
+    return rates if rates or logged is None else [logged.current()]
