@@ -221,8 +221,9 @@ def set_precision(cfg: Config, precision: str) -> None:
 
 def fingerprint(cell: Cell, length: Length) -> str:
     """Of what a cell's result depends on, the same in every folder."""
-    with_hooks = cell.policy in ("clamp", *OURS)
-    return digest(make_config(cell, length, "out", "work_dir"), _code(with_hooks))
+    everything, injected = cell.policy in ("clamp", *OURS), cell.fault in INJECTED
+    code = _code("" if everything else "inject" if injected else None)
+    return digest(make_config(cell, length, "out", "work_dir"), code)
 
 
 def digest(cfg: Config, code: str) -> str:
@@ -243,19 +244,20 @@ def machine() -> str:
 
 
 @functools.cache
-def _code(with_hooks: bool) -> str:
-    # Every cell rehearses FP16 and injects faults with ours.
+def _code(folder: str | None) -> str:
+    # Every cell may rehearse FP16 with ours.
     names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]
     names += ["scripts/rescue_faults.py"]
     names += ["scripts/make_digits.py"]
     names += [f"amp_hooks/precision/{m}.py" for m in ("cpu_amp", "half_rehearsal")]
-    return code_of(names, "" if with_hooks else "inject")
+    return code_of(names, folder)
 
 
-def code_of(names: list[str], folder: str) -> str:
-    """A digest of some files, and of all in a folder of amp_hooks."""
+def code_of(names: list[str], folder: str | None) -> str:
+    """A digest of some files, and of all in a folder of amp_hooks, if one is given."""
     files = [Path(ROOT, name) for name in names]
-    files += sorted(Path(ROOT, "amp_hooks", folder).rglob("*.py"))
+    if folder is not None:
+        files += sorted(Path(ROOT, "amp_hooks", folder).rglob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 

@@ -101,7 +101,8 @@ def _was_well(run: RunHistory, found: Incidents, judged: Judgement) -> bool:
     """Whether it may be said that there is nothing to change."""
     aborted = [h for h in run.having("abort") if not stopped_by_hand(h.line)]
     lost = judged.status is Status.LOST
-    return not (lost or aborted or found.divergences or last_abort(run))
+    failed = run.having("failure", lost=False)
+    return not (lost or aborted or failed or found.divergences or last_abort(run))
 
 
 def verdict_sentence(
@@ -122,7 +123,7 @@ def verdict_sentence(
         some = f", {count(len(found.overflows), 'ordinary overflow')}"
         what = f"{count(total, 'iteration')}{some * bool(len(found.overflows))}"
         nothing = NOTHING_TO_CHANGE * _was_well(run, found, judged)
-        passing = _no_harm(run), _watched(run)
+        passing = _no_harm(run), _watched(run), _failed(run)
         return _join(f"Healthy: {what}, nothing lost.", *passing, end, nothing)
     if judged.status is Status.RECOVERED:
         what = f"Recovered: {'; '.join(judged.reasons)}. "
@@ -133,7 +134,7 @@ def verdict_sentence(
         named = any("checkpoint" in h.line for h in run.having("abort"))
         if snapshots and not named:
             what += f" Last good checkpoint: {snapshots[-1].line.get('file')}."
-    passing = _no_harm(run), _watched(run)
+    passing = _no_harm(run), _watched(run), _failed(run)
     return _join(what, injected, *passing, _metric(run), end, first)
 
 
@@ -162,6 +163,13 @@ def _watched(run: RunHistory) -> str:
     return (
         f"Watched at the end (iteration {lines[-1].iter}: {lines[-1].line.get('why')})."
     )
+
+
+def _failed(run: RunHistory) -> str:
+    """What of amp_hooks itself failed, and has watched over nothing since."""
+    lines = run.having("failure", lost=False)
+    parts = [f"{h.line.get('part')} (iteration {h.iter})" for h in lines]
+    return f"Failed, and off since: {', '.join(parts)}." if parts else ""
 
 
 def _metric(run: RunHistory) -> str:

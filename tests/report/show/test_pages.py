@@ -260,6 +260,21 @@ def test_stopped_by_hand_is_no_loss_and_no_end():
     )
 
 
+def test_a_part_that_failed_is_named_and_something_is_to_change():
+    failed = line(
+        12,
+        "failure",
+        part="HealthHook",
+        where="after_train_iter (amp_hooks/health/health_hook.py:110)",
+        error="KeyError: 'x'",
+    )
+    page = make_page(run([START, failed, END]))
+    assert page.sentence.startswith("Healthy")
+    assert "Failed, and off since: HealthHook (iteration 12)." in page.sentence
+    assert "Nothing to change" not in page.sentence
+    assert "goes on without it" in render(page, "utf-8", False)
+
+
 def test_watched_at_the_end_says_so():
     page = make_page(run([START, watch(52), well(80), watch(95), END]))
     assert page.sentence == (
