@@ -91,6 +91,8 @@ class RollbackFiles:
         """A run that has ended well needs none of them, but the one that is named."""
         if not dist.is_main_process() or named is None or not osp.isfile(named):
             return
+        # That of iteration 0 is not adopted at a resume.
+        self._files.setdefault(0, self.path_of(0))
         for iteration in list(self._files):
             self._drop(iteration, named)
         remove(osp.join(self.folder, ATTEMPTS))  # the checkpoint has them too

@@ -32,22 +32,22 @@ class RestOfEpoch:
     """
 
     def __init__(self, sampler: Any, done: int) -> None:
-        self._sampler, self._done = sampler, done
+        self.within, self.done = sampler, done
 
     def __iter__(self) -> Iterator[Any]:
         # Not before the first index is asked for: with workers, DataLoader makes two of
         # these iterators and reads one.
-        done, self._done = self._done, 0
-        rest = iter(self._sampler)
+        done, self.done = self.done, 0
+        rest = iter(self.within)
         for _ in range(done):
             next(rest, None)
         yield from rest
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        return len(self.within)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_sampler"], name)
+        return getattr(vars(self)["within"], name)
 
 
 class EpochPosition:

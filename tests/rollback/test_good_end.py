@@ -58,9 +58,20 @@ class Stop(Exception):
 
 
 class End(small.Hook):
+    def __init__(self, at=33):
+        self.at = at
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 33:
+        if runner.iter == self.at:
             raise Stop
+
+
+def test_nor_of_the_process_that_was_killed(tmp_path):
+    with pytest.raises(Stop):
+        run(tmp_path, End(18)).train()
+    assert {"iter_0.pth", "iter_10.pth"} <= set(left(tmp_path))
+    run(tmp_path, resume=True).train()
+    assert left(tmp_path) == ["iter_30.pth"]
 
 
 def test_all_stay_where_the_end_was_not_good(tmp_path):

@@ -64,7 +64,8 @@ def config(digits, work_dir, loop, last, case, **more):
         "retinanet", digits, work_dir, options=options, **loop, **case, **more
     )
     cfg.param_scheduler = None
-    cfg.custom_imports = dict(imports=["tests.integration.test_optim_wrapper_dict"])
+    imports = ["tests.integration.test_optim_wrapper_dict", "tests.rollback.files_stay"]
+    cfg.custom_imports = dict(imports=imports)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     return cfg
 
