@@ -34,6 +34,8 @@ def tell_how_it_ends(runner: Runner) -> None:
             return original(*args, **kwargs)
         except BaseException as e:
             runtime.failures.call(runtime, tell_abort, runner, e, otherwise=None)
+            # No event comes any more, and what refers to the runner keeps it for good.
+            runtime.failures.call(runtime, runtime.abandon, otherwise=None)
             raise
         finally:
             _TELLING.discard(loop)

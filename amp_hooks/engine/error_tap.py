@@ -95,6 +95,7 @@ class ErrorTap:
         """Give the model its own ``train_step`` back."""
         if self._model is not None:
             self._undo()
+            self._undo = lambda: None
             self._model = None
         self.before.clear()
         self.handlers.clear()

@@ -117,9 +117,10 @@ class Failures:
             warn(f"and it could not be written down: {e!r}.")
 
     def clear(self) -> None:
-        """Training is over: nothing is kept of its hooks."""
+        """Training is over: nothing is kept of the run."""
         self._undo.clear()
         self._essential.clear()
+        self.on_failure = lambda **line: None
 
     def _end(self, owner: Any, undo: Callable[[], Any] | None) -> list[str]:
         self.off[id(owner)] = owner

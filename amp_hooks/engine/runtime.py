@@ -102,8 +102,7 @@ class Runtime:
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._no_trace = NoTrace()
         self._record: IterationRecord | None = None
-        self.attached = 0
-        self.aborted = False
+        self.attached, self.aborted = 0, False
 
     @classmethod
     def of(cls, runner: Runner) -> Runtime:
@@ -214,8 +213,7 @@ class Runtime:
     def _tell_harmless(self, record: IterationRecord) -> None:
         losses, propagated = self.forward.harmless, self.forward.harmless_propagated
         if losses and (why := self.harmless.add(losses, propagated, record.iter)):
-            about = dict(losses=losses, why=why)
-            self.emit("nan_term", record.iter, Verdict.HEALTHY, **about)
+            self.emit("nan_term", record.iter, Verdict.HEALTHY, losses=losses, why=why)
         record.put("nan_terms_total", self.harmless.total)
 
     def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
@@ -253,9 +251,6 @@ class Runtime:
         """On the last iteration."""
         return self._record.verdict if self._record else Verdict.HEALTHY
 
-    def _tell_failure(self, runner: Runner, **about: str) -> None:
-        self.emit("failure", runner.iter, self.verdict, **about)
-
     def begin(self, runner: Runner, hooks: Mapping[str, Mapping[str, Any]]) -> None:
         """A hook attaches; the first one opens the ledger.
 
@@ -266,10 +261,11 @@ class Runtime:
         self.attached += 1
         if self.attached == 1:
             self._no_trace.attach(runner.model)
-            self.failures.on_failure = partial(self._tell_failure, runner)
-            self.failures.register(self, self.close, essential=True)
-            self.failures.register(self.tap, self.tap.detach, essential=True)
-            self.failures.register(self.errors, self.errors.detach, essential=True)
+            self.failures.on_failure = lambda **about: self.emit(
+                "failure", runner.iter, self.verdict, **about
+            )
+            for part in (self, self.tap, self.errors):
+                self.failures.register(part, part.detach, essential=True)
             several = dist.get_world_size() > 1
             self.forward.together = several and is_model_wrapper(runner.model)
             # All ranks call it: what it asks of a GradScaler costs nothing yet.
@@ -278,21 +274,25 @@ class Runtime:
 
     def end(self, runner: Runner) -> None:
         """A hook detaches; with the last one the ledger ends."""
-        self.close()
+        self.detach()
         self.attached -= 1
         if self.attached == 0:
             last = max(runner.iter - 1, 0)
             self.emit("end", last, Verdict.HEALTHY, time=utc_now())
+            self.failures.clear()
 
-    def close(self) -> None:
-        """Give the model and the optimizers back as they were."""
+    def abandon(self) -> None:
+        """Training has ended with an exception: no hook is going to detach."""
+        self.attached = 0
+        self.detach()
         self.failures.clear()
-        self.tap.detach()
+
+    def detach(self) -> None:
+        """Give the model and the optimizers back as they were."""
+        for part in (self.tap, self.errors, self._no_trace, self.averaging):
+            part.detach()
         for watch in self.forward.watches:
             watch.close()
-        self.errors.detach()
-        self._no_trace.detach()
-        self.averaging.detach()
         # They refer to the runner, which could never be freed with them in place.
         kept: tuple[list[Any], ...] = (self.observers, self.clamp_limits, self.replayed)
         for things in (*kept, self.listeners, self.early_lines, self.last_resorts):

@@ -130,6 +130,7 @@ class LogitWatch:
             if count
             or name not in clamped
             and record.get("logit_inf", name)
+            and name in self.layers  # else it is closed
             and infinity_is_overflow(self.layers[name])
         ]
 
@@ -209,3 +210,6 @@ class LogitWatch:
         self._handles.clear()
         self._callbacks.clear()
         self.listeners.clear()
+        # The runtime outlives the training, and the model shall not.
+        self._model = None
+        self.layers = {}

@@ -1,6 +1,9 @@
 """Whatever of ours breaks, the run ends with the weights of stock."""
 
+import contextlib
 import functools
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -291,6 +294,25 @@ def test_an_exception_of_the_users_is_left_alone(tmp_path):
     assert not failures(runner)
     (abort,) = small.ledger(runner, "abort")
     assert abort["error"] == "KeyError: 'theirs'"
+
+
+@pytest.mark.parametrize("ends", ["well", "with an exception", "with a failure"])
+def test_a_run_that_is_over_can_be_freed(tmp_path, monkeypatch, ends):
+    class Ends(small.Small):
+        def losses(self, features, logits, y):
+            if self.calls == 4 and ends == "with an exception":
+                raise KeyError("theirs")
+            return super().losses(features, logits, y)
+
+    runner = small.build(tmp_path, [SUITE], model=Ends, iters=ITERS)
+    if ends == "with a failure":
+        monkeypatch.setattr(ForwardJudge, "judge", breaks([]))
+    with contextlib.suppress(KeyError):
+        runner.train()
+    gone = weakref.ref(runner.model)
+    del runner
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_kernel_that_failed_is_not_taken_for_ours():
