@@ -21,8 +21,8 @@ _REFUSED = {
     "ApexOptimWrapper": "it keeps gradients and loss scale to itself",
 }
 _INSTEAD = {
-    "ZeroRedundancyOptimizer": "the optimizer that it wraps (optimizer=dict(type="
-    "'AdamW', ...)); StepGuardHook and RollbackHook need all of its state",
+    "ZeroRedundancyOptimizer": "the optimizer that it wraps "
+    "(optimizer=dict(type='AdamW', ...))",
     "ApexOptimWrapper": "AmpOptimWrapper",
 }
 _DDP = (

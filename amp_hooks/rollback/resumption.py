@@ -21,17 +21,15 @@ from .lr_policy import all_param_groups, all_schedulers
 from .resume import choose_resume
 from .storable import ReadableParts
 
+_KEY = "position"  # in our part of a checkpoint
+
 
 class Resumption:
-    """What RollbackHook does at a resume, and what a checkpoint keeps for it.
-
-    Attributes:
-        readable: Sees to it that all of a checkpoint can be read back.
-    """
+    """What RollbackHook does at a resume, and what a checkpoint keeps for it."""
 
     def __init__(self) -> None:
         ask_before_load()
-        self.readable = ReadableParts()
+        self._readable = ReadableParts()
         self._rng: list[dict[str, Any]] = []  # to be taken back
         self._position = EpochPosition()
         self._ranks: int | None = None  # of the run that saved
@@ -50,7 +48,11 @@ class Resumption:
         parts = dict(optimizer="optimizer", param_schedulers="schedulers")
         self._lacks = [what for key, what in parts.items() if key not in checkpoint]
         self._rates = _rates_in(checkpoint)
-        self._rng = checkpoint.get(CHECKPOINT_KEY, {}).get("rng", [])
+        ours = checkpoint.get(CHECKPOINT_KEY, {})
+        self._rng = ours.get("rng", [])
+        kept = dict(ours.get(_KEY, {}))
+        self._ranks = kept.pop("ranks", None)
+        self._position.kept = kept
 
     def restore_rng(self) -> None:
         """Before the first iteration: what has been drawn since the start is undone."""
@@ -88,14 +90,11 @@ class Resumption:
             anew = begin if "schedulers" in self._lacks else []
             warn(messages.incomplete(path, self._lacks, self._rates, now, anew))
 
-    def state(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return dict(self._position.kept, ranks=self._ranks)
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
-        self._position.kept = {k: int(v) for k, v in state.items() if k != "ranks"}
-        self._ranks = state.get("ranks")
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Put into a checkpoint what :meth:`loaded` needs, plain numbers."""
+        self._readable.keep_types(checkpoint)
+        kept = dict(self._position.kept, ranks=self._ranks)
+        checkpoint.setdefault(CHECKPOINT_KEY, {})[_KEY] = kept
 
 
 def _rates_in(checkpoint: Mapping[str, Any]) -> list[Any]:

@@ -272,7 +272,7 @@ class RollbackHook(AmpHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Put in the policy state; what others have put in comes back as it is."""
         super().before_save_checkpoint(runner, checkpoint)
-        self._resumption.readable.keep_types(checkpoint)
+        self._resumption.save(checkpoint)
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed, as plain numbers."""
@@ -282,7 +282,6 @@ class RollbackHook(AmpHook):
             bad=self._streak.state(),
             last=self._ring.last,
             by_design=sorted(self._ignore.names),
-            resume=self._resumption.state(),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -291,7 +290,6 @@ class RollbackHook(AmpHook):
         self._lr.load_state(state["lr"])
         self._streak.load_state(state["bad"])
         self._ring.last = tuple(state["last"]) if state["last"] else None
-        self._resumption.load_state(state.get("resume", {}))
 
     def _roll_back(self, verdict: Verdict, nonfinite: list[str]) -> None:
         self._go_back(verdict, nonfinite)
