@@ -33,6 +33,10 @@ class NoCheckpointError(OnPurpose, RuntimeError):
     """
 
 
+class UnwritableError(OnPurpose, OSError):
+    """A folder cannot be written, found out before training begins."""
+
+
 class BadBoxesError(OnPurpose, ValueError):
     """A batch has boxes that are not sound, and the config asks for an error then."""
 

@@ -135,6 +135,7 @@ class HeadClampHook(AmpHook):
         )
         self._guard = guard
         self.undo.callback(guard.remove)
+        self.undo.callback(self._clamps_nothing, runner, runtime)
 
         def on_layer(name: str, module: nn.Module) -> None:
             self._layers.append(name)
@@ -153,6 +154,13 @@ class HeadClampHook(AmpHook):
         if self.active and self.since is None:
             self.since = runner.iter
         self._apply(runner, runtime)
+
+    def _clamps_nothing(self, runner: Runner, runtime: Runtime) -> None:
+        """After a failure infinities in its layers are no longer harmless."""
+        if self in runtime.failures.off:
+            self.active = False
+            self._apply(runner, runtime)
+            runtime.clamp_limits.remove(self.limit)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -89,8 +89,10 @@ def _tensors(thing: Any, depth: int = 0) -> Iterator[Tensor]:
     ):
         return  # their tensors are the run's own
     elif isinstance(thing, (Mapping, list, tuple)):
+        # Not of classes of the user's own, which may load what they are asked for.
+        plain = type(thing) in (dict, OrderedDict, list, tuple)
         values = thing.values() if isinstance(thing, Mapping) else thing
-        for value in list(values) if len(thing) <= _LONG else ():
+        for value in list(values) if plain and len(thing) <= _LONG else ():
             yield from _tensors(value, depth + 1)
     elif hasattr(thing, "__dict__") and not callable(thing):
         yield from _tensors(vars(thing), depth + 1)
@@ -130,7 +132,7 @@ class Averaging:
             return
         try:
             keepers = keepers_of_a_copy(runner)
-        except (RuntimeError, ValueError, TypeError):  # parameters without a shape yet
+        except Exception:  # of objects of the user's own, or parameters without a shape
             return
         for hook, attribute in keepers.items():
             if hook in self._wrapped or hook in self.judges:
@@ -173,7 +175,9 @@ class Averaging:
     def _judge(self, hook: Hook, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Have the iteration judged, where that has not come yet."""
         place = {id(h): i for i, h in enumerate(runner.hooks)}
-        last = max(place.get(id(owner), -1) for owner in self._owners)
+        if id(hook) not in place:  # somebody calls it without having it registered
+            return
+        last = max((place.get(id(owner), -1) for owner in self._owners), default=-1)
         for judge in runner.hooks[place[id(hook)] + 1 : last + 1]:
             if judge in self.judges and not self.has_acted(judge, runner.iter):
                 judge.after_train_iter(runner, *args, **kwargs)

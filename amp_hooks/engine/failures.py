@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import os.path as osp
 import traceback
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import mmengine.dist as dist
 import torch
 
 from ..errors import OnPurpose
@@ -29,12 +31,12 @@ class Failures:
     to whatever ran on it before, go on their way.
 
     Attributes:
-        off: Owners that are switched off, by ``id``.
+        off: Owners that are switched off.
         on_failure: Called as ``on_failure(part=, where=, error=)`` with strings.
     """
 
     def __init__(self) -> None:
-        self.off: dict[int, Any] = {}  # the owner too, so that no id is used again
+        self.off: weakref.WeakSet[Any] = weakref.WeakSet()
         self.on_failure: Callable[..., None] = lambda **line: None
         self._undo: dict[int, tuple[Any, Callable[[], Any] | None]] = {}
         self._essential: set[int] = set()
@@ -62,12 +64,12 @@ class Failures:
         **kwargs: Any,
     ) -> T:
         """Call ``what``; if its owner is off, or it raises, returns ``otherwise``."""
-        if id(owner) in self.off:
+        if owner in self.off:
             return otherwise
         try:
             return what(*args, **kwargs)
         except Exception as e:
-            if leaves(e):
+            if leaves(e, owner):
                 raise
             self.bear(owner, getattr(what, "__name__", "a call"), e)
             return otherwise
@@ -80,12 +82,12 @@ class Failures:
 
         @functools.wraps(named)
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if id(owner) in self.off:
+            if owner in self.off:
                 return otherwise
             try:
                 return what(*args, **kwargs)
             except Exception as e:
-                if leaves(e):
+                if leaves(e, owner):
                     raise
                 self.bear(owner, named.__name__, e)
                 return otherwise
@@ -94,7 +96,7 @@ class Failures:
 
     def bear(self, owner: Any, where: str, error: Exception) -> None:
         """Switch the owner off, and tell it, once."""
-        if id(owner) in self.off:
+        if owner in self.off:
             return
         everything = id(owner) in self._essential
         name = "amp_hooks" if everything else type(owner).__name__
@@ -123,7 +125,7 @@ class Failures:
         self.on_failure = lambda **line: None
 
     def _end(self, owner: Any, undo: Callable[[], Any] | None) -> list[str]:
-        self.off[id(owner)] = owner
+        self.off.add(owner)
         try:
             if undo is not None:
                 undo()
@@ -138,9 +140,15 @@ def of_the_device(error: BaseException) -> bool:
     return isinstance(error, kinds) or str(error).startswith("CUDA error")
 
 
-def leaves(error: BaseException) -> bool:
-    """Whether an exception in our code is none of ours to bear."""
-    return isinstance(error, OnPurpose) or of_the_device(error)
+def leaves(error: BaseException, owner: Any = None) -> bool:
+    """Whether an exception in our code is none of ours to bear.
+
+    That of what several ranks do together is not, where there are several: the others
+    would wait for this one, or go on with other weights.
+    """
+    if isinstance(error, OnPurpose) or of_the_device(error):
+        return True
+    return getattr(owner, "together", True) and dist.get_world_size() > 1
 
 
 def traceback_of(error: BaseException) -> str:

@@ -38,11 +38,11 @@ def on_event(hook: AmpHook, event: str, runner: Runner, *args: Any, **more: Any)
     runtime = Runtime.of(runner)
     if not hook.borne:
         return getattr(type(hook), event)(hook, runner, *args, **more)
-    if id(hook) not in runtime.failures.off:
+    if hook not in runtime.failures.off:
         try:
             return getattr(type(hook), event)(hook, runner, *args, **more)
         except Exception as e:
-            if leaves(e):
+            if leaves(e, hook):
                 raise
             runtime.failures.bear(hook, event, e)
     if event == "after_train":
@@ -66,6 +66,8 @@ class AmpHook(Hook):
     arguments: dict[str, Any]
     # Whether its exceptions are told and borne, or end the run.
     borne = True
+    # Whether several ranks do it together: a failure on one of them ends the run.
+    together = True
     # The runtime, while it is attached.
     _attached: Runtime | None = None
 
@@ -119,6 +121,7 @@ class AmpHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Attach to optimizer and model."""
+        self.let_go()  # of an earlier training
         runtime, self.undo = Runtime.of(runner), ExitStack()
         self._attached = runtime
         runtime.failures.register(self, self.undo.close)
@@ -144,6 +147,12 @@ class AmpHook(Hook):
         """Detach."""
         self.undo.close()
         self.end(runner)
+
+    def let_go(self) -> None:
+        """An exception has ended the training: there are no events any more."""
+        if self._attached is not None:
+            self._attached = None
+            self.undo.close()
 
     def end(self, runner: Runner) -> None:
         """Say that this hook has nothing more to do."""

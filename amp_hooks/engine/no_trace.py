@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -26,8 +27,8 @@ class NoTrace:
     def attach(self, model: nn.Module) -> None:
         """Of a model, with DDP around it if any."""
         for module in model.modules():
-            if _STATE not in vars(module) and not isinstance(module, ScriptModule):
-                setattr(module, _STATE, lambda module=module: state_without(module))
+            if _STATE not in vars(module) and not _copies_itself(type(module)):
+                vars(module)[_STATE] = functools.partial(state_without, module)
                 self._modules.append(module)
 
     def detach(self) -> None:
@@ -44,15 +45,28 @@ def state_without(module: nn.Module) -> Any:
     if not isinstance(state, dict):
         return state
     state = {name: value for name, value in state.items() if name != _STATE}
+    ours: set[int] = set()
     for name, value in vars(module).items():
         if name not in state:
             continue
         if isinstance(value, Layers):
             value.put_back(state, name)
         elif isinstance(value, OrderedDict) and name.endswith("_hooks"):
-            kept = ((key, hook) for key, hook in value.items() if not _is_ours(hook))
-            state[name] = OrderedDict(kept)
+            ours |= {key for key, hook in value.items() if _is_ours(hook)}
+    if ours:  # in what is called, and in what tells how
+        for name, value in state.items():
+            if isinstance(value, OrderedDict) and "_hooks" in name:
+                kept = ((key, v) for key, v in value.items() if key not in ours)
+                state[name] = OrderedDict(kept)
     return state
+
+
+def _copies_itself(kind: type) -> bool:
+    """In a way of its own, which may take all attributes as they are."""
+    for way in ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__"):
+        if getattr(kind, way, None) is not getattr(object, way, None):
+            return True
+    return issubclass(kind, ScriptModule)
 
 
 def _is_ours(hook: Any) -> bool:

@@ -59,8 +59,8 @@ def wrap(thing: Any, name: str, layer: Callable[..., Any]) -> Callable[[], None]
     """
     layers = vars(thing).get(name)
     if not isinstance(layers, Layers):
-        layers = Layers(thing, name)
-        setattr(thing, name, layers)
+        # Not by setattr: a compiled module hands that on to the one within.
+        layers = vars(thing)[name] = Layers(thing, name)
     layers.layers.append(layer)
 
     def undo() -> None:
@@ -74,11 +74,17 @@ def wrap(thing: Any, name: str, layer: Callable[..., Any]) -> Callable[[], None]
 
 def replace(thing: Any, name: str, value: Any, stack: ExitStack) -> None:
     """Give one object an attribute of its own, until the stack is closed."""
-    own = vars(thing)
-    if name in own:
-        stack.callback(setattr, thing, name, own[name])
-    else:
-        stack.callback(delattr, thing, name)
+    before = vars(thing).get(name, _NOTHING)
+
+    def put_back() -> None:
+        if vars(thing).get(name) is not value:
+            return  # somebody else has put one on top, or taken it away
+        if before is _NOTHING:
+            delattr(thing, name)
+        else:
+            setattr(thing, name, before)
+
+    stack.callback(put_back)
     setattr(thing, name, value)
 
 

@@ -88,6 +88,7 @@ class StepTap:
         self.on_step: list[Callable[[], None]] = []
         self.past_wrapper = False
         self._inside = False  # a wrapper's own step
+        self._walked = False  # torch is going through the hooks before a step
         self._handles: list[Any] = []
         self._wrapped: list[OptimWrapper] = []
         self._undo: list[Callable[[], None]] = []
@@ -133,7 +134,7 @@ class StepTap:
         """Give every optimizer its own methods back."""
         while self._undo:
             self._undo.pop()()
-        while self._handles:
+        while self._handles and not self._walked:
             self._handles.pop().remove()
         self._wrapped.clear()
         self._by_name.clear()
@@ -147,7 +148,7 @@ class StepTap:
         before = guarded(self, partial(self._before, name, wrapper))
         after = guarded(self, partial(self._after, name))
 
-        def backward(original: Any, loss: Tensor, **kwargs: Any) -> None:
+        def backward(original: Any, loss: Tensor, *args: Any, **kwargs: Any) -> Any:
             note_loss(loss)
             if (gate := self.gate) is not None:
                 params, go_on = trained_parameters(wrapper), gate.before_backward
@@ -155,31 +156,42 @@ class StepTap:
                 passed = call(gate.owner, go_on, name, params, loss, otherwise=passed)
                 if passed is None:
                     private.count_backward(wrapper)  # as the original does
-                    return
+                    return None
                 loss = passed
-            original(loss, **kwargs)
+            return original(loss, *args, **kwargs)
 
-        def step(original: Any, **kwargs: Any) -> None:
+        def step(original: Any, *args: Any, **kwargs: Any) -> Any:
             if (gate := self.gate) is not None:
                 params = trained_parameters(wrapper)
                 if not call(gate.owner, gate.opens, name, params, otherwise=True):
                     self.skipped = True
-                    return
+                    return None
                 call(gate.owner, gate.before_step, name, params, otherwise=None)
             state: dict[str, Any] = before() or {}
             # GradScaler decides by itself; without one this is the guard's one wait.
             if self.gate is not None and "bad" in state and state["bad"].item():
-                return
+                return None
             self._inside = True
             try:
-                original(**kwargs)
+                result = original(*args, **kwargs)
             finally:
                 self._inside = False
             after(state)
+            return result
 
         past_wrapper = guarded(self, partial(self._past_wrapper, name, wrapper))
 
         def before_any_step(_: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+            # torch walks these hooks, so that none may be removed from within.
+            self._walked = True
+            try:
+                look(args, kwargs)
+            finally:
+                self._walked = False
+
+        def look(args: tuple[Any, ...], kwargs: Any) -> None:
+            if not self._wrapped:
+                return
             if not self._inside and not self.recorder.muted:
                 # A closure computes the gradients anew, within the step.
                 closure = kwargs.get("closure", args[1] if len(args) > 1 else None)

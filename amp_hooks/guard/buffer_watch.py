@@ -29,6 +29,7 @@ class BufferWatch:
     """
 
     kind = "buffers"
+    together = False  # what one rank does not see is not refused for it
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self._recorder = recorder

@@ -48,6 +48,7 @@ class HeadInputs:
     """
 
     kind = "heads"
+    together = False  # what one rank does not see is not refused for it
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self._recorder = recorder

@@ -103,7 +103,7 @@ class HealthHook(AmpHook):
 
     def _let_go(self, runtime: Runtime) -> None:
         """After a failure nobody knows any more how the run is."""
-        if id(self) in runtime.failures.off:
+        if self in runtime.failures.off:
             runtime.condition = Condition()
 
     def after_record(

@@ -57,6 +57,7 @@ class ClsScoreMonitorHook(AmpHook):
     """
 
     priority = 30
+    together = False
 
     def __init__(
         self, targets: str | Sequence[str] | None = None, warn_ahead: int = 100

@@ -34,6 +34,7 @@ class LogitWatch:
     """
 
     kind = "layers"
+    together = False  # what one rank does not see is not refused for it
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self.recorder = recorder

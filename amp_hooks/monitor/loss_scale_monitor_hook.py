@@ -44,6 +44,7 @@ class LossScaleMonitorHook(AmpHook):
     """
 
     priority = 30
+    together = False
 
     def __init__(self, patience: int = PATIENCE) -> None:
         self.patience = check_int("LossScaleMonitorHook", "patience", patience, 1)

@@ -72,6 +72,7 @@ class StabilityPanelHook(AmpHook):
     """
 
     priority = 80  # after the hooks that decide, before CheckpointHook
+    together = False
 
     def __init__(
         self, interval: int = 10, histogram_interval: int | None = None

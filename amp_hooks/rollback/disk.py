@@ -13,6 +13,7 @@ import mmengine.dist as dist
 
 from ..engine.files import remove, write_text
 from ..engine.messages import warn
+from ..errors import UnwritableError
 
 ATTEMPTS = "attempts.json"  # beside them
 
@@ -34,7 +35,7 @@ class RollbackFiles:
         """Make the folder, adopt the files of the run that is resumed.
 
         Raises:
-            OSError: If the folder cannot be written; names work_dir and the remedy.
+            UnwritableError: The folder cannot be written; names work_dir and remedy.
         """
         probe = osp.join(self.folder, ".probe")
         try:
@@ -42,7 +43,7 @@ class RollbackFiles:
             write_text(probe, "")
             os.remove(probe)
         except OSError as e:
-            raise OSError(
+            raise UnwritableError(
                 f"RollbackHook cannot write its checkpoints to {self.folder!r} ({e}). "
                 "Give a writable work_dir (work_dir=... in the config, or --work-dir), "
                 "or take RollbackHook out of custom_hooks."

@@ -90,6 +90,13 @@ class EpochPosition:
         batches = len(loop.dataloader)
         then = before.get("batches", batches)
         done = int(loop.iter - loop.epoch * then - before.get("shift", 0))
+        if done and "batches" not in before:
+            warn(
+                f"resumed at iteration {loop.iter}, at the beginning of epoch "
+                f"{loop.epoch}, as MMEngine does: the checkpoint does not say how long "
+                "its epochs were."
+            )
+            return 0
         if not done:
             return 0
         where = f"resumed at iteration {loop.iter}, in the middle of epoch {loop.epoch}"

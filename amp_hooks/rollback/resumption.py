@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mmengine.dist as dist
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..engine import private
@@ -41,6 +42,7 @@ class Resumption:
         """Choose what to resume from, before MMEngine does."""
         if self._own_seed is None:
             self._own_seed = runner.seed
+            runner.register_hook(LastBeforeSavingHook(self))
         choose_resume(runner)
 
     def loaded(self, checkpoint: Mapping[str, Any]) -> None:
@@ -52,7 +54,7 @@ class Resumption:
         self._rng = ours.get("rng", [])
         kept = dict(ours.get(_KEY, {}))
         self._ranks = kept.pop("ranks", None)
-        self._position.kept = kept
+        self._position.kept = kept or _written_without_us(checkpoint)
 
     def restore_rng(self) -> None:
         """Before the first iteration: what has been drawn since the start is undone."""
@@ -91,10 +93,40 @@ class Resumption:
             warn(messages.incomplete(path, self._lacks, self._rates, now, anew))
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Put into a checkpoint what :meth:`loaded` needs, plain numbers."""
+        """Put into a checkpoint what :meth:`loaded` needs, plain numbers.
+
+        What others have put in is given a form in which it comes back as it is.
+        """
         self._readable.keep_types(checkpoint)
         kept = dict(self._position.kept, ranks=self._ranks)
         checkpoint.setdefault(CHECKPOINT_KEY, {})[_KEY] = kept
+
+
+class LastBeforeSavingHook(Hook):
+    """Stands behind all hooks that put something into a checkpoint, or change it.
+
+    Args:
+        resumption: Whose ``save`` it calls.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, resumption: Resumption) -> None:
+        self._resumption = resumption
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The last to see it."""
+        failures = Runtime.of(runner).failures
+        failures.call(self, self._resumption.save, checkpoint, otherwise=None)
+
+
+def _written_without_us(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """How long an epoch was, as MMEngine's message hub tells; empty if it does not."""
+    info = checkpoint.get("message_hub", {}).get("runtime_info", {})
+    epochs, iters = info.get("max_epochs"), info.get("max_iters")
+    if not epochs or not iters or iters % epochs:
+        return {}
+    return dict(batches=iters // epochs)
 
 
 def _rates_in(checkpoint: Mapping[str, Any]) -> list[Any]:

@@ -189,7 +189,7 @@ class RollbackHook(AmpHook):
         self._ignore = runtime.by_design
         store = SnapshotStore(runner, self._ring, self.pin_memory, self._ignore)
         self._snapshots = store
-        self.undo.callback(store.finish)  # waits for the last file
+        self.undo.callback(store.finish, diverged=True)  # waits for the last file
         self._go_back = GoBack(
             runner,
             store,
@@ -207,6 +207,7 @@ class RollbackHook(AmpHook):
         self.undo.callback(self._guard.detach)
         runtime.averaging.attach(runner, self)
         runtime.tap.on_step.append(self.guarded(self._lr.attach(runner)))
+        self.undo.callback(self._lr.end_iteration)  # of a warm-up, what it has lowered
         self._resumed = private.is_resumed(runner)
         self.attempts.open(self._snapshots.folder, self._resumed)
         self._judged = runner.iter - 1  # the last iteration before the present step
@@ -269,10 +270,10 @@ class RollbackHook(AmpHook):
         if private.resumes(runner):
             self._resumption.loaded(checkpoint)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put in the policy state; what others have put in comes back as it is."""
-        super().before_save_checkpoint(runner, checkpoint)
-        self._resumption.save(checkpoint)
+    def after_train(self, runner: Runner) -> None:
+        """A good end proves what is left, and needs no more than one file of it."""
+        self._snapshots.finish()
+        super().after_train(runner)
 
     def state(self) -> dict[str, Any]:
         """How often and how far the run was changed, as plain numbers."""

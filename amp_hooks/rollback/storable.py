@@ -40,13 +40,19 @@ class ReadableParts:
     def keep_types(self, checkpoint: dict[str, Any]) -> None:
         """Let deques and defaultdicts come back as such; the rest stays as it is."""
         for key in checkpoint.keys() - set(_LEARNED):
-            checkpoint[key] = _stored(checkpoint[key], key, None)
+            try:
+                checkpoint[key] = _stored(checkpoint[key], key, None)
+            except RecursionError:  # it holds itself; pickle knows how to write that
+                continue
 
     def leave_out(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what could not be read back, and tell of it, once."""
         bad: list[str] = []
         for key in [key for key in checkpoint if key not in _LEARNED]:
-            value = _stored(checkpoint[key], key, bad)
+            try:
+                value = _stored(checkpoint[key], key, bad)
+            except RecursionError:
+                continue
             if value is _UNREADABLE:
                 del checkpoint[key]
             else:

@@ -74,6 +74,23 @@ def test_the_file_is_of_a_run_without_us(tmp_path, whole):
     assert small.same(small.state(again.runner), small.state(whole.runner))
 
 
+def test_a_file_of_anothers_epoch_end_with_other_batches_leaves_nothing_out(tmp_path):
+    """32 iterations were one epoch then, and are two now."""
+    go(
+        tmp_path,
+        resume=False,
+        kill=(1, 1),
+        checkpoint=dict(interval=1, by_epoch=True),
+        ours=False,
+        batch_size=4,
+    )
+    again = go(tmp_path, resume=True)
+    assert again.begins == 2 * LENGTH
+    assert again.runner.epoch == EPOCHS
+    assert again.seen[again.begins][0] == 0
+    assert len(again.seen) == (EPOCHS - 1) * LENGTH
+
+
 def test_batches_that_are_grouped_as_indices_are_read(tmp_path):
     grouped = dict(type="ByParity", force=True)
     undisturbed = go(tmp_path / "a", resume=False, batch_sampler=grouped)
