@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 
 from amp_hooks import hooks as all_hooks
 from amp_hooks.engine.error_tap import ErrorTap
@@ -322,8 +323,8 @@ def test_a_kernel_that_failed_is_not_taken_for_ours():
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="device-side"):
-        borne.call(object(), wait, otherwise=None)
-    assert not borne.off
+        borne.call(borne, wait, otherwise=None)
+    assert not list(borne.off)
 
 
 def test_a_kernel_that_failed_names_the_checkpoint_to_resume_from(tmp_path):
@@ -340,6 +341,197 @@ def test_a_kernel_that_failed_names_the_checkpoint_to_resume_from(tmp_path):
     assert abort["error"] == "RuntimeError: CUDA error: device-side assert triggered"
     assert Path(abort["checkpoint"]).exists()
     assert f"Resume in a new process, from {abort['checkpoint']}." in in_words(abort)
+
+
+@pytest.mark.parametrize(
+    ("hook", "borne"),
+    [("RollbackHook", False), ("StepGuardHook", False), ("StabilityPanelHook", True)],
+)
+def test_of_several_ranks_none_is_left_waiting(monkeypatch, hook, borne):
+    """What they do together cannot go on without one of them."""
+    monkeypatch.setattr("amp_hooks.engine.failures.dist.get_world_size", lambda: 2)
+    owner, failures_of_ours = getattr(all_hooks, hook)(), Failures()
+    broken = breaks([])
+    if borne:
+        assert failures_of_ours.call(owner, broken, otherwise=7) == 7
+    else:
+        with pytest.raises(Broken):
+            failures_of_ours.call(owner, broken, otherwise=7)
+    assert (owner in failures_of_ours.off) == borne
+
+
+class Rate(small.Hook):
+    """Learning rates as training has them at the end of iterations."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.rates = {}
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.rates[runner.iter] = runner.optim_wrapper.param_groups[0]["lr"]
+
+
+def test_a_failure_within_a_rewarmup_gives_the_learning_rate_back(
+    tmp_path, monkeypatch
+):
+    rollback = dict(interval=5, probation=0, warmup_iters=50, lr_factor=0.1)
+    suite = SUITE | dict(rollback=rollback, head_clamp=None)
+    rate, ruin = Rate(), small.SpoilInputs(at=[20, 21, 22])
+    runner = small.build(tmp_path, [suite, ruin, rate], iters=40)
+    close, calls = FlightRecorder.close, []
+
+    def fails_later(self, iteration):
+        return breaks(calls)() if iteration >= 30 else close(self, iteration)
+
+    monkeypatch.setattr(FlightRecorder, "close", fails_later)
+    runner.train()
+    assert small.ledger(runner, "rollback")
+    assert calls
+    assert rate.rates[39] == pytest.approx(0.01)  # cut, and no warm-up any more
+
+
+def test_a_failed_rollback_hook_is_no_good_end(tmp_path, monkeypatch):
+    """Snapshots that were proven stay, and so does the pointer to them."""
+    hooks = [dict(type="amp_hooks.RollbackHook", interval=4, probation=2)]
+    runner = small.build(tmp_path, [*hooks, small.SpoilInputs(at=[18])], iters=24)
+    module = "amp_hooks.rollback.rollback_hook.nonfinite_state"
+    monkeypatch.setattr(module, breaks([]))
+    runner.train()
+    (line,) = failures(runner)
+    assert line["part"] == "RollbackHook"
+    work_dir = Path(runner.work_dir)
+    named = Path((work_dir / "last_checkpoint").read_text())
+    assert named.parent.name == "rollback"
+    assert named.exists()
+
+
+def test_a_clamp_that_failed_excuses_no_infinity(tmp_path, monkeypatch):
+    runner, calls = runner_of(tmp_path, [SUITE]), []
+    decided = []
+
+    class Look(small.Hook):
+        priority = "LOWEST"
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            decided.append(set(Runtime.of(runner).clamped))
+
+    runner.register_hook(Look())
+    after = all_hooks.HeadClampHook.after_record
+
+    def fails_later(self, runner, *args):
+        return breaks(calls)() if runner.iter == 3 else after(self, runner, *args)
+
+    monkeypatch.setattr(all_hooks.HeadClampHook, "after_record", fails_later)
+    runner.train()
+    assert decided[2] == {"bbox_head.fc_cls"}
+    assert decided[3:] == [set()] * 3
+
+
+def test_nothing_is_left_after_an_exception(tmp_path):
+    """Or a later run of the same model would have its exceptions swallowed."""
+
+    class Ends(small.Hook):
+        def before_train_iter(self, runner, *args, **kwargs):
+            if runner.iter == 4:
+                raise ZeroDivisionError("theirs")
+
+    class Raises(small.Small):
+        angry = False
+
+        def losses(self, features, logits, y):
+            if self.angry:
+                raise ValueError("cost matrix is infeasible")
+            return super().losses(features, logits, y)
+
+    model = Raises()
+    before = {name: set(vars(m)) for name, m in model.named_modules()}
+    runner = small.build(tmp_path, [SUITE, Ends()], model=model, iters=ITERS)
+    with pytest.raises(ZeroDivisionError):
+        runner.train()
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == before
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model.angry = True
+    again = small.build(tmp_path, [], model=model, iters=ITERS)
+    with pytest.raises(ValueError, match="infeasible"):
+        again.train()
+
+
+def test_training_twice_leaves_the_hooks_once(tmp_path):
+    class Ends(small.Hook):
+        at = 4
+
+        def before_train_iter(self, runner, *args, **kwargs):
+            if runner.iter == self.at:
+                raise KeyboardInterrupt
+
+    ends = Ends()
+    runner = small.build(tmp_path, [SUITE, ends], iters=ITERS)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    ends.at = None
+    runner.train()
+    assert runner.iter == ITERS
+    model = runner.model
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert [line["event"] for line in small.ledger(runner)].count("end") == 1
+
+
+def test_wrappers_pass_on_what_they_are_given_and_return(tmp_path):
+    class Own(OptimWrapper):
+        def step(self, closure=None):
+            super().step()
+            return 42
+
+    runner = small.build(tmp_path, [dict(type="amp_hooks.LossScaleMonitorHook")])
+    returned = []
+
+    class Looks(small.Hook):
+        priority = "LOWEST"
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            returned.append(runner.optim_wrapper.step(None))
+
+    optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.0)
+    runner.optim_wrapper = Own(optimizer)
+    runner.register_hook(Looks())
+    runner.train()
+    assert set(returned) == {42}
+
+
+def test_a_failure_while_torch_walks_the_hooks_of_an_optimizer(tmp_path, monkeypatch):
+    """The loop steps by itself, and somebody else has such a hook as well."""
+
+    class ByHand(small.Small):
+        def train_step(self, data, optim_wrapper):
+            loss = self(**data)["loss_cls"]
+            optimizer = optim_wrapper.optimizer
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return dict(loss=loss.detach())
+
+    states = []
+    for hooks in ([], [SUITE]):
+        runner = small.build(tmp_path, hooks, model=ByHand, iters=ITERS)
+        seen = []
+
+        class Theirs(small.Hook):
+            priority = "LOWEST"
+
+            def before_train(self, runner, seen=seen):
+                hook = lambda *args: seen.append(1)  # noqa: E731
+                runner.optim_wrapper.optimizer.register_step_pre_hook(hook)
+
+        runner.register_hook(Theirs())
+        if hooks:
+            norms = "amp_hooks.engine.step_tap.parameter_grad_norms"
+            monkeypatch.setattr(norms, breaks([]))
+        runner.train()
+        assert len(seen) == ITERS
+        states.append(small.state(runner))
+    assert [line["part"] for line in failures(runner)] == ["amp_hooks"]
+    assert small.same(*states)
 
 
 def test_a_ledger_that_cannot_be_written(tmp_path, monkeypatch, stock):

@@ -2,13 +2,15 @@
 
 import copy
 import io
+import pickle
+from contextlib import ExitStack
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 
 from amp_hooks.engine.no_trace import NoTrace
-from amp_hooks.engine.patch import wrap
+from amp_hooks.engine.patch import replace, wrap
 from tests import helpers, small
 
 SUITE = dict(
@@ -119,6 +121,66 @@ def test_a_state_of_the_modules_own_is_asked_for():
     trace.detach()
     torch.testing.assert_close(made(x), module(x))
     assert "__getstate__" not in vars(module[0])
+
+
+class Idiom(torch.nn.Linear):
+    def __deepcopy__(self, memo):
+        made = type(self).__new__(type(self))
+        for key, value in self.__dict__.items():
+            made.__dict__[key] = copy.deepcopy(value, memo)
+        return made
+
+
+def test_a_module_that_copies_itself_is_left_alone():
+    """Its copy would hold what belongs to the original, and be written as that."""
+
+    model, trace = torch.nn.Sequential(Idiom(1, 1), torch.nn.Linear(1, 1)), NoTrace()
+    trace.attach(model)
+    assert "__getstate__" not in vars(model[0])
+    assert "__getstate__" in vars(model[1])
+    made = copy.deepcopy(model)
+    trace.detach()
+    with torch.no_grad():
+        model[0].weight.fill_(7.0)
+    again = pickle.loads(pickle.dumps(made))
+    assert torch.equal(again[0].weight, made[0].weight)
+    assert not any("__getstate__" in vars(m) for m in (*made, *again))
+
+
+def test_the_way_hooks_are_called_goes_with_them(tmp_path):
+    """Their ids begin anew in another process, for hooks of the user's own."""
+
+    class Saves(Hook):
+        priority = "LOWEST"
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            self.made = copy.deepcopy(runner.model)
+
+    user = Saves()
+    small.build(tmp_path, [SUITE, user], iters=3).train()
+    ways = [
+        (name, key)
+        for name, module in user.made.named_modules()
+        for key, value in vars(module).items()
+        if "_hooks" in key and isinstance(value, dict) and value
+    ]
+    assert ways == []
+
+
+def test_what_somebody_put_on_top_of_a_replaced_attribute_stays():
+    class Thing:
+        def method(self):
+            return "own"
+
+    thing, stack = Thing(), ExitStack()
+    replace(thing, "method", lambda: "ours", stack)
+    thing.method = theirs = lambda: "theirs"
+    stack.close()
+    assert thing.method is theirs
+    replace(thing, "method", lambda: "ours", stack)
+    del thing.method
+    stack.close()
+    assert thing.method() == "own"
 
 
 def test_layers_go_in_any_order():

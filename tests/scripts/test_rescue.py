@@ -288,8 +288,15 @@ def test_what_is_compared_is_of_one_precision_and_length():
 
 def test_what_the_pages_show_is_what_was_measured():
     docs = helpers.ROOT / "docs"
+    # README.md's table is that of the page, whichever version of the script made it.
+    page, readme = ((docs / "rescue.md").read_text(), helpers.ROOT / "README.md")
+    tables = [part for part in page.split("\n\n") if part.startswith("|")]
+    assert tables[0] in readme.read_text()
     measured = json.loads((docs / "rescue.json").read_text())
     results = measured["results"]
+    if "precision" not in results[0]:
+        assert "has not been run to its end yet" in readme.read_text()
+        return
     names = [f.name for f in fields(Cell)]
     made = [Cell(**{name: r[name] for name in names}) for r in results]
     assert made == cells(list(DETECTORS), list(FAULTS), list(POLICIES))
