@@ -16,8 +16,11 @@ class SetupError(OnPurpose, ValueError):
     """
 
 
-class UnsupportedError(OnPurpose, TypeError, NotImplementedError):
-    """The suite cannot work with a part of this run. The message says what can."""
+class UnsupportedError(OnPurpose, NotImplementedError):
+    """The suite cannot work with a part of this run. The message says what can.
+
+    No TypeError, of which ``Runner.call_hook`` makes another one.
+    """
 
 
 class NoStepError(OnPurpose, RuntimeError):

@@ -33,12 +33,13 @@ def tell_how_it_ends(runner: Runner) -> None:
         try:
             return original(*args, **kwargs)
         except BaseException as e:
-            runtime.failures.call(runtime, tell_abort, runner, e, otherwise=None)
             # No event comes any more; what is left on the model would go on acting.
             for hook in runner.hooks:
                 let_go = getattr(hook, "let_go", None)
                 if let_go is not None and hook not in runtime.failures.off:
                     runtime.failures.call(hook, let_go, otherwise=None)
+            # The last checkpoint has been written by now.
+            runtime.failures.call(runtime, tell_abort, runner, e, otherwise=None)
             runtime.failures.call(runtime, runtime.abandon, otherwise=None)
             raise
         finally:

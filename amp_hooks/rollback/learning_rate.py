@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,15 +91,29 @@ class TemporaryLR:
     def undo(self) -> None:
         """Put the learning rates back, bit for bit; nothing if none was applied.
 
-        One that somebody else has written meanwhile stays.
+        One that somebody else has written meanwhile stays, unless it was made of the
+        one that was applied: then what was done to that is done to what is put back.
         """
         with torch.no_grad():
             for group, lr, value, applied in self._kept:
                 if isinstance(lr, Tensor):
                     lr.copy_(value)
-                if group.get("lr") is applied:
+                now = group.get("lr")
+                if now is applied:
                     group["lr"] = lr
+                elif (times := _made_of(now, applied, lr)) is not None:
+                    group["lr"] = lr * times
         self._kept = []
+
+
+def _made_of(now: Any, applied: Any, lr: Any) -> float | None:
+    """What ``applied`` was multiplied by, if it is nearer to ``now`` than ``lr``."""
+    rates = (now, applied, lr)
+    if not all(isinstance(rate, (int, float)) and rate > 0 for rate in rates):
+        return None
+    if abs(math.log(now / applied)) >= abs(math.log(now / lr)):
+        return None
+    return float(now / applied)
 
 
 def warmup_factor(done: int, iters: int, start: float = 0.001) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 
+from amp_hooks.engine.failures import Failures
 from amp_hooks.engine.step_tap import StepTap
 from amp_hooks.engine.supported import refuse_unsupported
 from tests import helpers, processes, small
@@ -61,8 +62,8 @@ def test_what_does_not(part, kind, instead, derived):
 def test_colossal_is_refused_by_every_hook():
     cls = named("ColossalAIOptimWrapper", OptimWrapper)
     wrapper = cls(torch.optim.SGD(small.Small().parameters(), lr=0.1))
-    with pytest.raises(TypeError, match="ColossalAIOptimWrapper.*Use OptimWrapper"):
-        StepTap(None).attach(wrapper)
+    with pytest.raises(NotImplementedError, match="ColossalAIOptim.*Use Optim"):
+        StepTap(None, Failures()).attach(wrapper)
 
 
 # --- two ranks --------------------------------------------------------------------

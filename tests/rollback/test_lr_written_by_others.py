@@ -7,7 +7,7 @@ from mmengine.hooks import Hook, ParamSchedulerHook
 
 from amp_hooks.rollback.held_rate import HeldRate
 from tests import helpers
-from tests.small import SpoilInputs, build, ledger
+from tests.small import RaiseLR, SpoilInputs, build, ledger
 
 ITERS, AT = 60, 20
 TOLD = "the learning rate is written by something else"
@@ -270,3 +270,25 @@ def test_a_group_that_is_added_is_left_as_it_is():
     groups.insert(0, dict(lr=3.0))
     assert held.hold(groups, []) == (False, None)
     assert [g["lr"] for g in groups] == [3.0, 0.1]
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_hook_that_halves_the_rate_within_a_rewarmup(tmp_path, warmup):
+    """Not of what the warm-up had made of it, or it would stay a thousandth."""
+    hooks = [
+        dict(
+            type="amp_hooks.RollbackHook",
+            interval=5,
+            probation=0,
+            warmup_iters=warmup,
+            keep_lr_after=None,
+        ),
+        dict(type="amp_hooks.StepGuardHook"),
+        SpoilInputs(at=[20, 21, 22]),
+        RaiseLR(0.5, at=25),
+    ]
+    runner = build(tmp_path, hooks, iters=50)
+    runner.train()
+    assert len(ledger(runner, "rollback")) == 1
+    lr = runner.optim_wrapper.param_groups[0]["lr"]
+    assert lr == pytest.approx(0.1 * 0.1 * 0.5)
