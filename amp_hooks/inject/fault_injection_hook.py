@@ -14,7 +14,7 @@ from ..engine import private
 from ..engine.checks import check_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.patch import replace
+from ..engine.patch import replace, wrap
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
@@ -238,14 +238,14 @@ class FaultInjectionHook(AmpHook):
         """Give everything back even if the training loop raises."""
         if not isinstance(loop, BaseLoop):  # not built: this is a test run
             return
-        original, stack = loop.run, ExitStack()
+        stack = ExitStack()
 
-        def run() -> Any:
+        def run(original: Any, *args: Any, **kwargs: Any) -> Any:
             with stack:
-                return original()
+                return original(*args, **kwargs)
 
         stack.callback(self._end)
-        replace(loop, "run", run, stack)
+        stack.callback(wrap(loop, "run", run))
 
     def _end(self) -> None:
         self._undo.close()
