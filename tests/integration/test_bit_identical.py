@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from amp_hooks.engine.patch import Layers
 from tests import helpers
 
 ONE_LINE = [dict(type="amp_hooks.StabilityHook")]
@@ -50,5 +51,7 @@ def test_nothing_stays_attached(build):
         assert not module._forward_hooks, name
         assert not module._forward_pre_hooks, name
         assert not {"loss_by_feat", "loss_and_target"} & set(vars(module)), name
-    assert not {"step", "backward"} & set(vars(runner.optim_wrapper))
+    # MMEngine's schedulers have put a `step` of theirs there, which counts.
+    left = vars(runner.optim_wrapper)
+    assert not any(isinstance(left.get(n), Layers) for n in ("step", "backward"))
     assert "train_step" not in vars(runner.model)
