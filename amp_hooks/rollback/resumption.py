@@ -42,7 +42,7 @@ class Resumption:
         """Choose what to resume from, before MMEngine does."""
         if self._own_seed is None:
             self._own_seed = runner.seed
-            runner.register_hook(LastBeforeSavingHook(self))
+            runner.register_hook(_LastBeforeSavingHook(self))
         choose_resume(runner)
 
     def loaded(self, checkpoint: Mapping[str, Any]) -> None:
@@ -102,7 +102,7 @@ class Resumption:
         checkpoint.setdefault(CHECKPOINT_KEY, {})[_KEY] = kept
 
 
-class LastBeforeSavingHook(Hook):
+class _LastBeforeSavingHook(Hook):
     """Stands behind all hooks that put something into a checkpoint, or change it.
 
     Args:
