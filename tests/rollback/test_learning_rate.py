@@ -9,6 +9,7 @@ from mmdet.registry import PARAM_SCHEDULERS as MMDET_SCHEDULERS
 from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler import CosineAnnealingLR, LinearLR
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
+from mmengine.registry import DefaultScope
 
 from amp_hooks.rollback.learning_rate import (
     TemporaryLR,
@@ -30,7 +31,9 @@ def make_wrapper(*, groups=2, lr=0.1, optimizer=torch.optim.SGD, **options):
 
 def build(cfgs, wrapper):
     default = dict(optimizer=wrapper, epoch_length=EPOCH)
-    return [MMDET_SCHEDULERS.build(dict(cfg), default_args=default) for cfg in cfgs]
+    # Whatever the scope of the last runner in this process.
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return [MMDET_SCHEDULERS.build(dict(cfg), default_args=default) for cfg in cfgs]
 
 
 def run(wrapper, schedulers, steps=STEPS, *, change=None, temporary=None):
