@@ -41,6 +41,11 @@ class Length:
     epochs: int = 3
     pretrain: int = 16
 
+    @property
+    def iters(self) -> int:
+        """Of a run of ``epochs``."""
+        return self.images // BATCH * self.epochs
+
 
 # As most of the runs are short, these are a twentieth of their defaults.
 SHORT = dict(
