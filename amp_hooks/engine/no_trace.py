@@ -51,11 +51,11 @@ def state_without(module: nn.Module) -> Any:
             continue
         if isinstance(value, Layers):
             value.put_back(state, name)
-        elif isinstance(value, OrderedDict) and name.endswith("_hooks"):
+        elif isinstance(value, OrderedDict) and name.endswith("hooks"):
             ours |= {key for key, hook in value.items() if _is_ours(hook)}
     if ours:  # in what is called, and in what tells how
         for name, value in state.items():
-            if isinstance(value, OrderedDict) and "_hooks" in name:
+            if isinstance(value, OrderedDict) and "hooks" in name:
                 kept = ((key, v) for key, v in value.items() if key not in ours)
                 state[name] = OrderedDict(kept)
     return state
