@@ -120,6 +120,9 @@ class Live:
         """
         clock = time.perf_counter if self.device == "cuda" else time.process_time
         times = []
+        # They share an optimizer, and what its steps are to the others is no step.
+        recorder = Runtime.of(self.runner).recorder
+        recorder.muted = False
         for i in range(iterations):
             seed(i)
             self._wait()
@@ -127,6 +130,7 @@ class Live:
             self.runner.train_loop.run_iter(self.batch)
             self._wait()
             times.append(clock() - start)
+        recorder.muted = True
         return times
 
     @property
@@ -149,6 +153,7 @@ class Live:
         ``leave`` names scalars of the message hub whose history stays short.
         """
         loop, hub = self.runner.train_loop, self.runner.message_hub
+        Runtime.of(self.runner).recorder.muted = False
         # More iterations than any hook remembers, of which only the end takes place.
         for _ in range(min(iteration, 500)):
             outputs = dict(loss=torch.tensor(self.loss, device=self.device))
