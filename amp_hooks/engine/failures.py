@@ -59,6 +59,7 @@ class Failures:
         self,
         owner: Any,
         what: Callable[..., T],
+        /,
         *args: Any,
         otherwise: T,
         **kwargs: Any,
@@ -71,26 +72,17 @@ class Failures:
         except Exception as e:
             if leaves(e, owner):
                 raise
-            self.bear(owner, getattr(what, "__name__", "a call"), e)
+            self.bear(owner, _function(what).__name__, e)
             return otherwise
 
     def guarded(
         self, owner: Any, what: Callable[..., Any], otherwise: Any = None
     ) -> Callable[..., Any]:
         """A function that is called in this way, to be registered somewhere."""
-        named = what.func if isinstance(what, functools.partial) else what
 
-        @functools.wraps(named)
+        @functools.wraps(_function(what))
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if owner in self.off:
-                return otherwise
-            try:
-                return what(*args, **kwargs)
-            except Exception as e:
-                if leaves(e, owner):
-                    raise
-                self.bear(owner, named.__name__, e)
-                return otherwise
+            return self.call(owner, what, *args, otherwise=otherwise, **kwargs)
 
         return guarded
 
@@ -149,6 +141,11 @@ def leaves(error: BaseException, owner: Any = None) -> bool:
     if isinstance(error, OnPurpose) or of_the_device(error):
         return True
     return getattr(owner, "together", True) and dist.get_world_size() > 1
+
+
+def _function(what: Callable[..., Any]) -> Any:
+    """What has a name of its own: of a partial, what it calls."""
+    return what.func if isinstance(what, functools.partial) else what
 
 
 def traceback_of(error: BaseException) -> str:
