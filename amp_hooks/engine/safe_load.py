@@ -122,4 +122,4 @@ def allow_mmengine_checkpoints() -> None:
     Affects the whole process and may be called again. Before torch 2.6 MMEngine itself
     loads without ``weights_only``, but RollbackHook looks at a file with it first.
     """
-    allow_under_names(list(_safe_globals()))
+    allow_under_names(_safe_globals())

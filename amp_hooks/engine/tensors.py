@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import private
+from . import private, torch_api
 
 
 def named_tensors(
@@ -127,7 +127,7 @@ def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
     grads = gradient_values(params)
     if not grads:
         return None
-    norms = private.norms_of(list(grads.values()))
+    norms = torch_api.norms_of(list(grads.values()))
     device = norms[0].device
     # Zeros fill the gaps: an index made from a list would be a copy to the device.
     placed = dict(zip(grads, (norm.to(device) for norm in norms)))

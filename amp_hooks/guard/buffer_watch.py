@@ -7,7 +7,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import torch_api
 from ..engine.by_design import ByDesign
 from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -45,7 +45,7 @@ class BufferWatch:
         self._slots = [
             (f"{path}.{name}" if path else name, module, name)
             for path, module in model.named_modules()
-            for name, buffer in private.buffers_of(module).items()
+            for name, buffer in torch_api.buffers_of(module).items()
             if buffer is not None and measurable(buffer)
         ]
 
@@ -72,7 +72,7 @@ class BufferWatch:
             by_kind.setdefault((buffer.device, buffer.dtype), []).append(buffer)
         flags = []
         for (device, _), buffers in by_kind.items():
-            peaks = torch.stack(private.peaks_of(buffers)).float()
+            peaks = torch.stack(torch_api.peaks_of(buffers)).float()
             zeros = self._zeros.get(device)
             if zeros is None or len(zeros) < len(peaks):
                 zeros = self._zeros[device] = torch.zeros(len(peaks), device=device)
@@ -92,14 +92,14 @@ class BufferWatch:
         found: list[tuple[str, Tensor]] = []
         others: list[tuple[str, Tensor]] = []
         for path, module, name in self._slots:
-            norm = private.is_norm(module)
+            norm = torch_api.is_norm(module)
             if norm and not module.training or not (norm or self._by_design.settled):
                 continue
-            buffer = private.buffers_of(module).get(name)
+            buffer = torch_api.buffers_of(module).get(name)
             if buffer is None or path in self._by_design.names:
                 continue
             (found if norm else others).append((path, buffer.detach()))
         if others:
             paths, buffers = zip(*others)
-            found += zip(paths, private.without_negative(buffers))
+            found += zip(paths, torch_api.without_negative(buffers))
         return found

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import torch_api
 from ..engine.headroom import FP16_MAX, USELESS_LOGIT
 from ..precision.half_rehearsal import rehearsing_half
 
@@ -58,7 +58,7 @@ def infinity_is_overflow(module: nn.Module) -> bool:
     So it is in a convolution or linear layer. Any other module may mask positions with
     it (text tokens in Grounding DINO, say).
     """
-    return isinstance(module, nn.Linear) or private.is_convolution(module)
+    return isinstance(module, nn.Linear) or torch_api.is_convolution(module)
 
 
 def largest_number(logits: Tensor) -> float:

@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.batches import batch_tensors
 from ..engine.describe import batch_size
 from ..engine.finding import Finding
@@ -21,7 +21,6 @@ from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
 from ..forensics.preserved import alone, preserved
-from ..forensics.replay import eager
 from ..precision.half_rehearsal import half_rehearsal
 from .first_batch import peak, worst
 from .setup_rules import Predictions, validation
@@ -100,7 +99,7 @@ def _predict(
             alone(),
             undisturbed_rng(),
             preserved(model),
-            eager(),
+            torch_api.eager(),
             torch.no_grad(),
         ):
             stack.enter_context(context)
@@ -145,7 +144,7 @@ def _without_statistics(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if private.is_batch_norm(module)
+        if torch_api.is_batch_norm(module)
         and module.running_mean is not None
         and not module.num_batches_tracked
         and not module.running_mean.any()
