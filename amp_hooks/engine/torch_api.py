@@ -65,7 +65,6 @@ def step_state(scaler: Any, optimizer: Any) -> dict[str, Any]:
 
 def is_unscaled(state: Mapping[str, Any]) -> bool:
     """Whether the gradients of that step have been unscaled already."""
-    # An enum of another module before torch 2.3.
     return getattr(state.get("stage"), "name", None) == "UNSCALED"
 
 
