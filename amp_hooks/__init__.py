@@ -9,6 +9,8 @@ can do without: each name below is fetched when it is first asked for. The hooks
 these two only.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
