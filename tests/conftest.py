@@ -38,7 +38,7 @@ def digits(tmp_path_factory):
     return out
 
 
-_collect_env = functools.cache(collect_env)
+_collect_env = functools.lru_cache(maxsize=None)(collect_env)
 
 
 @pytest.fixture(autouse=True)

@@ -176,7 +176,7 @@ class Runtime:
             self.raised = None
             self.forget_accumulation()
         if record.verdict is not Verdict.HEALTHY:
-            fields = nonfinite.fields | fields
+            fields = {**nonfinite.fields, **fields}
             if scales := record.all("scale"):
                 fields["scale"] = min(scales)
             if dist.get_world_size() > 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
-from functools import cache
+from functools import lru_cache
 from pathlib import PosixPath, WindowsPath
 from typing import Any
 
@@ -85,7 +85,7 @@ _PLAIN = (
 _PATHS = (PosixPath, WindowsPath)
 
 
-@cache
+@lru_cache(maxsize=None)
 def _safe_globals() -> tuple[Any, ...]:
     # Found so, because the module they are in has another place in each NumPy.
     rebuild: list[Any] = [x.__reduce__()[0] for x in (np.zeros(0), np.float64(0))]

@@ -67,7 +67,7 @@ def fit_state(
     if layout["optimizer"] == now["optimizer"]:
         for g, names in enumerate(layout["groups"]):
             numbers = saved["param_groups"][g]["params"]
-            known |= {name: (g, n) for name, n in zip(names, numbers)}
+            known.update({name: (g, n) for name, n in zip(names, numbers)})
     state, groups = {}, []
     for names, group in zip(now["groups"], live["param_groups"]):
         told = [known[name][0] for name in names if name in known]

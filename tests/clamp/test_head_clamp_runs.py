@@ -123,7 +123,10 @@ def test_inside_the_limit_it_is_a_head_in_fp32(build, precision, mode):
     )
     got = []
     for how in (ours, theirs, {}):
-        how["options"] = how.get("options", {}) | {"model.test_cfg.rcnn.score_thr": 0.0}
+        how["options"] = {
+            **how.get("options", {}),
+            "model.test_cfg.rcnn.score_thr": 0.0,
+        }
         runner = build(
             "faster_rcnn", iters=8, precision=precision, validate=True, **how
         )

@@ -129,7 +129,7 @@ class Floats(small.Small):
             losses = self(**self.data_preprocessor(data, True))
         total = sum(losses.values())
         optim_wrapper.update_params(total)
-        return {k: v.item() for k, v in losses.items()} | dict(loss=total.item())
+        return {**{k: v.item() for k, v in losses.items()}, **dict(loss=total.item())}
 
 
 @pytest.mark.parametrize("hooks", HOOKS, ids=["guard", "suite"])

@@ -754,7 +754,7 @@ def test_a_learning_rate_that_has_gone_well_is_kept(build, loop):
 
 def test_it_is_told_why_the_learning_rate_stays(build):
     hooks = [rollback(patience=1, keep_lr_after=2), bad_forward(5)]
-    options = CONSTANT | {"log_level": "WARNING"}
+    options = {**CONSTANT, "log_level": "WARNING"}
     runner = build("retinanet", iters=7, hooks=hooks, options=options)
     runner.train()
     assert "unchanged, for it has gone well for 2 iterations" in helpers.log(runner)
@@ -782,11 +782,11 @@ def test_a_re_warm_up_is_a_rise(build):
 
 
 def test_what_goes_well_is_remembered_over_a_resume(build, tmp_path):
-    options = CONSTANT | {"default_hooks.checkpoint.interval": 4}
+    options = {**CONSTANT, "default_hooks.checkpoint.interval": 4}
     hooks = [rollback(patience=1, keep_lr_after=5), bad_forward(7)]
     run = dict(work_dir=tmp_path / "run", hooks=hooks)
     build("retinanet", iters=4, options=options, **run).train()
-    options = options | {"resume": True}
+    options = {**options, "resume": True}
     runner = build("retinanet", iters=9, options=options, **run)
     runner.train()
     (line,) = helpers.ledger(runner, "rollback")
