@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from . import torch_api
+from . import private
 from .messages import warn
 from .tensors import nonfinite_names
 from .words import first_names
@@ -48,8 +48,8 @@ class ByDesign:
         self._statistics = {
             f"{path}.{name}" if path else name
             for path, module in model.named_modules()
-            if torch_api.is_norm(module)
-            for name in torch_api.buffers_of(module)
+            if private.is_norm(module)
+            for name in private.buffers_of(module)
         }
         self._parameters = {name for name, _ in model.named_parameters()}
         self._buffers = {name for name, _ in model.named_buffers()}

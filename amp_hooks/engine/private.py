@@ -7,9 +7,18 @@ do. A test keeps private names out of every other module. Checked with mmengine 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 # --- mmengine.optim.OptimWrapper ------------------------------------------------------
 
@@ -165,3 +174,59 @@ def copy_metadata(source: Any, target: Any) -> None:
     """A state dict's versions of its layers, if it has any."""
     if hasattr(source, "_metadata"):
         target._metadata = source._metadata
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The module's own buffers, to read and to replace."""
+    return module._buffers
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The module's own parameters, to read and to exchange."""
+    return module._parameters
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm or InstanceNorm, with statistics or without."""
+    return isinstance(module, _NormBase)
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a BatchNorm."""
+    return isinstance(module, _BatchNorm)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether it is a convolution, transposed or not."""
+    return isinstance(module, _ConvNd)
+
+
+def sparse_values(gradient: Tensor) -> Tensor:
+    """The values of a sparse gradient, not coalesced: to write to in place."""
+    return gradient._values()
+
+
+def gradient_hooks(parameter: Tensor) -> OrderedDict[int, Any] | None:
+    """What ``register_hook`` has put on a parameter, in the order of its calls."""
+    hooks: Any = parameter._backward_hooks
+    return hooks if isinstance(hooks, OrderedDict) else None
+
+
+def call_first(parameter: Tensor, handle: int) -> None:
+    """Let one of the hooks of a parameter be called before the others."""
+    hooks = gradient_hooks(parameter)
+    if hooks:
+        # torch walks the dict itself, to which `move_to_end` means nothing.
+        order = [(handle, hooks.pop(handle)), *hooks.items()]
+        hooks.clear()
+        hooks.update(order)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs: activation checkpointing calls modules again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """A context in which TorchFunctionModes see nothing."""
+    return torch._C.DisableTorchFunction()

@@ -68,7 +68,7 @@ def measurable(t: Tensor) -> bool:
     Not a sparse or complex one, nor one of float8, for which torch has no norm.
     """
     strided = t.layout is torch.strided and not t.is_complex()
-    return strided and t.is_floating_point() and t.itemsize >= 2 and t.numel() > 0
+    return strided and t.is_floating_point() and t.element_size() >= 2 and t.numel() > 0
 
 
 def overlaps_itself(t: Tensor) -> bool:

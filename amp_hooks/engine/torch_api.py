@@ -1,23 +1,19 @@
-"""What the suite uses of torch that is private, or that not every torch has.
+"""What not every torch has, and of GradScaler and foreach what is private.
 
 The rest of the package is written for torch 2.13; what 2.0 to 2.12 do in another way is
-told apart here, and nowhere else. A test keeps private names out of every other module.
-Checked with torch 2.0, 2.1, 2.3, 2.5, 2.8 and 2.13.
+told apart here, and nowhere else. Checked with torch 2.0, 2.1, 2.3, 2.5, 2.8 and 2.13.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, _weights_only_unpickler, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from ..errors import UnsupportedError
 from . import restricted_unpickler
@@ -25,33 +21,36 @@ from .patch import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import TypeGuard
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 # --- GradScaler -----------------------------------------------------------------------
 
 
-def cpu_grad_scaler(**options: Any) -> Any:
-    """A GradScaler for losses on the CPU.
+def check_rehearsal() -> None:
+    """See that FP16 can be rehearsed on a CPU.
 
     Raises:
-        UnsupportedError: torch has none before 2.3.
+        UnsupportedError: Before torch 2.3, whose autocast and GradScaler cannot.
     """
     if TORCH < (2, 3):
         raise UnsupportedError(
-            f"FP16 cannot be rehearsed with torch {torch.__version__}, which has no "
-            "GradScaler for a CPU; torch 2.3 has one. Without it: AmpOptimWrapper on a "
-            "GPU, or dtype='bfloat16' and loss_scale=dict(enabled=False) here."
+            f"FP16 cannot be rehearsed on a CPU with torch {torch.__version__}: that "
+            "takes torch 2.3. Without it: AmpOptimWrapper on a GPU, or here "
+            "dtype='bfloat16' with loss_scale=dict(enabled=False)."
         )
-    return torch.amp.GradScaler("cpu", **options)
 
 
-def disabled_grad_scaler() -> Any:
-    """One that leaves losses and gradients as they are, wherever they are."""
-    if TORCH < (2, 3):
+def cpu_grad_scaler(enabled: bool = True, **options: Any) -> Any:
+    """A GradScaler for losses on the CPU.
+
+    Raises:
+        UnsupportedError: See :func:`check_rehearsal`.
+    """
+    if TORCH < (2, 3) and not enabled:
         return torch.cuda.amp.GradScaler(enabled=False)
-    return torch.amp.GradScaler("cpu", enabled=False)
+    check_rehearsal()
+    return torch.amp.GradScaler("cpu", enabled=enabled, **options)
 
 
 def step_state(scaler: Any, optimizer: Any) -> dict[str, Any]:
@@ -159,32 +158,15 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [norm(t, dtype=dtype).float() for t, dtype in zip(tensors, dtypes)]
 
 
+def min_and_max(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.aminmax``, also of half precision on a CPU."""
+    if TORCH < (2, 3) and x.device.type == "cpu":
+        x = x.float()
+    low, high = torch.aminmax(x)
+    return low, high
+
+
 # --- modules --------------------------------------------------------------------------
-
-
-def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """The module's own buffers, to read and to replace."""
-    return module._buffers
-
-
-def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The module's own parameters, to read and to exchange."""
-    return module._parameters
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether it is a BatchNorm or InstanceNorm, with statistics or without."""
-    return isinstance(module, _NormBase)
-
-
-def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether it is a BatchNorm."""
-    return isinstance(module, _BatchNorm)
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """Whether it is a convolution, transposed or not."""
-    return isinstance(module, _ConvNd)
 
 
 def after_each_call(
@@ -209,35 +191,6 @@ def after_each_call(
     stack.callback(module.register_forward_hook(hook).remove)
     stack.callback(wrap(module, "forward", forward))
     return stack.close
-
-
-# --- gradients ------------------------------------------------------------------------
-
-
-def sparse_values(gradient: Tensor) -> Tensor:
-    """The values of a sparse gradient, not coalesced: to write to in place."""
-    return gradient._values()
-
-
-def gradient_hooks(parameter: Tensor) -> OrderedDict[int, Any] | None:
-    """What ``register_hook`` has put on a parameter, in the order of its calls."""
-    hooks: Any = parameter._backward_hooks
-    return hooks if isinstance(hooks, OrderedDict) else None
-
-
-def call_first(parameter: Tensor, handle: int) -> None:
-    """Let one of the hooks of a parameter be called before the others."""
-    hooks = gradient_hooks(parameter)
-    if hooks:
-        # torch walks the dict itself, to which `move_to_end` means nothing.
-        order = [(handle, hooks.pop(handle)), *hooks.items()]
-        hooks.clear()
-        hooks.update(order)
-
-
-def in_backward() -> bool:
-    """Whether a backward pass runs: activation checkpointing calls modules again."""
-    return torch._C._current_graph_task_id() != -1
 
 
 # --- torch.compile --------------------------------------------------------------------
@@ -290,11 +243,3 @@ def load_weights_only(file: Any, **options: Any) -> Any:
     for name, allowed in {**own, "torch.device": torch.device}.items():
         restricted_unpickler.ALLOWED.setdefault(name, allowed)
     return torch.load(file, pickle_module=restricted_unpickler, **options)
-
-
-# --- other parts ----------------------------------------------------------------------
-
-
-def without_function_modes() -> AbstractContextManager[Any]:
-    """A context in which TorchFunctionModes see nothing."""
-    return torch._C.DisableTorchFunction()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..engine import torch_api
+from ..engine import private
 from ..engine.tensors import named_tensors
 
 _LIMIT = 10_000  # operations remembered: masks are made by some, too
@@ -109,7 +109,7 @@ def _finite(tree: Any) -> bool:
 
 def _all_finite(tensor: Tensor) -> bool:
     try:
-        with torch_api.without_function_modes():
+        with private.without_function_modes():
             return bool(torch.isfinite(tensor.detach()).all())
     except (NotImplementedError, RuntimeError):  # of a kind that cannot be asked
         return True

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import torch_api
+from ..engine import private
 from ..engine.patch import replace
 
 # Of a module itself: hooks, and what is looked at apart. Not ``training``.
@@ -48,7 +48,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     copies: dict[int, Any] = {}
     for module in model.modules():
         _note_attributes(vars(module), _OF_MODULE, undo, seen, _DEPTH)
-        for kind in (torch_api.buffers_of(module), torch_api.parameters_of(module)):
+        for kind in (private.buffers_of(module), private.parameters_of(module)):
             frozen: dict[str, Any] = {
                 name: t
                 for name, t in kind.items()

@@ -26,7 +26,7 @@ class AccumulationStart:
         self._slots = [
             (module, name)
             for module in bare_model(runner).modules()
-            for name, buffer in torch_api.buffers_of(module).items()
+            for name, buffer in private.buffers_of(module).items()
             if buffer is not None
         ]
         self._buffers, self._ema = SavedTensors(), SavedTensors()
@@ -40,8 +40,7 @@ class AccumulationStart:
         self._saved = [
             (module, name)
             for module, name in self._slots
-            if _can_change(module)
-            and torch_api.buffers_of(module).get(name) is not None
+            if _can_change(module) and private.buffers_of(module).get(name) is not None
         ]
         self._buffers.save(self._live())
         if self._keeps_ema:
@@ -50,17 +49,17 @@ class AccumulationStart:
     def restore(self, runner: Runner) -> None:
         """Put it back, bit for bit."""
         for (module, name), copy in zip(self._saved, self._buffers.copies):
-            live = torch_api.buffers_of(module).get(name)
+            live = private.buffers_of(module).get(name)
             # Replaced meanwhile, or of the kind that cannot be written to.
             if live is None or live.shape != copy.shape or overlaps_itself(live):
-                torch_api.buffers_of(module)[name] = copy.clone()
+                private.buffers_of(module)[name] = copy.clone()
         self._buffers.restore(self._live())
         if self._keeps_ema:
             self._ema.restore(list(ema_tensors(runner)))
 
     def _live(self) -> list[Tensor]:
         # `get_buffer` takes most of the time of a copy in a model of 100 BatchNorms.
-        live = [torch_api.buffers_of(module)[name] for module, name in self._saved]
+        live = [private.buffers_of(module)[name] for module, name in self._saved]
         return [buffer for buffer in live if buffer is not None]
 
 
@@ -72,7 +71,7 @@ def ema_tensors(runner: Runner) -> Iterator[Tensor]:
 
 def _can_change(module: nn.Module) -> bool:
     # Frozen BatchNorm, which most detectors have in their backbone, updates nothing.
-    return module.training or not torch_api.is_norm(module)
+    return module.training or not private.is_norm(module)
 
 
 class SavedTensors:

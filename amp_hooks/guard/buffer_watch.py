@@ -7,7 +7,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-from ..engine import torch_api
+from ..engine import private, torch_api
 from ..engine.by_design import ByDesign
 from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -45,7 +45,7 @@ class BufferWatch:
         self._slots = [
             (f"{path}.{name}" if path else name, module, name)
             for path, module in model.named_modules()
-            for name, buffer in torch_api.buffers_of(module).items()
+            for name, buffer in private.buffers_of(module).items()
             if buffer is not None and measurable(buffer)
         ]
 
@@ -92,10 +92,10 @@ class BufferWatch:
         found: list[tuple[str, Tensor]] = []
         others: list[tuple[str, Tensor]] = []
         for path, module, name in self._slots:
-            norm = torch_api.is_norm(module)
+            norm = private.is_norm(module)
             if norm and not module.training or not (norm or self._by_design.settled):
                 continue
-            buffer = torch_api.buffers_of(module).get(name)
+            buffer = private.buffers_of(module).get(name)
             if buffer is None or path in self._by_design.names:
                 continue
             (found if norm else others).append((path, buffer.detach()))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..engine import torch_api
+from ..engine import private
 from ..engine.patch import Guard, unguarded
 
 
@@ -41,7 +41,7 @@ class CleanedGradients:
     def begin(self, params: Sequence[Tensor], names: dict[int, str]) -> None:
         """Look for hooks at the first backward pass, when all others have begun."""
         for p in params:
-            hooks = torch_api.gradient_hooks(p)
+            hooks = private.gradient_hooks(p)
             if not hooks or not p.requires_grad or names.get(id(p)) in self.names:
                 continue
             self.names.append(names.get(id(p), "?"))
@@ -80,5 +80,5 @@ class CleanedGradients:
 
         first = p.register_hook(self._guarded(before))
         last = p.register_hook(self._guarded(after))
-        torch_api.call_first(p, first.id)
+        private.call_first(p, first.id)
         self._handles += [first.remove, last.remove]

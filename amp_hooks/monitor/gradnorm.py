@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine import torch_api
+from ..engine import private, torch_api
 from ..engine.checks import check_int, check_number
 
 
@@ -91,7 +91,7 @@ def multiply_gradients(params: list[Tensor], coefficient: Tensor) -> None:
     by_device: dict[torch.device, list[Tensor]] = {}
     for p in params:
         if p.grad is not None:
-            values = torch_api.sparse_values(p.grad) if p.grad.is_sparse else p.grad
+            values = private.sparse_values(p.grad) if p.grad.is_sparse else p.grad
             by_device.setdefault(values.device, []).append(values)
     for device, grads in by_device.items():
         torch_api.multiply_all(grads, coefficient.to(device))

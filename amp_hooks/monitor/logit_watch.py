@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import torch_api
+from ..engine import private
 from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import named_tensors
@@ -187,7 +187,7 @@ class LogitWatch:
         Its re-entrant kind runs the forward pass without gradients and is seen here in
         the backward pass only; the other kind is seen in both.
         """
-        if not torch_api.in_backward():
+        if not private.in_backward():
             self._measured.add(name)
             return False
         return name in self._measured

@@ -90,6 +90,7 @@ def half_rehearsal() -> Iterator[None]:
     ``torch.autocast('cpu', enabled=False)`` switches the rounding off.
     """
     global _depth
+    torch_api.check_rehearsal()
     was = torch_api.is_autocast_enabled("cpu"), torch_api.autocast_dtype("cpu")
     _depth += 1
     torch_api.set_cpu_autocast(True, torch.float32)

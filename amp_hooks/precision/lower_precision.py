@@ -45,7 +45,7 @@ class LowerPrecision:
         else:
             wrapper.cast_dtype = dtype
         if self._scaler is None and (scaler := active_scaler(wrapper)) is not None:
-            stand_in: Any = torch_api.disabled_grad_scaler()
+            stand_in: Any = torch_api.cpu_grad_scaler(enabled=False)
             stand_in.state_dict = scaler.state_dict
             stand_in.load_state_dict = scaler.load_state_dict
             self._scaler, wrapper.loss_scaler = scaler, stand_in

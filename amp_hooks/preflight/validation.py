@@ -56,8 +56,10 @@ def validation_findings(runner: Runner, layers: list[str]) -> list[Finding]:
         raise ValueError("there is no validation loop with a batch to take")
     model = bare_model(runner)
     device = next(model.parameters()).device.type
-    half: AbstractContextManager[Any] = half_rehearsal()
-    if device != "cpu":
+    if device == "cpu":
+        torch_api.check_rehearsal()
+        half: AbstractContextManager[Any] = half_rehearsal()
+    else:
         half = torch.autocast(device, dtype=torch.float16)
     with undisturbed_rng():
         batch = first_batch(loop.dataloader)
@@ -144,7 +146,7 @@ def _without_statistics(model: nn.Module) -> list[nn.Module]:
     return [
         module
         for module in model.modules()
-        if torch_api.is_batch_norm(module)
+        if private.is_batch_norm(module)
         and module.running_mean is not None
         and not module.num_batches_tracked
         and not module.running_mean.any()

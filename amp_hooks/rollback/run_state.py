@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.utils import get_git_hash
 from torch import nn
 
-from ..engine import private, torch_api
+from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.by_design import ByDesign
 from ..engine.hook import CHECKPOINT_KEY
@@ -182,12 +182,12 @@ class Snapshot:
             module = modules.get(owner)
             if module is None:  # removed meanwhile
                 continue
-            live = torch_api.buffers_of(module).get(last)
+            live = private.buffers_of(module).get(last)
             if live is not None and live.shape == saved.shape:
                 live.copy_(saved)
             else:  # replaced meanwhile
                 device = saved.device if live is None else live.device
-                torch_api.buffers_of(module)[last] = saved.to(device, copy=True)
+                private.buffers_of(module)[last] = saved.to(device, copy=True)
 
 
 def optimizer_layouts(runner: Runner) -> dict[str, Layout]:
@@ -205,9 +205,9 @@ def _load(model: nn.Module, saved: dict[str, Any]) -> None:
 def own_memory(model: nn.Module) -> None:
     """Give buffers whose values share memory (``expand``) memory that can be set."""
     for module in model.modules():
-        for name, buffer in torch_api.buffers_of(module).items():
+        for name, buffer in private.buffers_of(module).items():
             if buffer is not None and overlaps_itself(buffer):
-                torch_api.buffers_of(module)[name] = buffer.clone()
+                private.buffers_of(module)[name] = buffer.clone()
 
 
 def _scheduled(runner: Runner) -> set[str]:

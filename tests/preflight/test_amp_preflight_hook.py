@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 
 import amp_hooks
+from amp_hooks.engine.torch_api import is_autocast_enabled
 from tests import helpers
 
 PREFLIGHT = [dict(type="amp_hooks.AmpPreflightHook", config_check=False)]
@@ -472,7 +473,7 @@ class HungryRetinaNet(RetinaNet):
     """FP32 has memory for one image only."""
 
     def loss(self, inputs, samples):
-        if len(inputs) > 1 and not torch.is_autocast_enabled("cpu"):
+        if len(inputs) > 1 and not is_autocast_enabled("cpu"):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return super().loss(inputs, samples)
 
