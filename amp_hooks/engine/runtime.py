@@ -165,7 +165,7 @@ class Runtime:
         fields: dict[str, Any] = {}
         nonfinite = self._judge(record)
         for observe in self.observers:
-            fields |= observe(record)
+            fields.update(observe(record))
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record, self.clamped)
