@@ -57,6 +57,10 @@ class Unpickler(_Unpickler):  # type: ignore[misc]
         self._see(type(self.stack[-2]), "give attributes to a")
         super().load_build()
 
+    def load_obj(self) -> None:
+        """Of protocols before 2, which torch does not write."""
+        raise UnpicklingError("The file has an instruction that torch does not write.")
+
     def _see(self, what: Any, to: str) -> None:
         if not any(what is allowed for allowed in ALLOWED.values()):
             raise UnpicklingError(f"The file wants to {to} {what}: not allowed.")
@@ -65,6 +69,7 @@ class Unpickler(_Unpickler):  # type: ignore[misc]
     dispatch[pickle.NEWOBJ[0]] = load_newobj
     dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.OBJ[0]] = dispatch[pickle.INST[0]] = load_obj
 
 
 def load(file: Any, **options: Any) -> Any:
