@@ -9,7 +9,7 @@ hub. They are put on the list here, so that protection stays on.
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
 from functools import lru_cache
 from pathlib import PosixPath, WindowsPath
@@ -80,7 +80,7 @@ def _defaultdict(factory: Any = None, items: Any = None) -> Any:
 # anything when it is called.
 _PLAIN = (
     *(bool, dict, float, frozenset, int, list, set, str, tuple),
-    *(date, datetime, time, timedelta, timezone),
+    *(Counter, date, datetime, time, timedelta, timezone),
 )
 _PATHS = (PosixPath, WindowsPath)
 
