@@ -93,8 +93,9 @@ def find_compiler() -> list[str]:
     """The user's ``CXX``, which may be ``ccache g++``, or the first that there is."""
     named = shlex.split(os.environ.get("CXX", ""))
     for compiler in [named] if named else [["g++"], ["c++"], ["clang++"]]:
-        if shutil.which(compiler[0]):
-            return compiler
+        path = shutil.which(compiler[0])
+        if path:
+            return [os.path.abspath(path), *compiler[1:]]
     raise BuildFailed(
         f"mmcv needs a C++ compiler, and {named[0] if named else 'g++'} is not on PATH "
         "(on Debian: apt-get install g++)"
@@ -106,11 +107,11 @@ def wrap_compiler(folder: Path) -> str:
 
     A name without a folder, because torch and setuptools split a path at its spaces.
     """
-    program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("pch_cxx.py"))]
-    words = [*program, str(folder), *find_compiler(), "--"]
+    program = Path(__file__).resolve().with_name("pch_cxx.py")
+    words = [sys.executable, "-I", "-S", str(program), str(folder), *find_compiler()]
     path = folder / "bin" / WRAPPER
     path.parent.mkdir()
-    command = " ".join(map(shlex.quote, words))
+    command = " ".join(map(shlex.quote, [*words, "--"]))
     path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     path.chmod(0o755)
     return str(path.parent)
@@ -132,7 +133,7 @@ def prepare(
         paths.append(tools + "/bin")
         env["PYTHONPATH"] = ":".join(filter(None, [tools, env.get("PYTHONPATH")]))
     # Ninja is looked for on PATH, where that of an environment is not.
-    paths.append(str(Path(python).parent.absolute()))
+    paths.append(os.path.dirname(python))
     env["PATH"] = ":".join([*paths, env.get("PATH", os.defpath)])
     env["CXX"] = WRAPPER
     if hasattr(os, "sched_getaffinity"):
@@ -147,7 +148,7 @@ def follow(process: subprocess.Popen[bytes], log: Path) -> None:
     while process.poll() is None:
         time.sleep(0.5)
         # Ninja prints [done/all] for each file.
-        counts = re.findall(rb"^\[(\d+)/(\d+)\]", log.read_bytes(), re.MULTILINE)
+        counts = re.findall(rb"^ *\[(\d+)/(\d+)\]", log.read_bytes(), re.MULTILINE)
         if not counts:
             continue
         done, total = map(int, counts[-1])
@@ -247,12 +248,14 @@ def main() -> int:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(os.environ.get("AMP_HOOKS_CACHE") or os.path.join(home, "amp_hooks"))
     try:
-        facts = probe(args.python)
+        # Not resolved: the link in an environment is what makes it one.
+        python = os.path.abspath(shutil.which(args.python) or args.python)
+        facts = probe(python)
         plan = plan_for(facts, dict(os.environ))
         if args.plan:
             print(plan.key)
             return 0
-        result = (args.python, args.name, args.mmcv, cache.absolute(), facts)
+        result = (python, args.name, args.mmcv, cache.absolute(), facts)
         try:
             wheel = wheel_for(*result, plan)
         except BuildFailed as error:
