@@ -7,7 +7,8 @@ once for each torch, kind of operators (mmcv_plan.py) and Python, with torch's h
 precompiled (pch_cxx.py): 3 minutes on 2 cores, without that 11. The interpreter's
 environment is left as it is.
 
-    --plan   print only what would be built: cpu, or cuda-<nvcc>-sm-<cards>
+    --plan [--kept PLAN]   print only what would be built, as in cpu or
+                           cuda-13.0-sm-8.6; or PLAN, where that serves as well
 
     AMP_HOOKS_CUDA        1: operators for CUDA, 0: for the CPU, empty: what fits
     AMP_HOOKS_CACHE       where built wheels are kept (default: ~/.cache/amp_hooks)
@@ -34,7 +35,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmcv_plan import CannotBuild, Plan, build_environment, decide, find_nvccs
+from mmcv_plan import (
+    CannotBuild,
+    Plan,
+    build_environment,
+    decide,
+    find_nvccs,
+    serves,
+)
 
 # What mmcv's setup.py imports; setuptools 81 dropped its pkg_resources.
 TOOLS = {
@@ -244,6 +252,7 @@ def main() -> int:
     parser.add_argument("--mmcv", default="2.1.0", metavar="VERSION")
     parser.add_argument("--name", default="mmcv", help="or onedl-mmcv")
     parser.add_argument("--plan", action="store_true", help="print what would be built")
+    parser.add_argument("--kept", default="", help="a plan that was built before")
     args = parser.parse_args()
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(os.environ.get("AMP_HOOKS_CACHE") or os.path.join(home, "amp_hooks"))
@@ -253,7 +262,9 @@ def main() -> int:
         facts = probe(python)
         plan = plan_for(facts, dict(os.environ))
         if args.plan:
-            print(plan.key)
+            asked = os.environ.get("AMP_HOOKS_CUDA", "")
+            serving = serves(args.kept, plan, asked, facts["cards"])
+            print(args.kept if serving else plan.key)
             return 0
         result = (python, args.name, args.mmcv, cache.absolute(), facts)
         try:

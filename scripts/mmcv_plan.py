@@ -104,6 +104,23 @@ def decide(
     return Plan(None, "", missing)
 
 
+def serves(kept: str, plan: Plan, asked: str, cards: Sequence[str]) -> bool:
+    """Whether operators that were built do where the plan is for others.
+
+    Those for CUDA run on the CPU as well: hiding the GPU from one command is no reason
+    to compile.
+
+    Args:
+        kept: The plan's key that they were built for.
+        plan: What is wanted now.
+        asked: ``AMP_HOOKS_CUDA``.
+        cards: Those that torch sees.
+    """
+    if kept == plan.key:
+        return True
+    return kept.startswith("cuda-") and plan.nvcc is None and not (cards or asked)
+
+
 def find_nvccs(
     environ: Mapping[str, str], toolkits: Sequence[str] = TOOLKITS
 ) -> list[Nvcc]:
