@@ -178,7 +178,7 @@ def build(
         BuildFailed: The message names the whole log.
     """
     keep.mkdir(parents=True, exist_ok=True)
-    log = keep / (f"{name}-{version}-{facts['tag']}.log")
+    log = keep / f"{name}-{version}-{facts['tag']}.log"
     with tempfile.TemporaryDirectory(prefix="building.", dir=str(keep)) as place:
         folder = Path(place)
         env = prepare(python, plan, facts, folder)
@@ -254,6 +254,8 @@ def main() -> int:
     parser.add_argument("--plan", action="store_true", help="print what would be built")
     parser.add_argument("--kept", default="", help="a plan that was built before")
     args = parser.parse_args()
+    # Killed politely it ends the compilers too, and leaves no half of a wheel.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = Path(os.environ.get("AMP_HOOKS_CACHE") or os.path.join(home, "amp_hooks"))
     try:

@@ -117,7 +117,8 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
             raise RuntimeError(
                 f"CpuAmpOptimWrapper got a loss on {loss.device}. It works on the CPU "
                 "only; use optim_wrapper=dict(type='AmpOptimWrapper', ...) here. If "
-                "mmcv has operators for the CPU only, hide the GPU: CUDA_VISIBLE_DEVICES="
+                "mmcv has operators for the CPU only, hide the GPU: "
+                "CUDA_VISIBLE_DEVICES="
             )
         super().backward(loss, **kwargs)
 
