@@ -5,6 +5,8 @@ not, and then fails where there is no nvcc of torch's CUDA.
 """
 
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -176,3 +178,21 @@ def test_folders_with_spaces_and_a_compiler_with_arguments(machine, tmp_path):
     _, built, said = build(here, AMP_HOOKS_CACHE=str(tmp_path / "a cache"))
     assert built == "not available"
     assert "2 of them with torch's headers precompiled" in said
+
+
+def test_without_ninja(machine, tmp_path):
+    """In an environment whose programs have none, on a machine whose ninja fails."""
+    venv.create(tmp_path / "env", symlinks=True)
+    (site,) = (tmp_path / "env/lib").glob("python*/site-packages")
+    (site / "here.pth").write_text(sysconfig.get_paths()["purelib"])
+    ninja = tmp_path / "bin/ninja"
+    ninja.parent.mkdir()
+    ninja.write_text("#!/bin/sh\nexit 1\n")
+    ninja.chmod(0o755)
+    here = machine(card=False)
+    path = f"{ninja.parent}:{here.environ['PATH']}"
+    done = here.python(BUILD, "--python", tmp_path / "env/bin/python", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "2 C++ files compiled, 2 of them with torch's headers" in done.stderr
+    (log,) = Path(done.stdout.strip()).parent.glob("*.log")
+    assert "could not find ninja" in log.read_text()
