@@ -18,9 +18,6 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3.11}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-# The constraints hold in pip's isolated builds too, so mmcv and its operators
-# never meet two versions of torch or numpy.
-export PIP_CONSTRAINT="$PWD/scripts/constraints.txt"
 VENV=.venv
 PY=$VENV/bin/python
 STARTED=$SECONDS
@@ -38,6 +35,12 @@ command -v "$PYTHON" >/dev/null ||
     die "no '$PYTHON' on PATH. Install Python 3.11 or name one: PYTHON=/path/to/python3.11"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
     die "'$PYTHON' is $("$PYTHON" -V 2>&1), and the pinned packages are for Python 3.11"
+
+# The constraints hold in pip's isolated builds too, so mmcv and its operators never meet
+# two versions of torch or numpy. As a URL, because pip splits a path at its spaces.
+PIP_CONSTRAINT=$("$PYTHON" -c 'import pathlib
+print(pathlib.Path("scripts/constraints.txt").resolve().as_uri())')
+export PIP_CONSTRAINT
 
 # What decides whether the environment is up to date: its recipe, its place, and whether
 # mmcv is what this machine wants now.
