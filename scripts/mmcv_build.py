@@ -229,7 +229,9 @@ def wheel_for(
         say(f"built before: {kept}")
         return kept
     minutes = "about 3 minutes" if plan.nvcc is None else "about 20 minutes"
-    say(f"compiling for torch {facts['torch']}; {minutes} on 2 cores, once")
+    say(
+        f"compiling for torch {facts['torch']}, its headers first; {minutes} on 2 cores"
+    )
     return build(python, name, version, plan, facts, keep)
 
 
