@@ -228,10 +228,8 @@ def wheel_for(
     if kept:
         say(f"built before: {kept}")
         return kept
-    minutes = "about 3 minutes" if plan.nvcc is None else "about 20 minutes"
-    say(
-        f"compiling for torch {facts['torch']}, its headers first; {minutes} on 2 cores"
-    )
+    minutes = "about 3 minutes on 2 cores" if plan.nvcc is None else "long with nvcc"
+    say(f"compiling for torch {facts['torch']}, its headers first; {minutes}")
     return build(python, name, version, plan, facts, keep)
 
 

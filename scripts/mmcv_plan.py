@@ -108,17 +108,22 @@ def serves(kept: str, plan: Plan, asked: str, cards: Sequence[str]) -> bool:
     """Whether operators that were built do where the plan is for others.
 
     Those for CUDA run on the CPU as well: hiding the GPU from one command is no reason
-    to compile.
+    to compile. Nor is a plan that was tried in vain, unless CUDA is asked for.
 
     Args:
-        kept: The plan's key that they were built for.
+        kept: The key of the plan that they were built by; ``cuda-13.0-sm-8.6:cpu`` where
+            the CPU's had to be taken in its place.
         plan: What is wanted now.
         asked: ``AMP_HOOKS_CUDA``.
         cards: Those that torch sees.
     """
-    if kept == plan.key:
+    wanted, _, built = kept.partition(":")
+    built = built or wanted
+    if built == plan.key:
         return True
-    return kept.startswith("cuda-") and plan.nvcc is None and not (cards or asked)
+    if built == "cpu":
+        return wanted == plan.key and asked != "1"
+    return built.startswith("cuda-") and plan.nvcc is None and not (cards or asked)
 
 
 def find_nvccs(

@@ -77,6 +77,11 @@ def test_a_value_that_means_nothing(plans):
         ("cuda-13.0-sm-8.6", "0", [], "13.0", False),
         ("cuda-13.0-sm-8.6", "", CARD, None, False),
         ("", "", [], None, False),
+        ("cuda-13.0-sm-8.6:cpu", "", CARD, "13.0", True),  # tried in vain
+        ("cuda-13.0-sm-8.6:cpu", "1", CARD, "13.0", False),
+        ("cuda-13.0-sm-8.6:cpu", "", CARD, "13.1", False),  # another nvcc
+        ("cuda-13.0-sm-8.6:cpu", "", [], "13.0", True),
+        ("cuda-13.0-sm-8.6:cpu", "0", CARD, "13.0", True),
     ],
 )
 def test_what_was_built_serves(plans, kept, asked, cards, nvcc, serves):
