@@ -111,8 +111,8 @@ def serves(kept: str, plan: Plan, asked: str, cards: Sequence[str]) -> bool:
     to compile. Nor is a plan that was tried in vain, unless CUDA is asked for.
 
     Args:
-        kept: The key of the plan that they were built by; ``cuda-13.0-sm-8.6:cpu`` where
-            the CPU's had to be taken in its place.
+        kept: The key of their plan; ``cuda-13.0-sm-8.6:cpu`` where the CPU's had to be
+            taken in its place.
         plan: What is wanted now.
         asked: ``AMP_HOOKS_CUDA``.
         cards: Those that torch sees.
