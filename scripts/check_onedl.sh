@@ -4,7 +4,7 @@
 #
 #   bash scripts/check_onedl.sh [pytest arguments]
 #
-# The first run compiles onedl-mmcv (about 3 minutes on 2 cores, see mmcv_build.py) and
+# The first run compiles onedl-mmcv (3 to 4 minutes on 2 cores, see mmcv_build.py) and
 # keeps the wheel; the suite itself takes about 15 minutes on 2 cores.
 #
 #   PYTHON              the interpreter to use (default: python3.11)

@@ -4,7 +4,7 @@
 
 prints the path of the wheel; what it does meanwhile goes to stderr. A wheel is compiled
 once for each torch, kind of operators (mmcv_plan.py) and Python, with torch's headers
-precompiled (pch_cxx.py): 3 minutes on 2 cores, without that 11. The interpreter's
+precompiled (pch_cxx.py): 3 to 4 minutes on 2 cores, without that 11. The interpreter's
 environment is left as it is.
 
     --plan [--kept PLAN]   print only what would be built, as in cpu or
@@ -228,7 +228,7 @@ def wheel_for(
     if kept:
         say(f"built before: {kept}")
         return kept
-    minutes = "about 3 minutes on 2 cores" if plan.nvcc is None else "long with nvcc"
+    minutes = "3 to 4 minutes on 2 cores" if plan.nvcc is None else "long with nvcc"
     say(f"compiling for torch {facts['torch']}, its headers first; {minutes}")
     return build(python, name, version, plan, facts, keep)
 

@@ -6,7 +6,7 @@
 #
 # Safe to run again: a finished environment is recognised in seconds, and the
 # built mmcv wheel is kept outside the checkout, so that only the first run on a
-# machine compiles it (about 3 minutes on 2 cores, see mmcv_build.py). Without an nvcc of
+# machine compiles it (3 to 4 minutes on 2 cores, see mmcv_build.py). Without an nvcc of
 # torch's CUDA that is mmcv for the CPU, and demo.sh and test.sh then hide a GPU.
 #
 #   PYTHON           the interpreter to use (default: python3.11)
