@@ -178,6 +178,9 @@ def build_environment(
     if plan.nvcc is None:
         # setup.py asks torch before it looks at FORCE_CUDA.
         env.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+        # torch puts a ccache, where there is one, around our compiler, which is another
+        # at each build: all it does is to preprocess each file. CXX may name one.
+        env.setdefault("TORCH_NO_COMPILER_WRAPPER", "1")
         return env
     env.update(CUDA_HOME=plan.nvcc.home, TORCH_CUDA_ARCH_LIST=plan.archs)
     more = [f for f in include_folders(plan.nvcc.home) if "/targets/" in f]
