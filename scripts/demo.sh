@@ -14,6 +14,7 @@ bash scripts/setup_env.sh
 READY=$SECONDS
 
 PY=.venv/bin/python
+. scripts/hide_gpu.sh
 OUT=work_dirs/demo
 CONFIG=configs/digits/faster-rcnn_r18_fpn_fp16_hot
 cores=$(nproc)
@@ -55,4 +56,4 @@ echo "    $PY -m amp_hooks.report $OUT/guarded --html $OUT/guarded.html"
 echo "See it in the browser (tab 'Custom Scalars'):"
 echo "    .venv/bin/tensorboard --logdir $OUT"
 echo "Go on from the auto-rollback checkpoint of a killed run:"
-echo "    $PY scripts/train.py ${CONFIG}_stability.py --work-dir $OUT/guarded --resume"
+echo "    $HIDDEN$PY scripts/train.py ${CONFIG}_stability.py --work-dir $OUT/guarded --resume"

@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup_env.sh
+PY=.venv/bin/python
+. scripts/hide_gpu.sh
 workers=$(env -u OMP_NUM_THREADS nproc)  # which would say 1 if that is set to 1
 workers=$((workers < 8 ? workers : 8))
 export OMP_NUM_THREADS=1  # the models are tiny; more threads only get in the way
@@ -14,4 +16,4 @@ echo "[test] ruff"
 echo "[test] mypy"
 .venv/bin/mypy
 echo "[test] pytest, $workers at a time (about 15 minutes on 2 cores)"
-.venv/bin/python -m pytest -n "$workers" "$@"
+$PY -m pytest -n "$workers" "$@"

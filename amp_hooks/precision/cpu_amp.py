@@ -101,7 +101,8 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         if is_cuda_available() or is_npu_available():
             print_log(
                 "CpuAmpOptimWrapper rehearses mixed precision on a CPU, but this "
-                "machine has an accelerator: use type='AmpOptimWrapper' there.",
+                "machine has an accelerator: use type='AmpOptimWrapper' there. If mmcv "
+                "has operators for the CPU only, hide the GPU: CUDA_VISIBLE_DEVICES=",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -115,7 +116,9 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         if loss.device.type != "cpu":
             raise RuntimeError(
                 f"CpuAmpOptimWrapper got a loss on {loss.device}. It works on the CPU "
-                "only; use optim_wrapper=dict(type='AmpOptimWrapper', ...) here."
+                "only; use optim_wrapper=dict(type='AmpOptimWrapper', ...) here. If "
+                "mmcv has operators for the CPU only, hide the GPU: "
+                "CUDA_VISIBLE_DEVICES="
             )
         super().backward(loss, **kwargs)
 
