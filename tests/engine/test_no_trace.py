@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from contextlib import ExitStack
 
 import pytest
@@ -208,3 +209,13 @@ def test_layers_go_in_any_order():
     undo = wrap(thing, "method", lambda original, x: [*original(x), "ours"])
     undo()
     assert vars(thing)["method"] is own
+
+
+def test_a_scheduler_finds_the_mark_that_it_left_on_the_step(tmp_path):
+    """MMEngine warns in every run where it does not."""
+    scheduler = dict(type="ConstantLR", by_epoch=False, factor=1.0, begin=0, end=9)
+    runner = small.build(tmp_path, [SUITE], iters=2, param_scheduler=scheduler)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        runner.train()
+    assert [w for w in seen if "optimizer.step()" in str(w.message)] == []
