@@ -9,6 +9,8 @@ can do without: each name below is fetched when it is first asked for. The hooks
 these two only.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module(f"{__name__}.registry")  # looks first at what is installed
     module = import_module(f"{__name__}.{_ELSEWHERE.get(name, 'hooks')}")
     value = globals()[name] = getattr(module, name)
     return value

@@ -23,6 +23,13 @@ class UnsupportedError(OnPurpose, NotImplementedError):
     """
 
 
+class MissingError(OnPurpose, RuntimeError):
+    """torch or MMEngine is not installed, or is too old for the hooks.
+
+    No ImportError, of which MMEngine's registry makes another one.
+    """
+
+
 class NoStepError(OnPurpose, RuntimeError):
     """A training step cannot be taken: the config asks for an error then, or other
     processes would wait for this one for ever.

@@ -5,9 +5,13 @@ and then the ``locations`` given here. So neither ``custom_imports`` nor a certa
 ``default_scope`` is needed.
 """
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import Registry
+from .engine.installed import check_installed
+
+check_installed()
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS  # noqa: E402
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS  # noqa: E402
+from mmengine.registry import Registry  # noqa: E402
 
 HOOKS = Registry(
     "hook", parent=MMENGINE_HOOKS, scope="amp_hooks", locations=["amp_hooks.hooks"]

@@ -35,18 +35,20 @@ def build_model(detector, args):
             "neck.out_channels": 16,
         }
         if detector == "retinanet":
-            tiny |= {"bbox_head.in_channels": 16, "bbox_head.feat_channels": 16}
+            tiny.update({"bbox_head.in_channels": 16, "bbox_head.feat_channels": 16})
         else:
-            tiny |= {
-                "rpn_head.in_channels": 16,
-                "rpn_head.feat_channels": 16,
-                "roi_head.bbox_roi_extractor.out_channels": 16,
-                "roi_head.bbox_head.in_channels": 16,
-                "roi_head.bbox_head.fc_out_channels": 32,
-                "train_cfg.rpn_proposal.nms_pre": 50,
-                "train_cfg.rpn_proposal.max_per_img": 20,
-                "train_cfg.rcnn.sampler.num": 16,
-            }
+            tiny.update(
+                {
+                    "rpn_head.in_channels": 16,
+                    "rpn_head.feat_channels": 16,
+                    "roi_head.bbox_roi_extractor.out_channels": 16,
+                    "roi_head.bbox_head.in_channels": 16,
+                    "roi_head.bbox_head.fc_out_channels": 32,
+                    "train_cfg.rpn_proposal.nms_pre": 50,
+                    "train_cfg.rpn_proposal.max_per_img": 20,
+                    "train_cfg.rcnn.sampler.num": 16,
+                }
+            )
         cfg.merge_from_dict({f"model.{key}": value for key, value in tiny.items()})
     seed(0)
     model = MODELS.build(cfg.model)

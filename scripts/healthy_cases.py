@@ -87,7 +87,7 @@ class Plan:
     def cosine(self, warmup: int) -> None:
         """A warm-up, and a cosine to the end."""
         decay = dict(type="CosineAnnealingLR", by_epoch=False)
-        self.schedule(decay | dict(begin=warmup, end=self.iters), warmup=warmup)
+        self.schedule(dict(decay, begin=warmup, end=self.iters), warmup=warmup)
 
 
 def _steps(plan: Plan, case: Case) -> None:
@@ -113,7 +113,7 @@ def _restarts(plan: Plan, case: Case) -> None:
 def _one_cycle(plan: Plan, case: Case) -> None:
     then = dict(type="OneCycleLR", by_epoch=False, eta_max=case.lr)
     # An epoch may end with a batch that is not full; beyond its end it is an error.
-    plan.schedule(then | dict(total_steps=plan.iters + plan.epochs), warmup=0)
+    plan.schedule(dict(then, total_steps=plan.iters + plan.epochs), warmup=0)
 
 
 def _constant(plan: Plan, case: Case) -> None:
@@ -175,11 +175,11 @@ def _mosaic(plan: Plan, case: Case) -> None:
     load, pack = plain[:2], plain[2:]
     if case.detector == "yolox":
         # MultiImageMixDataset loads each image by a pipeline of its own.
-        inner = loader.dataset | dict(pipeline=load)
+        inner = dict(loader.dataset, pipeline=load)
         half = -SIZE // 2
         mosaic = dict(type="Mosaic", img_scale=whole, pad_val=114.0)
         affine = dict(type="RandomAffine", max_rotate_degree=0, max_shear_degree=0)
-        affine |= dict(scaling_ratio_range=(0.5, 1.5), border=(half, half))
+        affine.update(scaling_ratio_range=(0.5, 1.5), border=(half, half))
         kept = dict(type="FilterAnnotations", min_gt_bbox_wh=(1, 1), keep_empty=False)
         loader.dataset = dict(
             type="MultiImageMixDataset",
@@ -192,14 +192,14 @@ def _mosaic(plan: Plan, case: Case) -> None:
         size = dict(type="RandomResize", scale=(2 * SIZE, 2 * SIZE), keep_ratio=True)
         loader.dataset.pipeline = [
             *load,
-            mosaic | dict(max_cached_images=20),
-            size | dict(ratio_range=(0.5, 1.5)),
+            dict(mosaic, max_cached_images=20),
+            dict(size, ratio_range=(0.5, 1.5)),
             dict(type="RandomCrop", crop_size=whole),
             dict(type="Pad", size=whole, pad_val=dict(img=(114, 114, 114))),
             *pack[1:],
         ]
         hook = dict(type="PipelineSwitchHook", switch_pipeline=plain)
-        hook |= dict(switch_epoch=(plan.epochs + 1) // 2)
+        hook.update(switch_epoch=(plan.epochs + 1) // 2)
     cfg.custom_hooks.append(hook)
 
 

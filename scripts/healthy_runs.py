@@ -162,8 +162,8 @@ def start(case: Case, length: Length, out: Path) -> Case:
 
 def run_case(case: Case, length: Length, out: Path) -> None:
     """Train twice, and write the result."""
-    about = asdict(case) | dict(config=fingerprint(case, length))
-    result = about | compare(case, length, out)
+    about = dict(asdict(case), config=fingerprint(case, length))
+    result = {**about, **compare(case, length, out)}
     write_text(str(result_path(out, case)), json.dumps(result, indent=1))
 
 

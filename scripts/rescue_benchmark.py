@@ -200,8 +200,8 @@ def start(cell: Cell, length: Length, out: Path) -> Cell:
 
 def run_cell(cell: Cell, length: Length, out: Path) -> None:
     """Train, and write the result."""
-    about = asdict(cell) | dict(config=fingerprint(cell, length))
-    result = about | train(cell, length, out)
+    about = dict(asdict(cell), config=fingerprint(cell, length))
+    result = {**about, **train(cell, length, out)}
     write_text(str(result_path(out, cell)), json.dumps(result, indent=1))
 
 

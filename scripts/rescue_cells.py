@@ -248,7 +248,7 @@ def machine() -> str:
     return f"{device}, {', '.join(versions)}"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _code(folder: str | None) -> str:
     # Every cell may rehearse FP16 with ours.
     names = ["scripts/rescue_run.py", "scripts/rescue_policies.py"]

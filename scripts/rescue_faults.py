@@ -51,7 +51,7 @@ class NanTermHook(Hook):
             term = next(self._tensors(losses)).new_full((), 0.1)
             if past >= 0 and past % 2 == 0:
                 term.fill_(float("nan"))
-            return parse_losses(losses | dict(loss_aux=term))
+            return parse_losses(dict(losses, loss_aux=term))
 
         model.parse_losses = with_term
 

@@ -71,7 +71,8 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
         final = value if math.isfinite(value) and value >= 0 else 0.0
     about = verdict(work_dir, ledger) if ledger else {}
     shutil.rmtree(work_dir, ignore_errors=True)
-    return about | dict(
+    return dict(
+        about,
         finished=not error,
         error=error,
         map=final,

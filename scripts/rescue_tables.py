@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 from compare_runs import show
 from rescue_cells import CLEAN, FAULTS, INJECTED, OURS, POLICIES, PRECISIONS
 
 SAVED = 0.95  # of the mAP of the clean runs
 
-Result = dict[str, Any]
+Result = Dict[str, Any]
 
 # What a fault did to the run without hooks.
 HARMLESS, RUINED, FINITE = "harmless", "ruined", "all finite"
@@ -84,7 +84,7 @@ class Table:
         """What its fault did to the run without hooks."""
         if result["fault"] == CLEAN:
             return HARMLESS
-        plain = self._cells.get(_key(result | dict(policy="nothing")))
+        plain = self._cells.get(_key(dict(result, policy="nothing")))
         if plain is None:
             return RUINED
         if self.share(plain) >= SAVED:

@@ -20,7 +20,7 @@ R18 = {
     "model.backbone.frozen_stages": -1,
 }
 
-_read = functools.cache(Config.fromfile)
+_read = functools.lru_cache(maxsize=None)(Config.fromfile)
 
 
 def on_digits(

@@ -14,6 +14,7 @@ from mmengine.utils.dl_utils import collect_env
 
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.engine.ledger import Ledger
+from amp_hooks.engine.torch_api import TORCH
 from tests import helpers, processes
 
 
@@ -22,6 +23,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "digits" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call():
+    """What rehearses FP16 is left out where torch cannot; the error is a test's own."""
+    try:
+        return (yield)
+    except Exception as e:
+        if TORCH < (2, 3) and "FP16 cannot be rehearsed" in str(e):
+            pytest.skip(str(e)[-300:])
+        raise
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +50,7 @@ def digits(tmp_path_factory):
     return out
 
 
-_collect_env = functools.cache(collect_env)
+_collect_env = functools.lru_cache(maxsize=None)(collect_env)
 
 
 @pytest.fixture(autouse=True)

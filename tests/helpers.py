@@ -39,7 +39,7 @@ _ALWAYS = ("start", "preflight", "end")
 REQUIRED = {"FaultInjectionHook": dict(faults=[dict(what="loss", at=0)])}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _read(detector):
     return Config.fromfile(ROOT / CONFIGS[detector])
 

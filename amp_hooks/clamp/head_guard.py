@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine import torch_api
 from ..engine.patch import Guard, unguarded, wrap
 from ..engine.recorder import FlightRecorder
 from ..engine.tensors import map_tensors, named_tensors
@@ -104,12 +105,11 @@ class HeadGuard:
             return clamped(output)
 
         clamped = self.guarded(lambda output: map_tensors(clamp, output))
-        handles = [
-            module.register_forward_pre_hook(self.guarded(before), with_kwargs=True),
-            # Also if the module raises, or autocast would stay off for good.
-            module.register_forward_hook(after, always_call=True),
-        ]
-        self._undo += [handle.remove for handle in handles]
+        handle = module.register_forward_pre_hook(
+            self.guarded(before), with_kwargs=True
+        )
+        # Also if the module raises, or autocast would stay off for good.
+        self._undo += [handle.remove, torch_api.after_each_call(module, after)]
 
     def _guard_losses(self, head: nn.Module) -> None:
         for method in _LOSS_METHODS:
@@ -138,7 +138,7 @@ def _full_precision(module: nn.Module, inputs: Any) -> Any:
     """A context without autocast, on the device of the inputs."""
     tensors = [t for _, t in named_tensors(inputs)] or list(module.parameters())[:1]
     device = tensors[0].device.type if tensors else "cpu"
-    if not torch.is_autocast_enabled(device):
+    if not torch_api.is_autocast_enabled(device):
         # Also where another guard has switched it off: these contexts must not end
         # in another order than they began, and forward hooks run in that other order.
         return contextlib.nullcontext()

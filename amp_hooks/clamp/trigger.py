@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any, Dict, Union
 
 from ..engine.checks import check_number
 from ..engine.headroom import FP16_MAX, USELESS_LOGIT, headroom_bits
 
-Trigger = Union[float, dict[str, float]]
+Trigger = Union[float, Dict[str, float]]
 
 # HeadClampHook's defaults.
 LIMIT = USELESS_LOGIT

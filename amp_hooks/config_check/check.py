@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Callable, Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.runner import Runner

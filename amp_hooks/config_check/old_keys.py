@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Callable, Mapping
 
 from ..engine.config_values import dig
 from ..engine.finding import Finding, short_source, source

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Codes = npt.NDArray[np.int8]
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    import numpy.typing as npt
+
+# In quotes: NumPy's types have no [] on Python 3.8.
+
+Floats: TypeAlias = "npt.NDArray[np.floating[Any]]"
+Codes: TypeAlias = "npt.NDArray[np.int8]"
 
 # What can be wrong, in the order in which it is looked for, and the words for it.
 FLAWS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Dict
 
-Record = dict[str, Any]
+Record = Dict[str, Any]
 
 NUMBERS = frozenset((int, float))
 _HUGE = 2**1022  # of an int; a sum of two is within the range of a float still

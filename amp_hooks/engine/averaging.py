@@ -73,7 +73,7 @@ def keepers_of_a_copy(runner: Runner) -> dict[Hook, str]:
             continue
         for name, value in list(vars(hook).items()):
             others = (t for t in _tensors(value) if t.data_ptr() not in live)
-            if trained <= Counter(t.shape for t in others):
+            if not trained - Counter(t.shape for t in others):
                 kept.setdefault(hook, name)
     return kept
 

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Dict, List
 
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -15,7 +15,7 @@ from .packed import metas_of, packed_samples, table_of
 from .tensors import named_tensors
 
 # What a sample consists of, by branch: its data sample, and its part of each input.
-Sample = dict[str, list[Any]]
+Sample = Dict[str, List[Any]]
 
 
 def image_of(sample: Any) -> tuple[str, Any] | None:

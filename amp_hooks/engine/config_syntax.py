@@ -11,12 +11,14 @@ import ast
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from .source import source_of
+
 _SCHEDULERS = "Constant CosineAnnealing Exponential Linear MultiStep OneCycle Poly Step"
 # Where to import from what our lines name.
 _HOMES = {f"{name}LR": "mmengine.optim" for name in _SCHEDULERS.split()}
-_HOMES |= dict.fromkeys(("OptimWrapper", "AmpOptimWrapper"), "mmengine.optim")
-_HOMES |= dict.fromkeys(("EMAHook", "CheckpointHook"), "mmengine.hooks")
-_HOMES |= {"FilterAnnotations": "mmdet.datasets.transforms"}
+_HOMES.update(dict.fromkeys(("OptimWrapper", "AmpOptimWrapper"), "mmengine.optim"))
+_HOMES.update(dict.fromkeys(("EMAHook", "CheckpointHook"), "mmengine.hooks"))
+_HOMES["FilterAnnotations"] = "mmdet.datasets.transforms"
 _OURS = "amp_hooks"
 DELETE = "_delete_"  # MMEngine: replace what is inherited
 
@@ -43,7 +45,8 @@ def in_pure_python(lines: str, inherited: Collection[str]) -> str:
         statements = ast.parse(lines).body
     except SyntaxError:
         return lines
-    source, homes, done = lines.splitlines(), dict[str, set[str]](), 0
+    source, done = lines.splitlines(), 0
+    homes: dict[str, set[str]] = {}
     out: list[str] = []
     for statement in statements:
         out += source[done : statement.lineno - 1]  # comments
@@ -108,16 +111,16 @@ class _Classes(ast.NodeTransformer):
 def _rewritten(statement: ast.stmt, inherited: Collection[str]) -> list[str]:
     if not _is_dict(statement):
         # A list's entry keeps the comma that makes it one.
-        return [ast.unparse(statement).removeprefix("(").removesuffix(",)") + ","] if (
-            isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Tuple)
-        ) else ast.unparse(statement).splitlines()  # fmt: skip
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Tuple):
+            return [f"{source_of(entry)}," for entry in statement.value.elts]
+        return source_of(statement).splitlines()
     assert isinstance(statement, ast.Assign)
-    name, call = ast.unparse(statement.targets[0]), statement.value
+    name, call = source_of(statement.targets[0]), statement.value
     assert isinstance(call, ast.Call)
     replaced: list[str] = []
     if _without_delete(call, name, replaced) or name not in inherited:
-        return [f"{name} = {ast.unparse(call)}", *replaced]
-    changed = [f"{name}.update({ast.unparse(call)})"] if call.keywords else []
+        return [f"{name} = {source_of(call)}", *replaced]
+    changed = [f"{name}.update({source_of(call)})"] if call.keywords else []
     return [*changed, *replaced]
 
 
@@ -132,7 +135,7 @@ def _without_delete(call: ast.Call, path: str, replaced: list[str]) -> bool:
         if isinstance(value, ast.Call) and _is_call(value):
             inner = f"{path}.{keyword.arg}"
             if _without_delete(value, inner, replaced):
-                replaced.append(f"{inner} = {ast.unparse(value)}")
+                replaced.append(f"{inner} = {source_of(value)}")
                 continue
             if not value.keywords:
                 continue

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Callable
 
 # Writes an object to a path, as torch.save does.
 Save = Callable[[Any, str], None]

@@ -15,6 +15,7 @@ from ..members import MEMBERS
 from .config_syntax import DELETE, in_pure_python, is_pure_python
 from .config_values import items_of
 from .finding import Finding, source
+from .source import source_of
 
 _SUITE = "StabilityHook"
 _PREFIX = "amp_hooks."
@@ -156,19 +157,19 @@ class Paste:
             statements = ast.parse(text).body
         except SyntaxError:
             return text
-        source_lines, out, done = text.splitlines(), list[str](), 0
+        source_lines, out, done = text.splitlines(), [], 0
         for statement in statements:
             out += source_lines[done : statement.lineno - 1]
             end = statement.end_lineno or statement.lineno
             own = source_lines[statement.lineno - 1 : end]
             done = end
             if isinstance(statement, ast.Assign) and _is_plain(statement.value):
-                name = ast.unparse(statement.targets[0])
+                name = source_of(statement.targets[0])
                 call: Any = statement.value
                 again = self._said.again(number, name)
                 if name in self._dicts:
                     call = _both(self._dicts[name], call)
-                    own = [f"{name} = {ast.unparse(call)}"]
+                    own = [f"{name} = {source_of(call)}"]
                 self._dicts[name] = call
                 own = [*again, *own]
             out += own
@@ -177,7 +178,7 @@ class Paste:
 
 def _is_plain(node: ast.expr) -> bool:
     """A ``dict(...)`` that can be merged: nothing is left open, nothing deleted."""
-    if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "dict"):
+    if not (isinstance(node, ast.Call) and source_of(node.func) == "dict"):
         return False
     deleting = any(k.arg == DELETE for k in node.keywords)
     is_open = any(

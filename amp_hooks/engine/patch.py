@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Callable
 
 # As Failures.guarded: a function, and what is returned in its place if it fails.
 Guard = Callable[..., Callable[..., Any]]

@@ -1,21 +1,19 @@
 """Private names of MMEngine and torch that the suite depends on, each in one place.
 
-What an upgrade of either can break is here, with why nothing public will do. A test
-keeps private names out of every other module. Checked with mmengine 0.10.3 to 0.10.7
-(and onedl-mmengine 0.10.12) and torch 2.4 to 2.13.
+What an upgrade can break is here and in :mod:`.torch_api`, with why nothing public will
+do. A test keeps private names out of every other module. Checked with mmengine 0.8.0 to
+0.10.7 and onedl-mmengine 0.10.12.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import OptState
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -58,40 +56,6 @@ def static_scale(wrapper: Any) -> float | None:
 def set_static_scale(wrapper: Any, scale: float | None) -> None:
     """Let MMEngine write back another one, or none: then the scale is dynamic."""
     wrapper._scale_update_param = scale
-
-
-# --- torch.amp.GradScaler -------------------------------------------------------------
-
-
-def step_state(scaler: Any, optimizer: Any) -> dict[str, Any]:
-    """GradScaler's state of an optimizer's present step.
-
-    ``update()`` replaces this dict; the old one keeps its ``found_inf_per_device``.
-    """
-    state: dict[str, Any] = scaler._per_optimizer_states[id(optimizer)]
-    return state
-
-
-def is_unscaled(state: Mapping[str, Any]) -> bool:
-    """Whether the gradients of that step have been unscaled already."""
-    return state.get("stage") is OptState.UNSCALED
-
-
-def scale_tensor(scaler: Any) -> Tensor:
-    """The loss scale on its device, 0-d; ``get_scale()`` would wait for it."""
-    scale: Tensor = scaler._scale
-    return scale.reshape(())
-
-
-def growth_tensor(scaler: Any) -> Tensor:
-    """Clean steps since the loss scale changed, on its device, 0-d."""
-    tracker: Tensor = scaler._growth_tracker
-    return tracker.reshape(())
-
-
-def initial_scale(scaler: Any) -> float:
-    """The loss scale as configured."""
-    return float(scaler._init_scale)
 
 
 # --- mmengine.runner.Runner -----------------------------------------------------------
@@ -206,6 +170,12 @@ def event_writer(writer: Any) -> Any:
     return writer._get_file_writer()
 
 
+def copy_metadata(source: Any, target: Any) -> None:
+    """A state dict's versions of its layers, if it has any."""
+    if hasattr(source, "_metadata"):
+        target._metadata = source._metadata
+
+
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The module's own buffers, to read and to replace."""
     return module._buffers
@@ -229,38 +199,6 @@ def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
 def is_convolution(module: nn.Module) -> bool:
     """Whether it is a convolution, transposed or not."""
     return isinstance(module, _ConvNd)
-
-
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """``copy_`` of many tensors in few launches."""
-    torch._foreach_copy_(list(targets), list(sources))
-
-
-def multiply_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """``mul_`` of many tensors in few launches."""
-    torch._foreach_mul_(list(tensors), factor)
-
-
-def without_negative(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies in which values below 0 are 0, -inf too; NaN stays. In one launch."""
-    return list(torch._foreach_clamp_min(list(tensors), 0.0))
-
-
-def peaks_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Largest magnitude of each tensor, 0-d; NaN where one of its values is."""
-    return list(torch._foreach_norm(list(tensors), math.inf))
-
-
-def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """L2 norm of each tensor, 0-d float32, in few launches."""
-    tensors = list(tensors)
-    # Its `dtype` narrows nothing: neither float64 nor complex.
-    wide = [t.is_complex() or t.dtype is torch.float64 for t in tensors]
-    if not any(wide):
-        return list(torch._foreach_norm(tensors, 2, dtype=torch.float32))
-    types = [None if is_wide else torch.float32 for is_wide in wide]
-    norm = torch.linalg.vector_norm
-    return [norm(t, dtype=dtype).float() for t, dtype in zip(tensors, types)]
 
 
 def sparse_values(gradient: Tensor) -> Tensor:
@@ -292,9 +230,3 @@ def in_backward() -> bool:
 def without_function_modes() -> AbstractContextManager[Any]:
     """A context in which TorchFunctionModes see nothing."""
     return torch._C.DisableTorchFunction()
-
-
-def copy_metadata(source: Any, target: Any) -> None:
-    """A state dict's versions of its layers, if it has any."""
-    if hasattr(source, "_metadata"):
-        target._metadata = source._metadata

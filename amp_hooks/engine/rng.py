@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Tuple
 
 import mmengine.dist as dist
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from .messages import warn
 
 # Of Python, numpy, torch and CUDA, as each gives its own.
-States = tuple[Any, Any, torch.Tensor, "torch.Tensor | None"]
+States = Tuple[Any, Any, torch.Tensor, "torch.Tensor | None"]
 
 
 def capture_rng() -> States:

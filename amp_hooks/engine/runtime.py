@@ -165,7 +165,7 @@ class Runtime:
         fields: dict[str, Any] = {}
         nonfinite = self._judge(record)
         for observe in self.observers:
-            fields |= observe(record)
+            fields.update(observe(record))
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record, self.clamped)
@@ -176,7 +176,7 @@ class Runtime:
             self.raised = None
             self.forget_accumulation()
         if record.verdict is not Verdict.HEALTHY:
-            fields = nonfinite.fields | fields
+            fields = {**nonfinite.fields, **fields}
             if scales := record.all("scale"):
                 fields["scale"] = min(scales)
             if dist.get_world_size() > 1:

@@ -9,9 +9,9 @@ hub. They are put on the list here, so that protection stays on.
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone
-from functools import cache
+from functools import lru_cache
 from pathlib import PosixPath, WindowsPath
 from typing import Any
 
@@ -80,12 +80,12 @@ def _defaultdict(factory: Any = None, items: Any = None) -> Any:
 # anything when it is called.
 _PLAIN = (
     *(bool, dict, float, frozenset, int, list, set, str, tuple),
-    *(date, datetime, time, timedelta, timezone),
+    *(Counter, date, datetime, time, timedelta, timezone),
 )
 _PATHS = (PosixPath, WindowsPath)
 
 
-@cache
+@lru_cache(maxsize=None)
 def _safe_globals() -> tuple[Any, ...]:
     # Found so, because the module they are in has another place in each NumPy.
     rebuild: list[Any] = [x.__reduce__()[0] for x in (np.zeros(0), np.float64(0))]
@@ -122,4 +122,4 @@ def allow_mmengine_checkpoints() -> None:
     Affects the whole process and may be called again. Before torch 2.6 MMEngine itself
     loads without ``weights_only``, but RollbackHook looks at a file with it first.
     """
-    allow_under_names(list(_safe_globals()))
+    allow_under_names(_safe_globals())

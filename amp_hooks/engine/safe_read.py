@@ -6,16 +6,18 @@ import enum
 import pickle
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
+from . import torch_api
 
 _ENUMS: set[str] = set()  # allowed so far
 
 
 def read_safely(file: Any, **options: Any) -> Any:
     """``torch.load`` with ``weights_only=True``; no code of the file is run.
+
+    On every torch by the same list, see :mod:`.restricted_unpickler`.
 
     An Enum may be in it if this process has imported its class itself. No list could
     name those of users.
@@ -26,7 +28,7 @@ def read_safely(file: Any, **options: Any) -> Any:
     """
     while True:
         try:
-            return torch.load(file, weights_only=True, **options)
+            return torch_api.load_weights_only(file, **options)
         except pickle.UnpicklingError as e:
             refused = refused_global(e)
             if refused is None or refused in _ENUMS or not allow_enum(refused):
@@ -77,10 +79,8 @@ def under_name(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return alias
 
 
-def allow_under_names(allowed: list[Any]) -> None:
+def allow_under_names(allowed: Iterable[Any]) -> None:
     """Let every load in this process accept them."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
-        # onedl-mmengine allows some of these for each load and then takes them away
-        # from the whole process, unless they are there as pairs.
-        allowed = [(f, f"{f.__module__}.{f.__name__}") for f in allowed]
-    torch.serialization.add_safe_globals(allowed)
+    # onedl-mmengine allows some of these for each load and then takes them away from
+    # the whole process, unless they are there as pairs.
+    torch_api.add_safe_globals({f"{f.__module__}.{f.__name__}": f for f in allowed})

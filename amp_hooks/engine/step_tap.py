@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
 from ..errors import UnsupportedError
-from . import private
+from . import private, torch_api
 from .failures import Failures
 from .patch import wrap
 from .recorder import FlightRecorder
@@ -234,10 +233,10 @@ class StepTap:
         if scaler is not None:
             # GradScaler replaces this dict in update(); the old one keeps its verdict.
             state = dict(
-                scaler=scaler, of_step=private.step_state(scaler, wrapper.optimizer)
+                scaler=scaler, of_step=torch_api.step_state(scaler, wrapper.optimizer)
             )
             # update() writes to it in place, so what the step used is copied now.
-            scale = private.scale_tensor(scaler).detach().clone()
+            scale = torch_api.scale_tensor(scaler).detach().clone()
             self.recorder.note("scale", scale, name)
         if scaler is None or self.listeners:
             norms = parameter_grad_norms(trained_parameters(wrapper))
@@ -246,7 +245,7 @@ class StepTap:
                     state["bad"] = ~torch.isfinite(norms).all()
                     self.recorder.note("found_inf", state["bad"].float(), name)
                 # A training step of the user's own may have unscaled them already.
-                unscaled = private.is_unscaled(state.get("of_step", {}))
+                unscaled = torch_api.is_unscaled(state.get("of_step", {}))
                 for listener in self.listeners:
                     listener(name, wrapper, norms, None if unscaled else scale)
         return state
@@ -256,5 +255,5 @@ class StepTap:
             return
         for value in state["of_step"].get("found_inf_per_device", {}).values():
             self.recorder.note("found_inf", value.reshape(()), name)
-        self.recorder.note("scale_next", private.scale_tensor(scaler), name)
-        self.recorder.note("growth_tracker", private.growth_tensor(scaler), name)
+        self.recorder.note("scale_next", torch_api.scale_tensor(scaler), name)
+        self.recorder.note("growth_tracker", torch_api.growth_tensor(scaler), name)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import private
+from . import private, torch_api
 
 
 def named_tensors(
@@ -68,7 +68,7 @@ def measurable(t: Tensor) -> bool:
     Not a sparse or complex one, nor one of float8, for which torch has no norm.
     """
     strided = t.layout is torch.strided and not t.is_complex()
-    return strided and t.is_floating_point() and t.itemsize >= 2 and t.numel() > 0
+    return strided and t.is_floating_point() and t.element_size() >= 2 and t.numel() > 0
 
 
 def overlaps_itself(t: Tensor) -> bool:
@@ -127,7 +127,7 @@ def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
     grads = gradient_values(params)
     if not grads:
         return None
-    norms = private.norms_of(list(grads.values()))
+    norms = torch_api.norms_of(list(grads.values()))
     device = norms[0].device
     # Zeros fill the gaps: an index made from a list would be a copy to the device.
     placed = dict(zip(grads, (norm.to(device) for norm in norms)))

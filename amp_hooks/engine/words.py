@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Mapping
 
 Line = Mapping[str, Any]
 _FEW = 3  # iterations that are all named
@@ -21,6 +21,11 @@ def first_names(names: list[str], limit: int = 3) -> str:
     """The first of many names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def without_prefix(text: str, prefix: str) -> str:
+    """``str.removeprefix``, which Python 3.8 has not."""
+    return text[len(prefix) :] if text.startswith(prefix) else text
 
 
 def count(n: int, what: str, plural: str = "s") -> str:

@@ -21,6 +21,7 @@ from ..engine.ledger import strict_json
 from ..engine.rng import capture_rng, rng_state, set_rng_state, undisturbed_rng
 from ..engine.run import left_out_buffers
 from ..engine.safe_load import allow_mmengine_checkpoints
+from ..engine.safe_read import allow_under_names, read_safely
 from .replay import Call
 from .report import as_text
 
@@ -122,8 +123,13 @@ def load_call(folder: str, trust: bool = False) -> Call:
             and mmdet's, and is not trusted.
     """
     allow_mmengine_checkpoints()
-    torch.serialization.add_safe_globals(_structures())
-    batch = torch.load(Path(folder, BATCH), map_location="cpu", weights_only=not trust)
+    allow_under_names(_structures())
+    path = Path(folder, BATCH)
+    batch = (
+        torch.load(path, map_location="cpu", weights_only=False)
+        if trust
+        else read_safely(path, map_location="cpu")
+    )
     with undisturbed_rng():
         set_rng_state(batch["rng"])
         return Call(tuple(batch["args"]), batch["kwargs"], capture_rng())
@@ -141,7 +147,7 @@ def load_weights(model: nn.Module, folder: str) -> None:
         FileNotFoundError: The weights were not kept.
         RuntimeError: They are of another model; torch's message tells the names.
     """
-    kept = torch.load(Path(folder, WEIGHTS), map_location="cpu", weights_only=True)
+    kept = read_safely(Path(folder, WEIGHTS), map_location="cpu")
     model.load_state_dict(kept["state_dict"])
     buffers = dict(model.named_buffers())
     with torch.no_grad():

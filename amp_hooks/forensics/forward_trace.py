@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Callable, Iterator, Tuple
 
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from .first_operation import FirstOperation, Operation
 from .magnitude import Magnitude, magnitudes
 
 # Named tensors of what a model is called with, whatever its classes.
-Walk = Callable[[Any], Iterator[tuple[str, Tensor]]]
+Walk = Callable[[Any], Iterator[Tuple[str, Tensor]]]
 
 FRAMES = 21  # module calls that are shown, as by DebugUnderflowOverflow
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Callable, Dict
 
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.batches import Contents, batch_tensors
 from ..engine.rng import States, restore_rng, undisturbed_rng
 from ..engine.run import bare_model, iter_wrappers
@@ -25,7 +25,7 @@ from .forward_trace import ForwardTrace, Frame, Origin
 from .preserved import alone, preserved
 
 # Gets gradients by the names of their parameters.
-OnGrads = Callable[[dict[str, Tensor]], None]
+OnGrads = Callable[[Dict[str, Tensor]], None]
 
 
 class Call:
@@ -139,7 +139,7 @@ def run_call(
             which is many times quicker, and losses and gradients alone tell.
         on_grads: Is given the gradients by the names of their parameters.
     """
-    with undisturbed_rng(), preserved(model), eager(), call.as_given():
+    with undisturbed_rng(), preserved(model), torch_api.eager(), call.as_given():
         restore_rng(call.rng)
         return _run(model, wrapper, call, scale, frames, on_grads)
 
@@ -159,8 +159,8 @@ def _run(
     with torch.enable_grad(), wrapper.optim_context(model):
         if rehearsing_half():
             result.dtype = "float16"
-        elif torch.is_autocast_enabled(device):
-            result.dtype = str(torch.get_autocast_dtype(device)).rsplit(".", 1)[-1]
+        elif torch_api.is_autocast_enabled(device):
+            result.dtype = str(torch_api.autocast_dtype(device)).rsplit(".", 1)[-1]
         try:
             with trace or nullcontext():
                 total = _losses(model, call, result)
@@ -228,14 +228,3 @@ def in_a_line(error: Exception) -> str:
     """Type and message of an exception, of several lines the first."""
     message = str(error).strip().split("\n", 1)[0]
     return f"{type(error).__name__}: {message}"
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Code that torch.compile has compiled calls no hooks that were added later."""
-    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
-    if stance is None:
-        yield
-    else:
-        with stance("force_eager"):
-            yield

@@ -8,7 +8,7 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.averaging import ema_hooks
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.tensors import overlaps_itself
@@ -90,13 +90,13 @@ class SavedTensors:
         if not _alike(tensors, self.copies):
             self.copies = [torch.empty_like(t) for t in tensors]
         if tensors:
-            private.copy_all(self.copies, tensors)
+            torch_api.copy_all(self.copies, tensors)
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
         """Write the copies into ``tensors``, which are those that were saved."""
         if tensors:
-            private.copy_all(tensors, self.copies)
+            torch_api.copy_all(tensors, self.copies)
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

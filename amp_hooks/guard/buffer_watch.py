@@ -7,7 +7,7 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.by_design import ByDesign
 from ..engine.patch import Guard, unguarded
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -72,7 +72,7 @@ class BufferWatch:
             by_kind.setdefault((buffer.device, buffer.dtype), []).append(buffer)
         flags = []
         for (device, _), buffers in by_kind.items():
-            peaks = torch.stack(private.peaks_of(buffers)).float()
+            peaks = torch.stack(torch_api.peaks_of(buffers)).float()
             zeros = self._zeros.get(device)
             if zeros is None or len(zeros) < len(peaks):
                 zeros = self._zeros[device] = torch.zeros(len(peaks), device=device)
@@ -101,5 +101,5 @@ class BufferWatch:
             (found if norm else others).append((path, buffer.detach()))
         if others:
             paths, buffers = zip(*others)
-            found += zip(paths, private.without_negative(buffers))
+            found += zip(paths, torch_api.without_negative(buffers))
         return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import torch_api
 from ..engine.patch import Guard, unguarded, wrap
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, overlaps_itself
@@ -145,13 +145,13 @@ def make_finite(tensors: list[Tensor]) -> Tensor:
     peak = torch.linalg.vector_norm(flat, float("inf")).float()
     flat.nan_to_num_(0.0, 0.0, 0.0)
     parts = flat.split([x.numel() for x in data])
-    private.copy_all(data, [part.view(x.shape) for part, x in zip(parts, data)])
+    torch_api.copy_all(data, [part.view(x.shape) for part, x in zip(parts, data)])
     return peak
 
 
 @torch.no_grad()
 def _peak(tensors: list[Tensor]) -> Tensor:
-    peaks = private.peaks_of([x.detach() for x in tensors])
+    peaks = torch_api.peaks_of([x.detach() for x in tensors])
     return torch.stack(peaks).float().max()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.recorder import IterationRecord
 from ..engine.run import active_scaler
 from ..engine.verdict import Verdict
@@ -69,8 +69,8 @@ class ScalePolicy:
         else:
             lowest = min(self.floor, used)
             scale = max(lowest, used * scaler.get_backoff_factor())
-        private.scale_tensor(scaler).fill_(scale)
-        private.growth_tensor(scaler).fill_(int(growth))
+        torch_api.scale_tensor(scaler).fill_(scale)
+        torch_api.growth_tensor(scaler).fill_(int(growth))
         if private.static_scale(wrapper) is not None and scale != used:
             # MMEngine writes this one back at the end of every step.
             self.static[name] = scale

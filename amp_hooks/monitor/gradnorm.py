@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.checks import check_int, check_number
 
 
@@ -94,4 +94,4 @@ def multiply_gradients(params: list[Tensor], coefficient: Tensor) -> None:
             values = private.sparse_values(p.grad) if p.grad.is_sparse else p.grad
             by_device.setdefault(values.device, []).append(values)
     for device, grads in by_device.items():
-        private.multiply_all(grads, coefficient.to(device))
+        torch_api.multiply_all(grads, coefficient.to(device))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.headroom import FP16_MAX, USELESS_LOGIT
 from ..precision.half_rehearsal import rehearsing_half
 
@@ -44,7 +44,7 @@ def logit_stats(logits: Tensor) -> LogitStats:
     # Arithmetic in one buffer: on a CPU five times as fast as isnan and isinf, whose
     # masks take longer to make than to count.
     buffer = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = torch.aminmax(buffer)
+    low, high = torch_api.min_and_max(buffer)
     buffer.sub_(x).nan_to_num_(nan=1.0, posinf=0.0, neginf=0.0)  # 1 where x is NaN
     nan = buffer.sum(dtype=torch.float32)
     torch.mul(x, 0.0, out=buffer).nan_to_num_(nan=1.0)  # 1 where x is not finite

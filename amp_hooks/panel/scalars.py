@@ -6,8 +6,8 @@ import math
 import posixpath
 import re
 import zlib
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Callable, Iterable
 
 from ..engine.headroom import FP16_MAX, headroom_bits
 from ..engine.recorder import IterationRecord

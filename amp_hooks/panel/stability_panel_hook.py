@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import mmengine.dist as dist
+from mmengine import visualization
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from mmengine.visualization import MLflowVisBackend, NeptuneVisBackend
 
 from ..engine import private
 from ..engine.checks import check_int
@@ -25,7 +25,11 @@ from .tensorboard_panel import TensorBoardPanel
 _QUIET = ("start", "snapshot", "resume", "end")  # events that are no news of health
 
 # Where a name cannot also be a folder of names.
-_LIKE_FILES = (MLflowVisBackend, NeptuneVisBackend)
+_LIKE_FILES = tuple(
+    getattr(visualization, name)
+    for name in ("MLflowVisBackend", "NeptuneVisBackend")
+    if hasattr(visualization, name)  # Neptune came with MMEngine 0.9
+)
 
 
 @HOOKS.register_module()

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..registry import OPTIM_WRAPPERS
 from .half_rehearsal import half_rehearsal
 
@@ -86,12 +86,12 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         self.cast_dtype = getattr(torch, name)
         private.set_static_scale(self, None)
         if loss_scale == "dynamic":
-            self.loss_scaler = torch.amp.GradScaler("cpu")
+            self.loss_scaler = torch_api.cpu_grad_scaler()
         elif isinstance(loss_scale, float):
             private.set_static_scale(self, loss_scale)
-            self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale)
+            self.loss_scaler = torch_api.cpu_grad_scaler(init_scale=loss_scale)
         elif isinstance(loss_scale, dict):
-            self.loss_scaler = torch.amp.GradScaler("cpu", **loss_scale)
+            self.loss_scaler = torch_api.cpu_grad_scaler(**loss_scale)
         else:
             raise TypeError(
                 "CpuAmpOptimWrapper: loss_scale must be 'dynamic', a float or a dict "

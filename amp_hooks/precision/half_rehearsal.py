@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..engine import torch_api
 from ..engine.tensors import map_tensors
 
 # Operations that autocast runs in FP16, by the name of the Python function. Source:
@@ -57,7 +58,7 @@ class HalfRounding(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(
             func, "__name__", ""
-        ) not in FP16_OPS or not torch.is_autocast_enabled("cpu"):
+        ) not in FP16_OPS or not torch_api.is_autocast_enabled("cpu"):
             return func(*args, **kwargs)
         args = [self._cast(a) for a in args]
         kwargs = {k: self._cast(v) for k, v in kwargs.items()}
@@ -77,7 +78,7 @@ class HalfRounding(TorchFunctionMode):
 
 def rehearsing_half() -> bool:
     """Whether what is computed now is rounded to half precision."""
-    return _depth > 0 and torch.is_autocast_enabled("cpu")
+    return _depth > 0 and torch_api.is_autocast_enabled("cpu")
 
 
 @contextmanager
@@ -89,14 +90,13 @@ def half_rehearsal() -> Iterator[None]:
     ``torch.autocast('cpu', enabled=False)`` switches the rounding off.
     """
     global _depth
-    was = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    torch_api.check_rehearsal()
+    was = torch_api.is_autocast_enabled("cpu"), torch_api.autocast_dtype("cpu")
     _depth += 1
-    torch.set_autocast_enabled("cpu", True)
-    torch.set_autocast_dtype("cpu", torch.float32)
+    torch_api.set_cpu_autocast(True, torch.float32)
     try:
         with HalfRounding():
             yield
     finally:
         _depth -= 1
-        torch.set_autocast_enabled("cpu", was[0])
-        torch.set_autocast_dtype("cpu", was[1])
+        torch_api.set_cpu_autocast(*was)

@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.run import active_scaler, iter_wrappers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
@@ -45,7 +45,7 @@ class LowerPrecision:
         else:
             wrapper.cast_dtype = dtype
         if self._scaler is None and (scaler := active_scaler(wrapper)) is not None:
-            stand_in: Any = torch.amp.GradScaler("cpu", enabled=False)
+            stand_in: Any = torch_api.cpu_grad_scaler(enabled=False)
             stand_in.state_dict = scaler.state_dict
             stand_in.load_state_dict = scaler.load_state_dict
             self._scaler, wrapper.loss_scaler = scaler, stand_in

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.runner import Runner
 
-from ..engine import private
+from ..engine import torch_api
 from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
@@ -96,7 +96,7 @@ class PrecisionFallbackHook(AmpHook):
         """Remember the initial loss scales, before a checkpoint is read."""
         super().before_run(runner)
         self._initial_scales = {
-            name: private.initial_scale(scaler)
+            name: torch_api.initial_scale(scaler)
             for name, wrapper in iter_wrappers(runner.optim_wrapper)
             if (scaler := active_scaler(wrapper)) is not None
         }

@@ -12,7 +12,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..engine import private
+from ..engine import private, torch_api
 from ..engine.batches import batch_tensors
 from ..engine.describe import batch_size
 from ..engine.finding import Finding
@@ -21,7 +21,6 @@ from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
 from ..forensics.preserved import alone, preserved
-from ..forensics.replay import eager
 from ..precision.half_rehearsal import half_rehearsal
 from .first_batch import peak, worst
 from .setup_rules import Predictions, validation
@@ -57,8 +56,10 @@ def validation_findings(runner: Runner, layers: list[str]) -> list[Finding]:
         raise ValueError("there is no validation loop with a batch to take")
     model = bare_model(runner)
     device = next(model.parameters()).device.type
-    half: AbstractContextManager[Any] = half_rehearsal()
-    if device != "cpu":
+    if device == "cpu":
+        torch_api.check_rehearsal()
+        half: AbstractContextManager[Any] = half_rehearsal()
+    else:
         half = torch.autocast(device, dtype=torch.float16)
     with undisturbed_rng():
         batch = first_batch(loop.dataloader)
@@ -100,7 +101,7 @@ def _predict(
             alone(),
             undisturbed_rng(),
             preserved(model),
-            eager(),
+            torch_api.eager(),
             torch.no_grad(),
         ):
             stack.enter_context(context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Dict
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ..engine import private
 from ..engine.tensors import nonfinite_names
 
 # ``optimizer``: its class; ``groups``: the parameters of each group, name and shape.
-Layout = dict[str, Any]
+Layout = Dict[str, Any]
 
 
 def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> Layout:
@@ -67,7 +67,7 @@ def fit_state(
     if layout["optimizer"] == now["optimizer"]:
         for g, names in enumerate(layout["groups"]):
             numbers = saved["param_groups"][g]["params"]
-            known |= {name: (g, n) for name, n in zip(names, numbers)}
+            known.update({name: (g, n) for name, n in zip(names, numbers)})
     state, groups = {}, []
     for names, group in zip(now["groups"], live["param_groups"]):
         told = [known[name][0] for name in names if name in known]

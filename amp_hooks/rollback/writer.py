@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engine.files import Save, flush_to_disk, publish, remove
+from ..engine.safe_read import read_safely
 from ..engine.tensors import named_tensors
 
 _WRITING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -114,7 +115,7 @@ def compare(checkpoint: dict[str, Any], path: str) -> None:
         RuntimeError: Names the first that differs.
     """
     # Mapped, so that nothing more than one tensor is in memory twice.
-    read = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    read = read_safely(path, map_location="cpu", mmap=True)
     on_disk = dict(named_tensors(read))
     in_memory = dict(named_tensors(checkpoint))
     if on_disk.keys() != in_memory.keys():

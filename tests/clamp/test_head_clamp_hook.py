@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from amp_hooks.engine.runtime import Runtime
+from amp_hooks.engine.torch_api import is_autocast_enabled
 from amp_hooks.registry import HOOKS
 from tests import helpers
 
@@ -28,7 +29,7 @@ class SpyLoss:
         loss.register_forward_pre_hook(self)
 
     def __call__(self, module, args):
-        autocast = torch.is_autocast_enabled("cpu")
+        autocast = is_autocast_enabled("cpu")
         self.seen[self.runner.iter] = (args[0].detach().abs().max().item(), autocast)
 
 

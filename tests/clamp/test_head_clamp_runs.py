@@ -8,6 +8,7 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
 
+from amp_hooks.engine.torch_api import is_autocast_enabled
 from tests import helpers
 
 CLS, RPN = "roi_head.bbox_head.fc_cls", "rpn_head.rpn_cls"
@@ -123,7 +124,10 @@ def test_inside_the_limit_it_is_a_head_in_fp32(build, precision, mode):
     )
     got = []
     for how in (ours, theirs, {}):
-        how["options"] = how.get("options", {}) | {"model.test_cfg.rcnn.score_thr": 0.0}
+        how["options"] = {
+            **how.get("options", {}),
+            "model.test_cfg.rcnn.score_thr": 0.0,
+        }
         runner = build(
             "faster_rcnn", iters=8, precision=precision, validate=True, **how
         )
@@ -174,7 +178,7 @@ def test_every_stage_of_a_cascade(family):
 
     def spy(module, args):
         logits = args[0].detach().abs().max().item()
-        seen.append((runner.iter, logits, torch.is_autocast_enabled("cpu")))
+        seen.append((runner.iter, logits, is_autocast_enabled("cpu")))
 
     for head in heads:
         head.loss_cls.register_forward_pre_hook(spy)
@@ -211,7 +215,7 @@ def test_overflow_in_a_decoder(family, targets):
         runner.model.get_parameter(f"{layer}.weight").mul_(1e7)
     inside = []
     runner.model.get_submodule(layer).register_forward_pre_hook(
-        lambda module, args: inside.append(torch.is_autocast_enabled("cpu"))
+        lambda module, args: inside.append(is_autocast_enabled("cpu"))
     )
     if not targets:
         with pytest.raises(ValueError, match="invalid numeric entries"):

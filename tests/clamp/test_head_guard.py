@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from amp_hooks.clamp.head_guard import HeadGuard
 from amp_hooks.engine.recorder import FlightRecorder
+from amp_hooks.engine.torch_api import is_autocast_enabled
 
 INF = float("inf")
 
@@ -27,11 +28,11 @@ class Head(nn.Module):
         self.inside = []
 
     def forward(self, x):
-        self.inside.append((torch.is_autocast_enabled("cpu"), x.dtype))
+        self.inside.append((is_autocast_enabled("cpu"), x.dtype))
         return dict(scores=[self.mask(self.fc_cls(x))], count=torch.tensor([7]))
 
     def loss_by_feat(self, x, weight=None):
-        return torch.is_autocast_enabled("cpu"), x.dtype, weight
+        return is_autocast_enabled("cpu"), x.dtype, weight
 
 
 class Model(nn.Module):
@@ -87,7 +88,7 @@ def test_inside_another_guarded_module_only_the_outer_one_is_clamped(guarded, or
         model.bbox_head.fc_cls.bias.fill_(0.0)
     with bf16():
         got = model.bbox_head(torch.ones(3, dtype=torch.bfloat16))
-        assert torch.is_autocast_enabled("cpu")
+        assert is_autocast_enabled("cpu")
     assert got["scores"][0].tolist() == [-INF, 100.0, 100.0]
     assert got["scores"][0].dtype == torch.float32
     assert got["count"].tolist() == [7]
@@ -108,7 +109,7 @@ def test_two_guards_around_one_module_leave_autocast_as_it_was(guarded):
         head.fc_cls.weight.fill_(9.0)
     with bf16():
         assert head.fc_cls(torch.ones(3)).tolist() == [1.0] * 3
-        assert torch.is_autocast_enabled("cpu")
+        assert is_autocast_enabled("cpu")
         assert head.loss_by_feat(torch.ones(1, dtype=torch.bfloat16))[:2] == (
             False,
             torch.float32,
@@ -151,7 +152,7 @@ def test_a_module_that_raises_leaves_autocast_as_it_was(guarded):
     with bf16():
         with pytest.raises(RuntimeError):
             model.bbox_head.fc_cls(torch.ones(99))
-        assert torch.is_autocast_enabled("cpu")
+        assert is_autocast_enabled("cpu")
     with torch.no_grad():
         model.bbox_head.fc_cls.weight.fill_(1e4)
     assert model.bbox_head.fc_cls(torch.ones(3)).tolist() == [100.0] * 3

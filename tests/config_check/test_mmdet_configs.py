@@ -9,6 +9,7 @@ from pathlib import Path
 import mmdet
 import pytest
 from mmengine.config import Config
+from mmengine.utils import digit_version
 
 from amp_hooks.config_check.check import check, lines_of
 from amp_hooks.config_check.of_config import facts_of_config
@@ -54,6 +55,8 @@ TOLD = {
 
 
 def names_of(path, gpus=None):
+    if not path.exists() and digit_version(mmdet.__version__) < digit_version("3.3"):
+        pytest.skip("this MMDetection has no such config yet")
     cfg = Config.fromfile(path)
     declared = re.search(r"_(\d+)xb\d+", str(path))
     gpus = gpus or (int(declared[1]) if declared else 8)

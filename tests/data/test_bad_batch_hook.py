@@ -7,6 +7,7 @@ from mmengine.runner import find_latest_checkpoint
 
 from amp_hooks import BadBatchHook
 from amp_hooks.engine.batches import BatchView
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.engine.tensors import nonfinite_names
 from tests import helpers
 from tests.data.bad_images import Spy, with_bad_images
@@ -96,7 +97,7 @@ def test_resume_keeps_suspects(build, tmp_path):
     )
     seen = helpers.hook_of(first, "BadBatchHook").state()
     assert len(with_image(spy.loaded, BAD)) == 2
-    saved = torch.load(find_latest_checkpoint(first.work_dir), weights_only=True)
+    saved = read_safely(find_latest_checkpoint(first.work_dir))
     assert saved["amp_hooks"]["BadBatchHook"] == seen
 
     again, spy = train(

@@ -50,7 +50,7 @@ def train(build, digits, tmp_path):
     def train(hooks, spoiled=BAD, **options):
         more = voc(digits, tmp_path / f"voc{len(build.made)}", spoiled)
         more |= options.pop("options", {})
-        options = dict(ema=False, precision="float32") | options
+        options = {"ema": False, "precision": "float32", **options}
         runner = build("retinanet", hooks=hooks, options=more, **options)
         seen = Seen()
         runner.register_hook(seen, priority="HIGHEST")
@@ -89,7 +89,7 @@ def test_each_kind_is_named_with_its_image_and_nothing_changes(train, loop):
     total = sum((Counter(line["counts"]) for line in lines), Counter())
     assert total == Counter(KIND.values())
     (last,) = helpers.records(runner)[-1:]
-    assert last.values["bad_boxes_total"] == {"": 0.0} | dict(total)
+    assert last.values["bad_boxes_total"] == {"": 0.0, **dict(total)}
     text = helpers.log(runner)
     assert "000003.jpg box 0 zero width or height (" in text
     assert "000007.jpg box 0 negative width or height (" in text
@@ -186,7 +186,7 @@ def test_counts_survive_a_resume(train, build, tmp_path):
         KIND[i] for i in KIND if any(i in x for x in seen.loaded.values())
     )
     again, _ = train(
-        [boxes()], iters=12, work_dir=work, options=more | {"resume": True}
+        [boxes()], iters=12, work_dir=work, options={**more, "resume": True}
     )
     assert helpers.hook_of(again, "BoxSanityHook").counts == Counter(KIND.values())
 

@@ -5,6 +5,8 @@ change of prose alone is not noticed. Fenced blocks are identical, so test_readm
 which trains with each config block of README.md, trains with those of README_zh-CN.md.
 """
 
+from __future__ import annotations
+
 import difflib
 import itertools
 import re

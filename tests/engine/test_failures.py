@@ -69,7 +69,7 @@ def runner_of(folder, hooks, dtype=None):
 def stock_in(tmp_path_factory):
     """What is learned without hooks, by precision."""
 
-    @functools.cache
+    @functools.lru_cache(maxsize=None)
     def train(dtype):
         runner = runner_of(tmp_path_factory.mktemp("stock"), [], dtype)
         runner.train()
@@ -105,7 +105,7 @@ def failures(runner):
 def test_a_hook_broken_in_an_event(tmp_path, monkeypatch, stock_in, name, event):
     # In FP32 there is nothing to fall back to; in BF16 a clamp that is on computes so.
     dtype = "bfloat16" if name == "PrecisionFallbackHook" else None
-    suite = SUITE | dict(head_clamp=True) if dtype else SUITE
+    suite = dict(SUITE, head_clamp=True) if dtype else SUITE
     runner, calls = runner_of(tmp_path, [suite], dtype), []
     monkeypatch.setattr(getattr(all_hooks, name), event, breaks(calls), raising=False)
     if event in ELSEWHERE:
@@ -376,7 +376,7 @@ def test_a_failure_within_a_rewarmup_gives_the_learning_rate_back(
     tmp_path, monkeypatch
 ):
     rollback = dict(interval=5, probation=0, warmup_iters=50, lr_factor=0.1)
-    suite = SUITE | dict(rollback=rollback, head_clamp=None)
+    suite = dict(SUITE, rollback=rollback, head_clamp=None)
     rate, ruin = Rate(), small.SpoilInputs(at=[20, 21, 22])
     runner = small.build(tmp_path, [suite, ruin, rate], iters=40)
     close, calls = FlightRecorder.close, []

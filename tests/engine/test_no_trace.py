@@ -107,7 +107,7 @@ def test_a_detector_can_be_saved_whole(build):
 def test_a_state_of_the_modules_own_is_asked_for():
     class Own(torch.nn.Linear):
         def __getstate__(self):
-            return super().__getstate__() | dict(mine=1)
+            return dict(vars(self), mine=1)
 
     module, trace = torch.nn.Sequential(Own(2, 2)), NoTrace()
     module[0].register_forward_hook(lambda *args: None)  # not ours

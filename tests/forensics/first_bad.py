@@ -5,17 +5,17 @@ import math
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 def finite(tree):
     return all(
         not isinstance(x, float) or math.isfinite(x)
-        for x in tree_leaves(tree)
+        for x in tree_flatten(tree)[0]
         if not isinstance(x, torch.Tensor)
     ) and all(
         bool(torch.isfinite(t).all())
-        for t in tree_leaves(tree)
+        for t in tree_flatten(tree)[0]
         if isinstance(t, torch.Tensor) and t.is_floating_point()
     )
 

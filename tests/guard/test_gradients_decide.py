@@ -129,7 +129,7 @@ class Floats(small.Small):
             losses = self(**self.data_preprocessor(data, True))
         total = sum(losses.values())
         optim_wrapper.update_params(total)
-        return {k: v.item() for k, v in losses.items()} | dict(loss=total.item())
+        return {**{k: v.item() for k, v in losses.items()}, **dict(loss=total.item())}
 
 
 @pytest.mark.parametrize("hooks", HOOKS, ids=["guard", "suite"])
@@ -360,7 +360,8 @@ class Lazy(small.Small):
         self.register_buffer("graph", torch.eye(4).to_sparse())
         self.register_buffer("phase", torch.zeros(3, dtype=torch.complex64))
         self.register_buffer("scale", torch.ones(3, dtype=torch.float64))
-        self.register_buffer("codes", torch.ones(3).to(torch.float8_e4m3fn))
+        float8 = getattr(torch, "float8_e4m3fn", torch.uint8)  # of torch 2.1
+        self.register_buffer("codes", torch.ones(3).to(float8))
 
     def losses(self, features, logits, y):
         self.cache = None if self.calls % 3 else torch.zeros(3)

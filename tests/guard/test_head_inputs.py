@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from amp_hooks.engine.torch_api import TORCH
 from amp_hooks.guard import head_inputs
 from amp_hooks.guard.head_inputs import hardy, make_finite
 from tests import helpers, processes
@@ -108,7 +109,8 @@ def test_few_launches_however_many_tensors():
             make_finite(given)
         # Those of another layout are copied first.
         rest = [n for n in seen.names if "clone" not in n and "view" not in n]
-        assert len(rest) <= 4, rest
+        # Before torch 2.1 there is no launch that copies many.
+        assert len(rest) <= (4 if TORCH >= (2, 1) else 3 + n), rest
 
 
 def test_which_heads_can_neither_raise_nor_assert():

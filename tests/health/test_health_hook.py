@@ -10,6 +10,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 
 from amp_hooks.engine.runtime import Runtime
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.panel.scalars import scalars_of
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import Status, judge
@@ -118,7 +119,7 @@ def test_what_was_saved_since_the_onset_is_withdrawn(tmp_path):
     (first, *_) = small.ledger(runner, "rollback")
     assert first["target_iter"] < first["iter"]
     pointer = (Path(runner.work_dir) / "last_checkpoint").read_text()
-    good = torch.load(pointer, weights_only=True)
+    good = read_safely(pointer)
     model = small.Small()
     model.load_state_dict(good["state_dict"])
     model.eval()

@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.hooks import Hook
 
 import amp_hooks
+from amp_hooks.engine.torch_api import is_autocast_enabled
 from tests import helpers
 
 PREFLIGHT = [dict(type="amp_hooks.AmpPreflightHook", config_check=False)]
@@ -78,7 +79,7 @@ def test_images_that_are_not_normalised(build):
     _, found = looked_at(build, options=raw)
     assert list(found) == ["not_normalized"]
     assert not found["not_normalized"].fails  # BatchNorm makes up for it
-    stored = raw | {"model.backbone.norm_eval": True}
+    stored = {**raw, "model.backbone.norm_eval": True}
     _, found = looked_at(build, options=stored)
     assert found["not_normalized"].fails
 
@@ -190,7 +191,7 @@ class FadingRetinaNet(RetinaNet):
 
 
 def test_fp16_validation_that_yields_nothing(build):
-    options = FP16_VALIDATION | {"model.type": "FadingRetinaNet"}
+    options = {**FP16_VALIDATION, "model.type": "FadingRetinaNet"}
     _, found = looked_at(build, options=options, validate=True)
     assert list(found) == ["fp16_validation"]
     assert "bbox_head.retina_cls" in found["fp16_validation"].what
@@ -432,7 +433,7 @@ def test_what_no_precision_cures_changes_none(build):
 
 
 def test_validation_that_yields_nothing_is_done_in_fp32(build):
-    options = FP16_VALIDATION | {"model.type": "FadingRetinaNet"}
+    options = {**FP16_VALIDATION, "model.type": "FadingRetinaNet"}
     options.pop("train_cfg.val_begin")
     runner, found = looked_at(
         build, hooks=acting("fp32"), options=options, validate=True
@@ -472,7 +473,7 @@ class HungryRetinaNet(RetinaNet):
     """FP32 has memory for one image only."""
 
     def loss(self, inputs, samples):
-        if len(inputs) > 1 and not torch.is_autocast_enabled("cpu"):
+        if len(inputs) > 1 and not is_autocast_enabled("cpu"):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return super().loss(inputs, samples)
 

@@ -134,7 +134,7 @@ def _resumed(data, work_dir):
     fault = helpers.infinite_images([9])
     hooks = [*helpers.SUITE[:6], dict(helpers.SUITE[6], interval=100), helpers.SUITE[7]]
     train(data, work_dir, [fault, *hooks], save, stop=True, iters=14)
-    return train(data, work_dir, hooks, save | {"resume": True}, iters=14)
+    return train(data, work_dir, hooks, {**save, "resume": True}, iters=14)
 
 
 def _tensorboard(data, work_dir):

@@ -23,7 +23,7 @@ def start_line(iteration=0, hooks=("StabilityHook",), max_iters=1000, **fields):
     optimizers = ["optimizer: AmpOptimWrapper, SGD, dtype float16"]
     hooks = {hook: {} for hook in hooks}
     given = dict(hooks=hooks, max_iters=max_iters, optimizers=optimizers)
-    return line(iteration, "start", **(given | fields))
+    return line(iteration, "start", **{**given, **fields})
 
 
 def bad(*iterations, vetoed=True, verdict=FORWARD, **fields):

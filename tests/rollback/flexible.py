@@ -49,7 +49,9 @@ def build(work_dir, *hooks, iters=45, strategy="SingleDeviceStrategy", **options
                 interval=options.pop("every", 10**9),
             )
         ),
-        visualizer=dict(type="Visualizer", name=name, vis_backends=[]),
+        visualizer=dict(
+            type="Visualizer", name=name, vis_backends=[dict(type="LocalVisBackend")]
+        ),
         default_scope="mmengine",
         **options,
     )

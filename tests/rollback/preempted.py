@@ -165,7 +165,9 @@ def go(
         default_hooks=dict(
             checkpoint=dict(saver, **(checkpoint or dict(interval=999)))
         ),
-        visualizer=dict(type="Visualizer", name=name, vis_backends=[]),
+        visualizer=dict(
+            type="Visualizer", name=name, vis_backends=[dict(type="LocalVisBackend")]
+        ),
         default_scope="mmengine",
         cfg=dict(
             model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)

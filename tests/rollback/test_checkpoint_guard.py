@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook, Hook
 
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.engine.tensors import named_tensors
 from amp_hooks.rollback.checkpoint_file import damage
 from amp_hooks.rollback.checkpoint_guard import CheckpointGuard
@@ -164,7 +165,7 @@ def test_a_checkpoint_that_is_not_written(build, loop, kind):
     assert hub(runner, "keep_ckpt_ids") == ids[1:]
     assert [name for name, _ in hook.saved] == [first, third]
     assert hook.saved[-1][1] == runner.iter
-    saved = torch.load(Path(runner.work_dir, third), weights_only=True)
+    saved = read_safely(Path(runner.work_dir, third))
     info = saved["message_hub"]["runtime_info"]
     assert info["keep_ckpt_ids"] == ids[1:]
     assert (
@@ -194,7 +195,7 @@ def test_a_best_checkpoint_that_is_not_written(build):
     # Its score was not taken for the best one, so that 0.7 is.
     assert checkpoints(runner.work_dir) == ["best_acc_iter_5.pth", "iter_6.pth"]
     assert hub(runner, "best_score") == 0.8
-    saved = torch.load(Path(runner.work_dir, "best_acc_iter_5.pth"), weights_only=True)
+    saved = read_safely(Path(runner.work_dir, "best_acc_iter_5.pth"))
     assert "optimizer" not in saved
     assert saved["message_hub"]["runtime_info"]["best_score"] == 0.8
     assert hook.saved == [("iter_6.pth", 6)]  # a run cannot go on from best_*
@@ -260,9 +261,7 @@ def test_the_files_hold_what_they_would_hold_anyway(build, tmp_path):
     b._hooks.remove(hook)
     b.train()
     assert checkpoints(a.work_dir) == checkpoints(b.work_dir)
-    first, second = (
-        torch.load(Path(r.work_dir, "iter_6.pth"), weights_only=True) for r in (a, b)
-    )
+    first, second = (read_safely(Path(r.work_dir, "iter_6.pth")) for r in (a, b))
     assert list(first) == list(second)
     assert list(first["meta"]) == list(second["meta"])
     assert first["param_schedulers"] == second["param_schedulers"]

@@ -16,6 +16,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import find_latest_checkpoint
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.engine.tensors import nonfinite_names
 from tests import helpers, processes
 
@@ -100,7 +101,7 @@ def pointer(work_dir):
 
 def torch_load(path):
     allow_mmengine_checkpoints()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_safely(path, map_location="cpu")
 
 
 def test_everything_is_kept(build, tmp_path):
@@ -258,14 +259,14 @@ def test_weights_only_protection_stays_on(tmp_path, foreign):
     path = tmp_path / "foreign.pth"
     torch.save({"state_dict": {}, "message_hub": foreign}, path)
     with pytest.raises((pickle.UnpicklingError, AttributeError)):
-        torch.load(path)
+        read_safely(path)
 
 
 def test_getattr_serves_the_log_history(tmp_path):
     allow_mmengine_checkpoints()
     path = tmp_path / "stock.pth"
     torch.save({"x": Foreign(getattr, HistoryBuffer, "mean")}, path)
-    assert torch.load(path)["x"] is HistoryBuffer.mean
+    assert read_safely(path)["x"] is HistoryBuffer.mean
 
 
 SCHEDULERS = [

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.rollback.checkpoint_file import Header, damage
 from amp_hooks.rollback.resume import Candidate, choose_resume, in_order
 from tests import helpers
@@ -75,19 +76,19 @@ def run(runs):
 
 
 def change(path, key, name, value=math.nan):
-    saved = torch.load(path, weights_only=True)
+    saved = read_safely(path)
     saved[key][name].view(-1)[0] = value
     torch.save(saved, path)
 
 
 def first_moment(path):
-    saved = torch.load(path, weights_only=True)
+    saved = read_safely(path)
     saved["optimizer"]["state"][3]["exp_avg"].view(-1)[0] = math.inf
     torch.save(saved, path)
 
 
 def scale_of_zero(path):
-    saved = torch.load(path, weights_only=True)
+    saved = read_safely(path)
     saved["optimizer"]["loss_scaler"]["scale"] = 0.0
     torch.save(saved, path)
 
@@ -97,7 +98,7 @@ def cut(part):
 
 
 def flip_a_bit(path):
-    weight = torch.load(path, weights_only=True)["state_dict"][CLS]
+    weight = read_safely(path)["state_dict"][CLS]
     content = bytearray(path.read_bytes())
     content[content.index(weight.numpy().tobytes()) + 5] ^= 1
     path.write_bytes(content)
@@ -155,7 +156,7 @@ def test_nothing_is_damaged(run):
 def test_after_a_load_of_onedl_mmengine(run):
     """It allows what a checkpoint needs for its own load, then forbids it to all."""
     with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, np.dtype]):
-        torch.load(run.newest, weights_only=True)
+        read_safely(run.newest)
     assert damage(str(run.newest)) is None
 
 
@@ -210,7 +211,7 @@ def test_nothing_is_done_to_a_run_that_is_not_resumed(run):
 def test_a_real_run_goes_on(run, build):
     """From training to training, with the newest file of CheckpointHook cut short."""
     cut(0.8)(run.newest)
-    saved = torch.load(run.ours, weights_only=True)
+    saved = read_safely(run.ours)
     resumed = build(
         "retinanet",
         work_dir=run.work_dir,
@@ -223,7 +224,7 @@ def test_a_real_run_goes_on(run, build):
     (event,) = helpers.ledger(resumed, "resume")
     assert event["iter"] == saved["meta"]["iter"]
     assert resumed.iter > event["iter"]
-    named = torch.load(run.pointer.read_text(), weights_only=True)
+    named = read_safely(run.pointer.read_text())
     assert named["meta"]["iter"] == resumed.iter
 
 

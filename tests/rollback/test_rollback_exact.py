@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.engine.tensors import named_tensors
 from tests import helpers, processes
 from tests.integration.test_optim_wrapper_dict import options as two_optimizers
@@ -78,7 +79,7 @@ def train(cfg, path):
 
 def learned(path):
     allow_mmengine_checkpoints()
-    saved = torch.load(path, weights_only=True)
+    saved = read_safely(path)
     keys = [
         key for key in ("state_dict", "optimizer", "ema_state_dict") if key in saved
     ]

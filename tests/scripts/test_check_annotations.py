@@ -246,7 +246,7 @@ def test_a_data_set_without_samples(check, digits, tmp_path):
     """Of classes that the file has not: every image is filtered out."""
     dataset = "train_dataloader.dataset"
     classes = {f"{dataset}.metainfo": dict(classes=("cat",))}
-    options = classes | {f"{dataset}.filter_cfg": dict(filter_empty_gt=True)}
+    options = {**classes, f"{dataset}.filter_cfg": dict(filter_empty_gt=True)}
     for serialize in (True, False):  # MMEngine refuses the first itself
         options[f"{dataset}.serialize_data"] = serialize
         done = check("--config", config(digits, tmp_path, options), "--samples", 10)

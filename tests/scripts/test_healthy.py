@@ -91,7 +91,7 @@ def test_what_is_an_intervention():
 def result(**more):
     case = dict(detector="fcos", start="tuned", precision="float16", recipe="ema")
     good = dict(iters=225, error="", differ=[], first=None, interventions=[])
-    return case | good | dict(watches=[], overflows=0, seconds=[1.0, 1.0]) | more
+    return {**case, **good, **dict(watches=[], overflows=0, seconds=[1.0, 1.0]), **more}
 
 
 def test_the_table_and_what_fails():

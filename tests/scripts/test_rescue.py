@@ -117,7 +117,7 @@ def test_results_of_another_config_are_forgotten(tmp_path):
 
 def test_lost_iterations():
     def line(event, at, verdict="FORWARD_NONFINITE", **more):
-        return dict(event=event, iter=at, verdict=verdict) | more
+        return dict(event=event, iter=at, verdict=verdict, **more)
 
     ledger = [
         line("veto", 2, "SCALE_OVERFLOW"),
@@ -208,8 +208,8 @@ def test_a_nan_term_without_gradient_leaves_the_weights_finite(build):
 
 def result(policy, fault=CLEAN, map=0.6, **more):
     finished = map is not None
-    return (
-        dict(
+    return {
+        **dict(
             detector="fcos",
             fault=fault,
             policy=policy,
@@ -226,9 +226,9 @@ def result(policy, fault=CLEAN, map=0.6, **more):
             actions=[],
             report="healthy",
             foretold=[],
-        )
-        | more
-    )
+        ),
+        **more,
+    }
 
 
 def test_the_tables_and_what_is_not_shown():

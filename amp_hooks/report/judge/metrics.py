@@ -19,7 +19,7 @@ def metric_of(run: RunHistory) -> tuple[str, list[tuple[int, float]]] | None:
     """
     known: dict[str, float] = {}
     for validation in run.validations:
-        known |= validation.metrics
+        known.update(validation.metrics)
     hooks = dig(run.config, "default_hooks", "checkpoint")
     found = main_metric(known, save_best_of(hooks or {}))
     if found is not None and not found[1]:  # less is better: no value says it is dead

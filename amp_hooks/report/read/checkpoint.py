@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...engine.safe_load import allow_mmengine_checkpoints
+from ...engine.safe_read import read_safely
 from ...engine.tensors import named_tensors, nonfinite_names
 from .curves import Curve
 from .history import Checkpoint
@@ -27,7 +28,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         Exception: Of many kinds, if it is damaged or not MMEngine's.
     """
     allow_mmengine_checkpoints()
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = read_safely(path, map_location="cpu", mmap=True)
     meta = content["meta"]
     done = int(meta["iter"])
     curves = {}

@@ -7,12 +7,13 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, List, Tuple
 
+from ...engine.words import without_prefix
 from .curves import Curve
 from .history import Validation
 
-Points = dict[str, list[tuple[int, float]]]
+Points = Dict[str, List[Tuple[int, float]]]
 _NOT_CURVES = ("step", "iter", "epoch")
 _NOT_METRICS = (*_NOT_CURVES, "time", "data_time", "memory")
 
@@ -66,12 +67,12 @@ def from_lines(
         if "iter" in line or any(key.startswith("amp/") for key in line):
             now = step - 1
             for name, value in _numbers(line, _NOT_CURVES).items():
-                points[name.removeprefix("train/")].append((now, value))
+                points[without_prefix(name, "train/")].append((now, value))
         elif any(key.endswith("time") for key in line):
             metrics = {
-                name.removeprefix("val/"): value
+                without_prefix(name, "val/"): value
                 for name, value in _numbers(line, ()).items()
-                if name.removeprefix("val/") not in _NOT_METRICS
+                if without_prefix(name, "val/") not in _NOT_METRICS
             }
             validations.append(Validation(max(now, 0), metrics))
     return {name: Curve.of(p) for name, p in points.items()}, validations
@@ -92,7 +93,7 @@ def from_tensorboard(
         events = EventAccumulator(str(path), size_guidance=dict(scalars=0))
         events.Reload()
         for tag in events.Tags()["scalars"]:
-            points[tag.removeprefix("train/")] += events.Scalars(tag)
+            points[without_prefix(tag, "train/")] += events.Scalars(tag)
     # Every training line has the step of a loss or a learning rate.
     clock = [
         (e.wall_time, e.step)
@@ -111,5 +112,5 @@ def from_tensorboard(
             for e in found:
                 before = bisect(clock, (e.wall_time, float("inf")))
                 now = clock[before - 1][1] - 1 if before else 0
-                validated[now][tag.removeprefix("val/")] = e.value
+                validated[now][without_prefix(tag, "val/")] = e.value
     return curves, [Validation(i, validated[i]) for i in sorted(validated)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...engine.words import count
+from ...engine.words import count, without_prefix
 from ..judge.incidents import Incidents
 from ..judge.recipe import active_hooks, read_recipe
 from ..read.history import RunHistory
@@ -21,7 +21,7 @@ def describe(run: RunHistory, found: Incidents) -> list[tuple[str, str]]:
     rows = [
         ("run", _starts(run, found)),
         ("hooks", _hooks(run)),
-        *(("optimizer", str(o).removeprefix("optimizer: ")) for o in optimizers),
+        *(("optimizer", without_prefix(str(o), "optimizer: ")) for o in optimizers),
     ]
     if recipe.known:
         if not start_line:

@@ -33,7 +33,7 @@ WARM = [
 
 
 def config(**changes):
-    return CONFIG | changes
+    return {**CONFIG, **changes}
 
 
 def clipped(at):
@@ -53,7 +53,7 @@ def bad_boxes(iteration):
 
 def norms(*spikes):
     """Gradient norms of about 5, and spikes at iterations."""
-    values = dict.fromkeys(range(9, 1000, 10), 5.0) | dict(spikes)
+    values = {**dict.fromkeys(range(9, 1000, 10), 5.0), **dict(spikes)}
     return {"amp/gradnorm": curve([], 1).of(values.items())}
 
 

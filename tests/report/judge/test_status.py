@@ -31,7 +31,8 @@ ABORT = dict(rollbacks=1, limit="max_rollbacks=1", checkpoint="c.pth", lr_factor
 
 
 def scale(*log2, growth=0.0):
-    return FINE | {
+    return {
+        **FINE,
         "amp/scale_log2": curve(log2),
         "amp/growth_tracker": curve([growth] * len(log2)),
     }
@@ -39,7 +40,7 @@ def scale(*log2, growth=0.0):
 
 def health(*states):
     """Points at 9, 19, ..."""
-    return FINE | {"amp/health": curve(map(float, states))}
+    return {**FINE, "amp/health": curve(map(float, states))}
 
 
 def val(*maps):
@@ -128,7 +129,7 @@ CASES = {
         RECOVERED,
         run(
             [START, line(30, "fallback", to="bfloat16", reason="x"), END],
-            scale(16, -30) | {"amp/nonfinite": curve([0.0] * 9)},
+            {**scale(16, -30), "amp/nonfinite": curve([0.0] * 9)},
         ),
     ),
     "the ledger is full, and then NaN to the end": (
@@ -140,7 +141,7 @@ CASES = {
     ),
     "hooks, but the ledger is gone; NaN to the end": (
         LOST,
-        run([], scale(16, 16) | dict(loss=curve([1.0] * 7 + [NAN] * 3))),
+        run([], dict(scale(16, 16), loss=curve([1.0] * 7 + [NAN] * 3))),
     ),
     "abort": (LOST, run([START, *bad(3), line(3, "abort", **ABORT)], FINE)),
     "checkpoint not finite": (
@@ -258,7 +259,7 @@ CASES = {
     ),
     "scalars without a ledger": (
         RECOVERED,
-        run([], FINE | {"amp/rollbacks_total": curve([0.0, 1.0])}),
+        run([], {**FINE, "amp/rollbacks_total": curve([0.0, 1.0])}),
     ),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ def write(folder, lines, scalars=None, config=None):
 
 
 def logged(step, loss, **more):
-    return dict(lr=0.1, loss=loss, iter=step, step=step) | more
+    return {"lr": 0.1, "loss": loss, "iter": step, "step": step, **more}
 
 
 def test_a_ledger_cut_short_with_lines_of_another_version(tmp_path):

@@ -217,7 +217,7 @@ def test_a_run_that_is_ill_and_finite():
 
 
 def test_a_run_that_went_back_and_is_healthy():
-    curves = LOSS | {"amp/health": curve([0.0] * 6 + [2.0, 1.0, 0.0, 0.0])}
+    curves = {**LOSS, "amp/health": curve([0.0] * 6 + [2.0, 1.0, 0.0, 0.0])}
     page = make_page(run([START, diverged(69), went_back(69), END], curves))
     assert page.sentence.startswith("Recovered: 1 divergence (iteration 69: loss 102")
     assert "1 rollback. The last 30 iterations were healthy." in page.sentence
@@ -238,7 +238,7 @@ def test_what_passed_by_itself_is_shown_and_healthy():
 
 
 def test_health_has_no_plot_where_there_was_nothing_else():
-    well_all_along = LOSS | {"amp/health": curve([0.0] * 10)}
+    well_all_along = {**LOSS, "amp/health": curve([0.0] * 10)}
     assert "health" not in make_page(run([START, END], well_all_along)).table()[0]
 
 

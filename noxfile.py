@@ -1,0 +1,128 @@
+"""The tests under the versions that people have, each in an environment of its own.
+
+    pip install nox
+    nox --list
+    nox -s torch-2.1            # or several; all of them take hours and 30 GB
+    nox -s torch-2.1 -- -k resume
+
+A session downloads its torch (3 to 5 GB, for PyPI's have CUDA in them; 200 MB with an
+index of CPU wheels in PIP_EXTRA_INDEX_URL), compiles mmcv's operators for it (3 minutes
+on 2 cores, kept in AMP_HOOKS_CACHE), installs the package as a user does, sees that
+this has changed neither torch nor mmcv, and runs the tests: all but those of our own
+development tools, scripts and pages. The interpreters must be on PATH.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+
+nox.options.reuse_venv = "yes"
+nox.options.sessions = []
+
+# What is pinned so that a new release of a tool turns no green commit red.
+TOOLS = ["pytest==8.3.5", "pytest-xdist==3.6.1", "scikit-learn", "tqdm", "pycocotools"]
+TESTS = [
+    "tests",
+    *("--ignore=tests/docs", "--ignore=tests/scripts", "--ignore=tests/test_house.py"),
+    *("--ignore=tests/test_wheel.py", "--ignore=tests/panel/test_backends.py"),
+]
+VERSIONS = """
+from importlib import metadata
+print({n: metadata.version(n) for n in sys.argv[1:]})
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Versions that belong together."""
+
+    python: str
+    torch: str
+    numpy: str
+    opencv: str
+    mmengine: str
+    mmcv: str
+    mmdet: str
+    others: tuple[str, ...] = ("tensorboard==2.21.0", "setuptools<81")
+    prefix: str = ""
+
+
+STACKS = {
+    "torch-2.0": Stack(
+        *("3.8", "2.0.1", "1.24.4", "4.8.1.78", "0.8.0", "2.0.0", "3.0.0"),
+        # yapf 0.40 took away an argument that MMEngine 0.8 gives.
+        ("tensorboard==2.14.0", "setuptools<70", "yapf==0.33.0"),
+    ),
+    "torch-2.1": Stack(
+        *("3.9", "2.1.2", "1.26.4", "4.10.0.84", "0.9.1", "2.1.0", "3.2.0"),
+        ("tensorboard==2.18.0", "setuptools<81"),
+    ),
+    "torch-2.3": Stack(
+        *("3.10", "2.3.1", "1.26.4", "4.10.0.84", "0.10.3", "2.1.0", "3.3.0")
+    ),
+    "torch-2.5": Stack(
+        *("3.11", "2.5.1", "1.26.4", "4.10.0.84", "0.10.5", "2.1.0", "3.3.0")
+    ),
+    "torch-2.8": Stack(
+        *("3.12", "2.8.0", "2.2.6", "4.12.0.88", "0.10.7", "2.1.0", "3.3.0")
+    ),
+    "torch-2.13": Stack(
+        *("3.11", "2.13.0", "2.2.6", "4.12.0.88", "0.10.7", "2.1.0", "3.3.0")
+    ),
+    # The maintained forks.
+    "onedl": Stack(
+        *("3.11", "2.13.0", "2.2.6", "4.12.0.88", "0.10.12", "2.3.6", "3.5.1"),
+        prefix="onedl-",
+    ),
+}
+
+
+def tests(session: nox.Session, stack: Stack) -> None:
+    """Install a stack, then the package, then run the tests."""
+    engine, mmcv = f"{stack.prefix}mmengine", f"{stack.prefix}mmcv"
+    mmdet = "onedl-mmdetection" if stack.prefix else "mmdet"
+    pinned = [f"numpy=={stack.numpy}", *stack.others]
+    session.install(f"torch=={stack.torch}", "wheel", "ninja", "psutil", *pinned)
+    session.install(f"{engine}=={stack.mmengine}", *TOOLS, *pinned)
+    build = ["scripts/mmcv_build.py", "--name", mmcv, "--mmcv", stack.mmcv]
+    python = str(Path(session.bin, "python"))
+    wheel = session.run("python", *build, "--python", python, silent=True, stderr=None)
+    session.install(str(wheel).strip().splitlines()[-1], *pinned)
+    session.install("--no-build-isolation", f"{mmdet}=={stack.mmdet}", *pinned)
+    # A machine without libGL cannot load the one with windows; both lie in one folder.
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "opencv-python")
+    headless = f"opencv-python-headless=={stack.opencv}"
+    session.install("--force-reinstall", "--no-deps", headless)
+
+    names = ["torch", mmcv, engine]
+    versions = ["python", "-c", f"import sys{VERSIONS}", *names]
+    before = session.run(*versions, silent=True)
+    # As a user does; the forks have other names than what it asks for.
+    session.install(*(["--no-deps"] if stack.prefix else []), "-e", ".")
+    after = session.run(*versions, silent=True)
+    if before != after:
+        session.error(f"installing amp_hooks changed {before} to {after}")
+    session.log(f"{after}")
+
+    workers = str(min(8, os.cpu_count() or 1))
+    # Warnings are errors under the versions of scripts/constraints.txt only.
+    pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider", "-n", workers]
+    session.run(
+        "python", *pytest, *TESTS, *session.posargs, env={"OMP_NUM_THREADS": "1"}
+    )
+
+
+def session_of(name: str, stack: Stack) -> None:
+    """A session by the name of its stack."""
+
+    @nox.session(name=name, python=stack.python)
+    def run(session: nox.Session) -> None:
+        tests(session, stack)
+
+
+for name, stack in STACKS.items():
+    session_of(name, stack)
