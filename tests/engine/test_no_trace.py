@@ -211,11 +211,14 @@ def test_layers_go_in_any_order():
     assert vars(thing)["method"] is own
 
 
-def test_a_scheduler_finds_the_mark_that_it_left_on_the_step(tmp_path):
-    """MMEngine warns in every run where it does not."""
+@pytest.mark.parametrize("damage", [[], [0]], ids=["taken", "refused"])
+def test_a_scheduler_knows_of_the_first_step(tmp_path, damage):
+    """Or MMEngine warns: of a step that is overridden, or has not been called."""
     scheduler = dict(type="ConstantLR", by_epoch=False, factor=1.0, begin=0, end=9)
-    runner = small.build(tmp_path, [SUITE], iters=2, param_scheduler=scheduler)
+    hooks = [small.SpoilInputs(damage), SUITE]
+    runner = small.build(tmp_path, hooks, iters=2, param_scheduler=scheduler)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         runner.train()
+    assert len(small.ledger(runner, "veto")) == len(damage)
     assert [w for w in seen if "optimizer.step()" in str(w.message)] == []
