@@ -141,6 +141,11 @@ class StabilityHook(Hook):
         ...     dict(type='EMAHook', momentum=0.0002, priority=49),
         ...     dict(type='amp_hooks.StabilityHook',
         ...          rollback=dict(interval=1000), head_clamp=None)]
+
+        On a command line, where MMEngine reads a list as text, it goes into the dict
+        ``default_hooks`` under any new name, with arguments beside it:
+        ``--cfg-options default_hooks.stability.type=amp_hooks.StabilityHook
+        default_hooks.stability.rollback.interval=1000``
     """
 
     # The list of hooks is walked while the members join it: they must come later.

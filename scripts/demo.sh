@@ -15,6 +15,8 @@ READY=$SECONDS
 
 PY=.venv/bin/python
 . scripts/hide_gpu.sh
+TRAIN=$($PY scripts/mmdet_tool.py train.py)
+TRAIN=${TRAIN#"$PWD"/}
 OUT=work_dirs/demo
 CONFIG=configs/digits/faster-rcnn_r18_fpn_fp16_hot
 cores=$(nproc)
@@ -33,7 +35,7 @@ say "whole logs: $OUT/stock.log and $OUT/guarded.log"
 
 train() { # name, config
     # MMEngine's lines without their date; only progress, warnings and results.
-    $PY scripts/train.py "$2" --work-dir "$OUT/$1" 2>&1 | tee "$OUT/$1.log" |
+    $PY "$TRAIN" "$2" --work-dir "$OUT/$1" 2>&1 | tee "$OUT/$1.log" |
         grep --line-buffered -E 'Iter\(|amp_hooks\]|Error' |
         sed -uE "s/^.* - mmengine - (INFO|WARNING) - //; s/  data_time: [0-9.]+//; s/  loss_rpn.*//; \
 s/^/$(printf '[%-7s] ' "$1")/"
@@ -56,4 +58,4 @@ echo "    $PY -m amp_hooks.report $OUT/guarded --html $OUT/guarded.html"
 echo "See it in the browser (tab 'Custom Scalars'):"
 echo "    .venv/bin/tensorboard --logdir $OUT"
 echo "Go on from the auto-rollback checkpoint of a killed run:"
-echo "    $HIDDEN$PY scripts/train.py ${CONFIG}_stability.py --work-dir $OUT/guarded --resume"
+echo "    $HIDDEN$PY $TRAIN ${CONFIG}_stability.py --work-dir $OUT/guarded --resume"

@@ -6,6 +6,9 @@ import sys
 
 from tests.helpers import ROOT
 
+sys.path.insert(0, str(ROOT / "scripts"))
+from mmdet_tool import find
+
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
 TWO_RANKS += ["--standalone"]
 
@@ -49,6 +52,11 @@ def python(*arguments, **options):
 def script(name, *arguments, **options):
     """Run a script of the project."""
     return python(ROOT / "scripts" / name, *arguments, **options)
+
+
+def train(config, *arguments):
+    """The command that trains with MMDetection's own tools/train.py."""
+    return [sys.executable, find("train.py"), config, *arguments]
 
 
 def code(text, **options):

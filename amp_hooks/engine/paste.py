@@ -22,15 +22,29 @@ _PREFIX = "amp_hooks."
 
 
 def own_hooks(cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arguments of this package's hooks in ``custom_hooks``, by class."""
-    found: dict[str, dict[str, Any]] = {}
-    for hook in items_of(cfg.get("custom_hooks")):
-        name, arguments = str(hook.get("type")), dict(hook)
-        if name.startswith(_PREFIX):
-            arguments.pop("type")
-            # A pure Python config is dumped with the module that has the class.
-            found[name.rsplit(".", 1)[-1]] = arguments
-    return found
+    """Arguments of this package's hooks in a config, by class."""
+    hooks = [*_default_hooks(cfg).values(), *items_of(cfg.get("custom_hooks"))]
+    return {_own(h): {k: h[k] for k in h if k != "type"} for h in hooks if _own(h)}
+
+
+def hook_places(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """Under which name of ``default_hooks`` those stand that are there, by class.
+
+    A command line can add a hook there, and not to the list ``custom_hooks``.
+    """
+    return {_own(h): name for name, h in _default_hooks(cfg).items() if _own(h)}
+
+
+def _default_hooks(cfg: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    hooks = dict(cfg.get("default_hooks") or {})
+    return {name: hook for name, hook in hooks.items() if isinstance(hook, Mapping)}
+
+
+def _own(hook: Mapping[str, Any]) -> str:
+    """The class, if it is of this package."""
+    name = str(hook.get("type"))
+    # A pure Python config is dumped with the module that has the class.
+    return name.rsplit(".", 1)[-1] if name.startswith(_PREFIX) else ""
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,15 +74,22 @@ class Said:
 
 
 class Hooks:
-    """Entries of ``custom_hooks``.
+    """Entries of ``custom_hooks``, or of ``default_hooks`` where they stand there.
 
     Args:
         present: Arguments of the hooks that are there, by class.
         said: Is told of each entry.
+        places: As :func:`hook_places` gives them.
     """
 
-    def __init__(self, present: Mapping[str, Mapping[str, Any]], said: Said) -> None:
+    def __init__(
+        self,
+        present: Mapping[str, Mapping[str, Any]],
+        said: Said,
+        places: Mapping[str, str],
+    ) -> None:
         self._present = frozenset(present)
+        self._places = places
         self._now = {hook: dict(arguments) for hook, arguments in present.items()}
         self._said = said
 
@@ -81,9 +102,11 @@ class Hooks:
         out: list[str] = []
         heads: list[str] = []
         for hook in touched:
-            there = hook in self._present
-            place = f", in place of the present {hook}" if there else ""
-            head = f"# in custom_hooks{place}:"
+            key = self._places.get(hook)
+            head = f"# in {'default_hooks' if key else 'custom_hooks'}"
+            if hook in self._present:
+                head += f", in place of the present {key or hook}"
+            head += ":"
             out += [] if heads[-1:] == [head] else [head]
             heads.append(head)
             out += self._said.again(number, hook)
@@ -117,7 +140,7 @@ class Paste:
         self._names = frozenset(cfg)
         self._pure = is_pure_python(cfg) if pure_python is None else pure_python
         self._said = Said()
-        self._hooks = Hooks(own_hooks(cfg), self._said)
+        self._hooks = Hooks(own_hooks(cfg), self._said, hook_places(cfg))
         self._dicts: dict[str, ast.Call] = {}
 
     def lines(self, number: int, finding: Finding) -> str:

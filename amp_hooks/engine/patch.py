@@ -25,10 +25,13 @@ class Layers:
     """
 
     def __init__(self, thing: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(thing, name)
+        # Its marks too: MMEngine's schedulers look for one on ``optim_wrapper.step``,
+        # and warn in every run where it is missing. First, or they would replace ours.
+        functools.update_wrapper(self, original)
         self.own = vars(thing).get(name, _NOTHING)
         self.layers: list[Callable[..., Any]] = []
-        self._original: Callable[..., Any] = getattr(thing, name)
-        functools.update_wrapper(self, self._original, updated=())
+        self._original = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Through the last one first."""

@@ -33,6 +33,12 @@ def count_backward(wrapper: Any) -> None:
     wrapper._inner_count += 1
 
 
+def count_step(wrapper: Any) -> None:
+    """Count one step as MMEngine's schedulers do: they warn if there was none."""
+    if hasattr(wrapper, "_global_step"):
+        wrapper._global_step += 1
+
+
 def uncount_accumulated(wrapper: Any) -> None:
     """Forget the backward passes since the last step: accumulation begins anew."""
     wrapper._inner_count -= wrapper._inner_count % wrapper._accumulative_counts

@@ -164,11 +164,13 @@ class StepTap:
                 params = trained_parameters(wrapper)
                 if not call(gate.owner, gate.opens, name, params, otherwise=True):
                     self.skipped = True
+                    private.count_step(wrapper)
                     return None
                 call(gate.owner, gate.before_step, name, params, otherwise=None)
             state: dict[str, Any] = before() or {}
             # GradScaler decides by itself; without one this is the guard's one wait.
             if self.gate is not None and "bad" in state and state["bad"].item():
+                private.count_step(wrapper)
                 return None
             self._inside = True
             try:

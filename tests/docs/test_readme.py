@@ -1,18 +1,22 @@
 """What the README shows is what the code does."""
 
+import copy
 import inspect
 import re
+import shlex
+from argparse import ArgumentParser
 
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 
 import amp_hooks.hooks  # noqa: F401  (registers)
+from amp_hooks import CpuAmpOptimWrapper, StabilityHook
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.health import thresholds as t
 from amp_hooks.members import MEMBERS
 from amp_hooks.panel.scalars import SCALARS
-from amp_hooks.registry import HOOKS
+from amp_hooks.registry import HOOKS, OPTIM_WRAPPERS
 from tests import helpers
 
 README = (helpers.ROOT / "README.md").read_text()
@@ -79,6 +83,32 @@ def test_a_config_is_run_or_marked_as_one_of_2():
             assert not re.search(
                 r"^(\w+ = |\w+ \+= )|amp_hooks\.\w+Hook\"", text, re.M
             ), where
+
+
+# Commands that say what MMEngine shall merge into the config.
+COMMANDS = [
+    pytest.param(command, id=where)
+    for where, tag, text in FENCES
+    if tag == "bash"
+    for command in text.replace("\\\n", " ").splitlines()
+    if "--cfg-options" in command and "K=V" not in command
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_attaches_what_it_names(command):
+    """As a shell and tools/train.py read it; tests/integration trains with them."""
+    parser = ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    options = parser.parse_known_args(shlex.split(command))[0].cfg_options
+    cfg = get_config("mmdet::yolox/yolox_s_8xb8-300e_coco.py")
+    before = copy.deepcopy(cfg.custom_hooks)
+    cfg.merge_from_dict(options)
+    assert cfg.custom_hooks == before
+    if "optim_wrapper.type" in options:
+        assert OPTIM_WRAPPERS.get(cfg.optim_wrapper.type) is CpuAmpOptimWrapper
+    else:
+        assert isinstance(HOOKS.build(cfg.default_hooks.stability), StabilityHook)
 
 
 def test_links_between_pages_lead_somewhere():

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from contextlib import ExitStack
 
 import pytest
@@ -208,3 +209,16 @@ def test_layers_go_in_any_order():
     undo = wrap(thing, "method", lambda original, x: [*original(x), "ours"])
     undo()
     assert vars(thing)["method"] is own
+
+
+@pytest.mark.parametrize("damage", [[], [0]], ids=["taken", "refused"])
+def test_a_scheduler_knows_of_the_first_step(tmp_path, damage):
+    """Or MMEngine warns: of a step that is overridden, or has not been called."""
+    scheduler = dict(type="ConstantLR", by_epoch=False, factor=1.0, begin=0, end=9)
+    hooks = [small.SpoilInputs(damage), SUITE]
+    runner = small.build(tmp_path, hooks, iters=2, param_scheduler=scheduler)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        runner.train()
+    assert len(small.ledger(runner, "veto")) == len(damage)
+    assert [w for w in seen if "optimizer.step()" in str(w.message)] == []

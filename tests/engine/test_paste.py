@@ -72,6 +72,16 @@ def test_a_hook_is_there_once(present, line):
     assert pasted(cfg, finding(hooks=CLAMP)) == [line]
 
 
+def test_a_hook_that_the_command_line_has_added_is_changed_where_it_is():
+    suite = dict(type="amp_hooks.StabilityHook", panel=None)
+    cfg = dict(default_hooks=dict(stability=suite, timer=None))
+    assert pasted(cfg, finding(hooks=CLAMP)) == [
+        "# in default_hooks, in place of the present stability:\n"
+        "dict(type='amp_hooks.StabilityHook', panel=None, "
+        "head_clamp=dict(when='always')),"
+    ]
+
+
 def test_two_members_of_the_suite_are_one_entry():
     cfg = dict(custom_hooks=[dict(type="amp_hooks.StabilityHook")])
     boxes = finding(hooks=dict(BoxSanityHook=dict(action="drop")))

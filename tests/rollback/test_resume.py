@@ -4,7 +4,6 @@ import os
 import pickle
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -57,8 +56,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     cfg.custom_imports = dict(imports=["tests.helpers"])
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.dump(tmp_path / "config.py")
-    train = [sys.executable, ROOT / "scripts/train.py", tmp_path / "config.py"]
-    train += ["--work-dir", work_dir]
+    train = processes.train(tmp_path / "config.py", "--work-dir", work_dir)
     with processes.start(*train) as process:
         after_rollback = work_dir / "rollback" / "iter_6.pth"
         wait_for(after_rollback.exists, process)

@@ -1,7 +1,6 @@
 """A fault that never ends: the run does, after the attempts configured."""
 
 import os
-import sys
 import time
 
 from tests import helpers, processes
@@ -39,8 +38,7 @@ def test_killed_and_resumed_between_the_attempts(digits, tmp_path):
     cfg = helpers.make_config("retinanet", digits, work_dir, hooks=hooks, epochs=10**6)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.dump(tmp_path / "config.py")
-    command = [sys.executable, helpers.ROOT / "scripts/train.py"]
-    command += [tmp_path / "config.py", "--resume"]
+    command = processes.train(tmp_path / "config.py", "--resume")
     killed = processes.start(*command)
     end = time.monotonic() + 200
     try:

@@ -1,6 +1,7 @@
 """The scripts, called as a user calls them."""
 
 import json
+from pathlib import Path
 
 import cv2
 import pytest
@@ -79,21 +80,20 @@ def test_digits_refuse_nonsense(tmp_path):
     assert "--train must be at least 1" in done.stderr
 
 
-@pytest.mark.parametrize("folder", ["file/work", "/proc/work"])
-def test_a_work_dir_that_cannot_be_written(tmp_path, digits, folder):
-    (tmp_path / "file").write_text("not a folder")
-    cfg = helpers.make_config("retinanet", digits, tmp_path / "w", iters=1)
-    cfg.dump(tmp_path / "c.py")
-    done = processes.script(
-        "train.py", tmp_path / "c.py", "--work-dir", tmp_path / folder, status=1
-    )
-    assert "--work-dir" in done.stderr
-    assert str(tmp_path / folder) in done.stderr
-
-
-def test_a_config_that_is_not_there():
-    done = processes.script("train.py", "no_such.py", status=1)
-    assert "no_such.py" in done.stderr
+def test_a_tool_of_mmdetection_is_found_wherever_it_lies(tmp_path):
+    """A wheel's, a checkout's, and a name that is none."""
+    done = processes.script("mmdet_tool.py", "train.py")
+    assert "Train a detector" in Path(done.stdout.strip()).read_text()
+    none = processes.script("mmdet_tool.py", "tain.py", status=1)
+    assert none.stderr.startswith("error: MMDetection's tools/tain.py is not in /")
+    (tmp_path / "mmdet").mkdir()
+    (tmp_path / "mmdet/__init__.py").touch()
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/train.py").touch()
+    code = f"import sys; sys.path.insert(0, {str(helpers.ROOT / 'scripts')!r}); "
+    code += "import mmdet_tool; print(mmdet_tool.find('train.py'))"
+    found = processes.code(code, cwd=tmp_path).stdout.strip()
+    assert found == str(tmp_path / "tools/train.py")
 
 
 def test_rollback_folder_that_cannot_be_written(build, tmp_path):

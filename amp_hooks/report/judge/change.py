@@ -55,7 +55,7 @@ class _Paste:
         self._recipe = recipe
         self._settings: dict[str, dict[str, Any]] = {}
         self._said = Said()
-        self._hooks = Hooks(recipe.own_hooks, self._said)
+        self._hooks = Hooks(recipe.own_hooks, self._said, recipe.places)
 
     def lines(self, number: int, advice: Advice) -> str:
         """What to paste of a piece of advice."""

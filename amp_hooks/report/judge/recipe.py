@@ -8,7 +8,7 @@ from typing import Any
 from ...config_check.warmup import warmup_iters
 from ...engine.config_syntax import is_pure_python
 from ...engine.config_values import dig, items_of, plain_number
-from ...engine.paste import own_hooks
+from ...engine.paste import hook_places, own_hooks
 from ...members import MEMBERS
 from ..read.history import RunHistory
 from .operators import without_bf16
@@ -30,7 +30,8 @@ class Recipe:
         ema: EMAHook is attached.
         box_filter: FilterAnnotations is in the training pipeline.
         filter_cfg: Of the training data set.
-        own_hooks: Arguments of this package's hooks in custom_hooks, by class.
+        own_hooks: Arguments of this package's hooks in the config, by class.
+        places: Under which name of default_hooks they stand, if they do.
         static_scale: The loss scale is a number that nothing in MMEngine changes.
         optim_wrapper: As the config has it.
         without_bf16: What the detector computes with that has no BF16.
@@ -49,6 +50,7 @@ class Recipe:
     box_filter: bool
     filter_cfg: Any
     own_hooks: dict[str, dict[str, Any]]
+    places: dict[str, str]
     static_scale: bool
     optim_wrapper: dict[str, Any]
     without_bf16: list[str]
@@ -57,7 +59,7 @@ class Recipe:
 
     @property
     def whole_suite(self) -> bool:
-        """StabilityHook is in custom_hooks."""
+        """StabilityHook is in the config."""
         return "StabilityHook" in self.own_hooks
 
 
@@ -86,6 +88,7 @@ def read_recipe(run: RunHistory) -> Recipe:
         box_filter=_holds(dataset, "FilterAnnotations"),
         filter_cfg=_find(dataset, "filter_cfg"),
         own_hooks=own_hooks(cfg) or active_hooks(run),
+        places=hook_places(cfg),
         static_scale=plain_number(dig(wrapper, "loss_scale")) is not None,
         optim_wrapper=dict(wrapper) if isinstance(wrapper, dict) else {},
         without_bf16=without_bf16(run),

@@ -469,6 +469,17 @@ def test_inside_the_suite_its_own_arguments_are_named():
     ]
 
 
+def test_a_suite_that_the_command_line_has_added_is_changed_where_it_is():
+    stability = dict(type="amp_hooks.StabilityHook", panel=None)
+    lines = [START, *bad(300), batch(300, "a"), *bad(700), batch(700, "a"), END]
+    cfg = config(default_hooks=dict(stability=stability))
+    (advice,) = advice_on(run(lines, config=cfg))
+    assert advice.change.splitlines()[-2:] == [
+        "# in default_hooks, in place of the present stability:",
+        "dict(type='amp_hooks.StabilityHook', panel=None, bad_batch=dict(skip=True)),",
+    ]
+
+
 def test_a_hook_that_is_there_is_changed_and_not_added():
     alone = dict(type="amp_hooks.BadBatchHook", suspect_after=3)
     lines = [start_line(hooks=["BadBatchHook"]), *bad(300), batch(300, "a"), *bad(700),
