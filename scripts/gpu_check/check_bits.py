@@ -9,6 +9,7 @@ from healthy_pair import differences, first_difference
 
 from gpu_check import runs
 from gpu_check.machine import Card
+from gpu_check.probe import Probe
 from gpu_check.rows import UNKNOWN, Row, judged
 
 
@@ -17,7 +18,7 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
     unordered = runs.repeatable()
     iters = machine.pick(40, 3)
     for precision in ("float32", "float16"):
-        done = []
+        done, draws = [], []
         for name, hooks in (("a", []), ("again", []), ("suite", runs.SUITE)):
             cfg = runs.config(
                 "retinanet",
@@ -27,9 +28,15 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
                 precision=precision,
                 hooks=hooks,
             )
-            runner = runs.train(cfg)
+            probe = Probe(machine.device)
+            runner = runs.train(cfg, probe)
+            draws.append(probe.draws)
             done.append((runs.losses(runner), runs.learned(runner)))
         yield verdict(precision, done, sorted(unordered))
+        same = draws[0] == draws[2]
+        found = f"{len(draws[0])} draws are {'' if same else 'NOT '}the same"
+        what = f"random numbers with and without the suite, {precision}"
+        yield judged(what, found, same and len(draws[0]) == iters)
 
 
 def verdict(precision: str, done: list, unordered: list[str]) -> Row:

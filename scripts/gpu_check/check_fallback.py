@@ -44,8 +44,9 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         ]
         last = probe.dtypes[iters - 1]
         loss = runs.losses(runner)[-1]
-        # Where an operator lacks BF16, FP32 is what follows by itself.
-        arrived = gone[:1] == [to] and last == gone[-1]
+        # Where the card or an operator lacks BF16, FP32 is what follows by itself.
+        first = to if machine.bf16() else "float32"
+        arrived = gone[:1] == [first] and last == gone[-1]
         found = f"{' > '.join(['float16', *gone])}, computes in {last}, loss {loss:.3g}"
         yield judged(
             f"fallback of {detector} to {to}",

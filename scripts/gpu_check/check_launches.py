@@ -9,7 +9,7 @@ from bench_counts import KEYS, count
 
 from gpu_check import runs
 from gpu_check.machine import Card
-from gpu_check.rows import Row, judged
+from gpu_check.rows import UNKNOWN, Row, judged
 
 
 def check(machine: Card, place: Path) -> Iterator[Row]:
@@ -30,4 +30,7 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         # A clean iteration has no collective, and one packed copy.
         good = more["recorder"] == 1 and more["collectives"] == 0
         what = f"launches and copies in an iteration, {detector}"
+        if not without["kernels"]:
+            yield Row(what, "the profiler sees nothing of the device", UNKNOWN)
+            continue
         yield judged(what, found, good, without=without, with_suite=with_)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,9 +37,12 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         cfg.model_wrapper_cfg = wrapper
     path, out = place / "config.py", place / "result.json"
     cfg.dump(str(path))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node=1", "-m", "gpu_check.one_rank", str(path), str(out)]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1"]
+    # The name of a machine without a network may lead nowhere.
+    command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    command += ["-m", "gpu_check.one_rank", str(path), str(out)]
+    alone = dict(NCCL_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
+    subprocess.run(command, check=True, env=alone | dict(os.environ))
     result = json.loads(out.read_text())
     losses = result["losses"]
     bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -52,3 +57,10 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         and result["rollbacks"] == 1
     )
     yield judged(f"one rank on {machine.backend}", found, good, **result)
+
+
+def free_port() -> int:
+    """That nobody listens to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -38,17 +38,16 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
 
 def _nms(device: str, dtype: torch.dtype, name: str) -> Row:
     """Boxes are FP32 in every precision: mmcv's kernel takes no other."""
-    boxes, scores = _boxes(2000, 300), torch.randperm(2000).float() / 2048
+    boxes = _boxes(2000, 300)
+    scores = torch.randperm(2000).float() / 2048  # no two are one in half precision
     scores = scores.to(dtype)
     kept = [
         nms(boxes.to(d), s, iou_threshold=0.5)[1].tolist()
         for d, s in (("cpu", scores.float()), (device, scores.to(device)))
     ]
     other = len(set(kept[0]) ^ set(kept[1]))
-    # Two scores that are one in half precision may change places.
-    allowed = 0 if dtype == torch.float32 else len(kept[0]) // 50
     found = f"{len(kept[1])} of 2000 boxes stay, {other} other than on the CPU"
-    return judged(f"NMS, {name}", found, other <= allowed, other=other, kept=kept[1])
+    return judged(f"NMS, {name}", found, not other, other=other)
 
 
 def _roi_align(device: str, dtype: torch.dtype) -> list[float]:

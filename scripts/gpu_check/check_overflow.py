@@ -16,16 +16,20 @@ from amp_hooks.engine.tensors import nonfinite_names
 from amp_hooks.rollback.run_state import learned_state
 from gpu_check import runs
 from gpu_check.machine import Card
-from gpu_check.rows import UNKNOWN, Row, judged
+from gpu_check.rows import MEASURED, UNKNOWN, Row, judged
 
 CONFIG = "configs/digits/faster-rcnn_r18_fpn_fp16_hot"
 ACTS = ("veto", "clamp_on", "rollback", "fallback")
+_TEXT = (
+    "{bad} of {iterations} losses not finite, the last is {last_loss:.3g}, loss scale "
+    "{scale:g}, {nonfinite} tensors not finite"
+)
 
 
 def check(machine: Card, place: Path) -> Iterator[Row]:
-    """Two runs of which one may act."""
-    lost, saved = (_train(machine, place, kind) for kind in ("watched", "stability"))
-    yield from verdict(lost, saved)
+    """Two runs of which one may act; that one first, for NaN can end a process."""
+    yield saved(_train(machine, place, "stability"))
+    yield lost(_train(machine, place, "watched"))
 
 
 def _train(machine: Card, place: Path, kind: str) -> dict[str, Any]:
@@ -51,7 +55,6 @@ def summary(runner: Runner, ledger: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(
         iterations=len(losses),
         bad=len(bad),
-        first_bad=bad[0] if bad else None,
         last_loss=losses[-1],
         scale=runner.optim_wrapper.loss_scaler.get_scale(),
         nonfinite=len(nonfinite_names(learned_state(runner), limit=10**6)),
@@ -59,24 +62,18 @@ def summary(runner: Runner, ledger: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def verdict(lost: dict[str, Any], saved: dict[str, Any]) -> Iterator[Row]:
-    """Whether the one was lost, and the other saved."""
-    text = (
-        "{bad} of {iterations} losses not finite, the last is {last_loss:.3g}, loss "
-        "scale {scale:g}, {nonfinite} tensors not finite"
-    )
-    died = lost["first_bad"] is not None and not math.isfinite(lost["last_loss"])
-    yield Row(
-        "overflow, watched only",
-        text.format(**lost) + ("" if died else ": it did not overflow for good"),
-        "measured" if died else UNKNOWN,
-        lost,
-    )
-    acts = ", ".join(f"{number} x {name}" for name, number in saved["acts"].items())
-    lives = math.isfinite(saved["last_loss"]) and not saved["nonfinite"]
-    yield judged(
-        "the same with the suite",
-        f"{text.format(**saved)}; {acts or 'nothing done'}",
-        lives and (bool(saved["acts"]) or not died),
-        **saved,
-    )
+def saved(run: dict[str, Any]) -> Row:
+    """Whether the one with the suite was."""
+    what = "overflow, with the suite"
+    acts = ", ".join(f"{number} x {name}" for name, number in run["acts"].items())
+    if not acts:
+        return Row(what, f"{_TEXT.format(**run)}; nothing to do", UNKNOWN, run)
+    lives = math.isfinite(run["last_loss"]) and not run["nonfinite"]
+    return judged(what, f"{_TEXT.format(**run)}; {acts}", lives, **run)
+
+
+def lost(run: dict[str, Any]) -> Row:
+    """Whether the one that was only watched was, which is no fault of ours."""
+    died = run["bad"] and not math.isfinite(run["last_loss"])
+    found = _TEXT.format(**run) + ("" if died else ": it did not overflow for good")
+    return Row("the same, watched only", found, MEASURED if died else UNKNOWN, run)

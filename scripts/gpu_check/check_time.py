@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
@@ -28,6 +29,7 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
                 break
             except torch.cuda.OutOfMemoryError:
                 batch //= 2
+            gc.collect()  # a runner is a circle
             torch.cuda.empty_cache()
         else:
             yield Row(f"time, {name}", f"no memory for {size} pixels", UNKNOWN)

@@ -14,6 +14,7 @@ import torch
 from gpu_check.sites import CopySites, OperatorSites, site_of, stack
 
 T = TypeVar("T")
+_WAITS = "called a synchronizing CUDA operation"  # torch's warning
 
 
 class Card:
@@ -66,7 +67,7 @@ class Card:
         found: Counter[str] = Counter()
 
         def note(message: Any, *where: Any, **more: Any) -> None:
-            if "synchroniz" in str(message):
+            if _WAITS in str(message):
                 found[site_of(stack())] += 1
 
         with warnings.catch_warnings():
@@ -90,7 +91,10 @@ class Card:
 
     def bf16(self) -> bool:
         """Whether torch says that it computes in BF16, and does not emulate it."""
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        try:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        except TypeError:  # of a torch that knows of no emulation
+            return torch.cuda.is_bf16_supported()
 
 
 class Rehearsal(Card):

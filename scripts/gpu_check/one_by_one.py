@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpu_check.rows import FAILED, Row
+
+PATIENCE = 5.0  # seconds, with a process that is asked to end
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,16 @@ def run_one(check: Check, place: Path, env: Mapping[str, str]) -> Iterator[Row]:
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """The process, and what it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for number in (signal.SIGTERM, signal.SIGKILL):  # torchrun ends its own, if asked
+        end = time.monotonic() + PATIENCE
+        try:
+            os.killpg(process.pid, number)
+            while time.monotonic() < end:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        except ProcessLookupError:
+            break
     process.wait()
 
 
@@ -102,4 +111,7 @@ def last_line(log: Path) -> str:
     """Of a traceback what was raised."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line]
     raised = [line for line in lines if line[0].isalpha() and "Error" in line]
+    # Of those who tell of another's error.
+    other = ("torch.distributed", "subprocess.")
+    raised = [line for line in raised if not line.startswith(other)] or raised
     return (raised or lines or ["it printed nothing"])[-1][:300]

@@ -33,6 +33,7 @@ def prepare(device: str) -> str:
             f"mmcv {mmcv.__version__} {lacks}, and there is no torchvision to take "
             "its place. Install mmcv with operators for this machine, or torchvision."
         )
+    import_module("torchvision")  # registers its operators
     sys.modules["mmcv._ext"] = import_module("gpu_check.standin_ext")
     return f"{STAND_IN}: mmcv {mmcv.__version__} {lacks}"
 

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
 
 
