@@ -1,7 +1,11 @@
-"""The card, or what takes its place where the checks are rehearsed on a CPU."""
+"""The card, or what takes its place where the checks are rehearsed on a CPU.
+
+``python -m gpu_check.machine`` describes it.
+"""
 
 from __future__ import annotations
 
+import json
 import resource
 import time
 import warnings
@@ -24,17 +28,24 @@ class Card:
         device: Of torch.
         rehearsed: Whether it is none.
         backend: For ``torch.distributed``.
-        name: Of the card.
-        capability: Its compute capability.
         dtypes: In which operators are compared.
+
+    It is not touched before something is asked of it: one that is set to serve a single
+    process would not serve what a check has started.
     """
 
     device, rehearsed, backend = "cuda", False, "nccl"
     dtypes = (torch.float32, torch.float16)
 
-    def __init__(self) -> None:
-        self.name = torch.cuda.get_device_name()
-        self.capability = torch.cuda.get_device_capability()
+    @property
+    def name(self) -> str:
+        """Of the card."""
+        return torch.cuda.get_device_name()
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Its compute capability."""
+        return torch.cuda.get_device_capability()
 
     def describe(self) -> dict[str, Any]:
         """For the report."""
@@ -54,10 +65,6 @@ class Card:
     def clock(self) -> float:
         """Seconds."""
         return time.perf_counter()
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        torch.cuda.synchronize()
 
     def waits(self, call: Callable[[], Any]) -> Counter[str]:
         """How often the host waits for the device in a call, by line of code.
@@ -101,11 +108,9 @@ class Rehearsal(Card):
     """A CPU, made use of as far as it goes."""
 
     device, rehearsed, backend = "cpu", True, "gloo"
+    name, capability = "a CPU in the place of a card", (9, 0)
     # Half precision is for the card; a CPU has no such operators.
     dtypes = (torch.float32,)
-
-    def __init__(self) -> None:
-        self.name, self.capability = "a CPU in the place of a card", (9, 0)
 
     def describe(self) -> dict[str, Any]:
         """For the report."""
@@ -118,9 +123,6 @@ class Rehearsal(Card):
     def clock(self) -> float:
         """Of this process, so that other programs do not count."""
         return time.process_time()
-
-    def synchronize(self) -> None:
-        """There is nothing to wait for."""
 
     def waits(self, call: Callable[[], Any]) -> Counter[str]:
         """Operations that would wait on a GPU."""
@@ -142,3 +144,7 @@ class Rehearsal(Card):
 def this_machine() -> Card:
     """With a card or without."""
     return Card() if torch.cuda.is_available() else Rehearsal()
+
+
+if __name__ == "__main__":
+    print(json.dumps(this_machine().describe()))

@@ -1,6 +1,7 @@
 """scripts/gpu_check.sh: rehearsed on a CPU, and with checks that go wrong."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -65,6 +66,10 @@ MODULES = dict(
 )
 
 
+def refuse(name):
+    raise ValueError(f"{name} is not JSON")
+
+
 def call(*arguments, **options):
     """The script, as a user calls it."""
     command = ["bash", helpers.ROOT / "scripts/gpu_check.sh", "--rehearse", *arguments]
@@ -92,7 +97,8 @@ def gone(pid):
 def test_rehearsal(tmp_path):
     """Every check from its beginning to its end."""
     done = call("--out", tmp_path, "--minutes", "30", timeout=1800)
-    content = json.loads((tmp_path / "gpu_check.json").read_text())
+    text = (tmp_path / "gpu_check.json").read_text()
+    content = json.loads(text, parse_constant=refuse)
     assert content["failed"] == []
     assert content["about"]["rehearsed"]
     assert list(dict.fromkeys(row["check"] for row in content["rows"])) == NAMES
@@ -216,6 +222,13 @@ def test_table_is_markdown():
     ]
 
 
+def test_numbers_that_are_none_are_json():
+    numbers = dict(a=[1.5, math.nan, (math.inf,)], b=dict(c=-math.inf), d=2, e=None)
+    text = json.dumps(Row("a", "b", numbers=numbers).to_dict())
+    wanted = dict(a=[1.5, "nan", ["inf"]], b=dict(c="-inf"), d=2, e=None)
+    assert json.loads(text, parse_constant=refuse)["numbers"] == wanted
+
+
 def run_of(value):
     return [value, 1.0], dict(weight=torch.tensor([value]), bias=torch.zeros(1))
 
@@ -298,8 +311,7 @@ def test_torchs_warnings_become_lines(monkeypatch):
     text = "called a synchronizing CUDA operation (Triggered internally at c10)"
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", switch)
     before = warnings.showwarning
-    card = Card.__new__(Card)
-    assert card.waits(waits) == Counter({line_of_this_file("# card"): 2})
+    assert Card().waits(waits) == Counter({line_of_this_file("# card"): 2})
     assert warnings.showwarning is before
 
 
