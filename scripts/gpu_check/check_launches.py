@@ -20,17 +20,21 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         size = machine.pick((320, 2), (64, 1))
         make = runs.standing(machine, place, *size, "float16", detector)
         lives = make([]), make(runs.EACH_ITERATION)
-        without, with_ = (count(live, iterations) for live in lives)
-        more = {key: round(with_[key] - without[key], 2) for key in KEYS}
-        found = (
-            f"{without['kernels']:g} {unit} without, {more['kernels']:g} more with the "
-            f"suite; {more['copies']:g} copies to the host more, of which "
-            f"{more['recorder']:g} the recorder's; {more['collectives']:g} collectives"
-        )
-        # A clean iteration has no collective, and one packed copy.
-        good = more["recorder"] == 1 and more["collectives"] == 0
-        what = f"launches and copies in an iteration, {detector}"
-        if not without["kernels"]:
-            yield Row(what, "the profiler sees nothing of the device", UNKNOWN)
-            continue
-        yield judged(what, found, good, without=without, with_suite=with_)
+        yield verdict(detector, unit, *(count(live, iterations) for live in lives))
+
+
+def verdict(
+    detector: str, unit: str, without: dict[str, float], with_: dict[str, float]
+) -> Row:
+    """A clean iteration has one packed copy more, and no collective."""
+    what = f"launches and copies in an iteration, {detector}"
+    if not without["kernels"]:
+        return Row(what, "the profiler sees nothing of the device", UNKNOWN)
+    more = {key: round(with_[key] - without[key], 2) for key in KEYS}
+    found = (
+        f"{without['kernels']:g} {unit} without, {more['kernels']:g} more with the "
+        f"suite; {more['copies']:g} copies to the host more, "
+        f"{more['collectives']:g} collectives"
+    )
+    good = more["copies"] <= 1 and more["collectives"] == 0
+    return judged(what, found, good, without=without, with_suite=with_)

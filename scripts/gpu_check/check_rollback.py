@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from gpu_check import runs
 from gpu_check.machine import Card
 from gpu_check.probe import Probe
-from gpu_check.rows import Row, judged
+from gpu_check.rows import UNKNOWN, Row, judged
 
 AT, ILL, AFTER = 4, 4, 4  # iterations: until the snapshot, of the fault, after it
 # Finite, so that only going back undoes it, and a loss that is not.
@@ -64,6 +64,7 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         cfg = _config(place, precision, AT + AFTER)
         cfg.load_from, cfg.resume = str(snapshot), True
         fresh = runs.train(cfg, again)
+        control = runs.train(cfg)
         before, after = back.states[AT], back.states[went_back]
         other = differences(before, after)
         found = f"{len(before)} tensors as when it was taken, {len(other)} differ"
@@ -74,8 +75,11 @@ def check(machine: Card, place: Path) -> Iterator[Row]:
         what = f"{machine.device} generator after a resume, {precision}"
         numbers = dict(snapshot=back.draws[AT], resumed=again.draws[resumed])
         yield judged(what, f"{found} again", same, **numbers)
-        yield _goes_on(
-            precision, runs.losses(ill)[went_back:], runs.losses(fresh)[-AFTER:]
+        yield goes_on(
+            precision,
+            runs.losses(ill)[went_back:],
+            runs.losses(fresh)[-AFTER:],
+            runs.losses(control)[-AFTER:],
         )
 
 
@@ -109,9 +113,15 @@ def _config(
     )
 
 
-def _goes_on(precision: str, back: list[float], fresh: list[float]) -> Row:
+def goes_on(
+    precision: str, back: list[float], fresh: list[float], control: list[float]
+) -> Row:
+    """Losses after a rollback, after a resume, and after the same resume again."""
+    what = f"training after a rollback, {precision}"
+    if fresh != control:
+        found = "the same resume twice gives other losses: kernels are not repeatable"
+        return Row(what, found, UNKNOWN, dict(resumed=fresh, again=control))
     same = back == fresh
     found = f"losses of {len(back)} iterations are {'' if same else 'NOT '}bit for bit "
     found += "those of a run that resumed from the snapshot's file"
-    what = f"training after a rollback, {precision}"
     return judged(what, found, same, after_rollback=back, resumed=fresh)

@@ -22,9 +22,12 @@ from tests import helpers, processes
 SCRIPTS = str(helpers.ROOT / "scripts")
 sys.path.insert(0, SCRIPTS)
 
+from bench_counts import KEYS  # noqa: E402
 from gpu_check import (  # noqa: E402
     check_bits,
+    check_launches,
     check_overflow,
+    check_rollback,
     check_time,
     check_waits,
     one_by_one,
@@ -251,6 +254,15 @@ def test_bits_are_judged_beside_a_control(values, result, words):
     assert words in row.found
 
 
+@pytest.mark.parametrize(
+    ("back", "control", "result"),
+    [([1.0], [1.0], OK), ([2.0], [1.0], FAILED), ([1.0], [2.0], UNKNOWN)],
+)
+def test_what_follows_a_rollback_is_judged_beside_a_control(back, control, result):
+    row = check_rollback.goes_on("float16", back, [1.0], control)
+    assert row.result == result
+
+
 def test_waits_of_ours_are_named_and_limited():
     stock, ours = "mmengine/optim/x.py:7", "amp_hooks/engine/recorder.py:9"
     row = check_waits.added("float16", {stock: 5}, {stock: 5, ours: 1}, 1)
@@ -269,6 +281,21 @@ def test_what_torch_does_not_warn_of_is_found_by_the_profiler(kernels, syncs, re
     without = {"host syncs": 7, "copies": 3, "kernels": kernels}
     with_ = {"host syncs": 7 + syncs, "copies": 4, "kernels": kernels}
     row = check_waits.cross_check("float16", {"a": 7}, {"a": 8}, [without, with_])
+    assert row.result == result
+
+
+@pytest.mark.parametrize(
+    ("more", "result"),
+    [
+        (dict(copies=1, kernels=90), OK),
+        (dict(copies=2), FAILED),
+        (dict(collectives=1), FAILED),
+    ],
+)
+def test_a_clean_iteration_has_one_copy_and_no_collective(more, result):
+    without = dict.fromkeys(KEYS, 0) | dict(copies=3, kernels=700)
+    with_ = without | {key: without[key] + number for key, number in more.items()}
+    row = check_launches.verdict("retinanet", "kernels", without, with_)
     assert row.result == result
 
 
