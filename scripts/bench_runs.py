@@ -66,6 +66,8 @@ class Live:
 
     def __init__(self, model, hooks, batch, args, optimizer=None):
         self.batch, self.device = batch, args.device
+        cuda = self.device == "cuda"
+        self._clock = time.perf_counter if cuda else time.process_time
         name = uuid.uuid4().hex  # the message hub and the visualizer are global by it
         # A module tree of its own, for the module hooks, around the same parameters:
         # other weights, or the same ones elsewhere in memory, would cost other times.
@@ -120,7 +122,6 @@ class Live:
 
         On a CPU it is the process's own time, so that other programs do not count.
         """
-        clock = time.perf_counter if self.device == "cuda" else time.process_time
         times = []
         # They share an optimizer, and what its steps are to the others is no step.
         recorder = Runtime.of(self.runner).recorder
@@ -128,12 +129,25 @@ class Live:
         for i in range(iterations):
             seed(i)
             self._wait()
-            start = clock()
+            start = self._clock()
             self.runner.train_loop.run_iter(self.batch)
             self._wait()
-            times.append(clock() - start)
+            times.append(self._clock() - start)
         recorder.muted = True
         return times
+
+    def block(self, iterations):
+        """Train; seconds an iteration, of which none waits but for its own reasons."""
+        recorder = Runtime.of(self.runner).recorder
+        recorder.muted = False
+        self._wait()
+        start = self._clock()
+        for i in range(iterations):
+            seed(i)
+            self.runner.train_loop.run_iter(self.batch)
+        self._wait()
+        recorder.muted = True
+        return (self._clock() - start) / iterations
 
     @property
     def loss(self):
