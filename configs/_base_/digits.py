@@ -2,11 +2,16 @@
 data_root = 'data/digits/'
 metainfo = dict(classes=tuple(str(d) for d in range(10)))
 
+# No flips: a mirrored digit is none. MMDetection before 3.1 looks for every default
+# `meta_keys` in the results, those of a flip as well; so they are named.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='PackDetInputs'),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor')),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),

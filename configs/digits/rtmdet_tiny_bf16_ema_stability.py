@@ -72,7 +72,10 @@ train_pipeline = [
         ratio_range=(1.0, 1.0),
         max_cached_images=10,
         prob=0.5),
-    dict(type='PackDetInputs'),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor')),
 ]
 train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
 

@@ -57,7 +57,10 @@ train_dataloader = dict(
             dict(type='Resize', scale=(128, 128), keep_ratio=True),
             dict(
                 type='FilterAnnotations', min_gt_bbox_wh=(1, 1), keep_empty=False),
-            dict(type='PackDetInputs'),
+            dict(
+                type='PackDetInputs',
+                meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                           'scale_factor')),
         ]))
 
 max_epochs = 14

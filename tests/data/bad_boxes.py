@@ -3,6 +3,8 @@
 import json
 from xml.etree import ElementTree as ET
 
+from tests.data.bad_images import META
+
 CLASSES = [str(i) for i in range(10)]
 
 # From a sound (x1, y1, x2, y2).
@@ -62,7 +64,7 @@ def voc(digits, out, spoiled=()):
             dict(type="LoadAnnotations", with_bbox=True),
             # Without clip_object_border boxes outside would become boxes of no size.
             dict(type="Resize", scale=(64, 64), clip_object_border=False),
-            dict(type="PackDetInputs"),
+            dict(type="PackDetInputs", meta_keys=META),
         ],
     )
     return {"train_dataloader.dataset": dataset}

@@ -3,11 +3,13 @@
 import torch
 from mmengine.hooks import Hook
 
+# Of the defaults those of a flip are missing, which MMDetection 3.0 does not forgive.
+META = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 PIPELINE = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(64, 64), keep_ratio=True),
-    dict(type="PackDetInputs"),
+    dict(type="PackDetInputs", meta_keys=META),
 ]
 
 
