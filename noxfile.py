@@ -90,7 +90,10 @@ def tests(session: nox.Session, stack: Stack) -> None:
     session.install(f"{engine}=={stack.mmengine}", *TOOLS, *pinned)
     build = ["scripts/mmcv_build.py", "--name", mmcv, "--mmcv", stack.mmcv]
     python = str(Path(session.bin, "python"))
-    wheel = session.run("python", *build, "--python", python, silent=True, stderr=None)
+    cpu = {"AMP_HOOKS_CUDA": "0", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    wheel = session.run(
+        "python", *build, "--python", python, silent=True, stderr=None, env=cpu
+    )
     session.install(str(wheel).strip().splitlines()[-1], *pinned)
     session.install("--no-build-isolation", f"{mmdet}=={stack.mmdet}", *pinned)
     # A machine without libGL cannot load the one with windows; both lie in one folder.
@@ -111,9 +114,7 @@ def tests(session: nox.Session, stack: Stack) -> None:
     workers = str(min(8, os.cpu_count() or 1))
     # Warnings are errors under the versions of scripts/constraints.txt only.
     pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider", "-n", workers]
-    session.run(
-        "python", *pytest, *TESTS, *session.posargs, env={"OMP_NUM_THREADS": "1"}
-    )
+    session.run("python", *pytest, *TESTS, *session.posargs, env=cpu)
 
 
 def session_of(name: str, stack: Stack) -> None:

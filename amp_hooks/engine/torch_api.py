@@ -7,6 +7,7 @@ told apart here, and nowhere else. Checked with torch 2.0, 2.1, 2.3, 2.5, 2.8 an
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -239,6 +240,8 @@ def load_weights_only(file: Any, **options: Any) -> Any:
         return torch.load(file, weights_only=True, **options)
     if TORCH < (2, 1):
         options.pop("mmap", None)
+    if options.get("mmap"):
+        file = os.fspath(file)  # torch 2.1 maps no other kind of path
     own = _weights_only_unpickler._get_allowed_globals()
     for name, allowed in {**own, "torch.device": torch.device}.items():
         restricted_unpickler.ALLOWED.setdefault(name, allowed)

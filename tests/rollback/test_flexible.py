@@ -31,7 +31,7 @@ def test_train_roll_back_resume(tmp_path):
 
 
 @pytest.mark.skipif(
-    digit_version(mmengine.__version__) < digit_version("0.9"),
+    digit_version(mmengine.__version__) < digit_version("0.10"),
     reason="without hooks the weights are others as well",
 )
 def test_a_resumed_run_is_the_run_that_was_not_killed(tmp_path):
