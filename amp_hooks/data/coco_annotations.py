@@ -136,7 +136,7 @@ class Annotations:
         return False
 
     def _duplicates(self, rows: list[tuple[int, Record]]) -> None:
-        keys = Counter[Any]()
+        keys: Counter[Any] = Counter()
         for i, a in rows:
             key = (a["image_id"], a["category_id"], *a["bbox"])
             keys[key] += 1

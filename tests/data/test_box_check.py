@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample, TrackDataSample
+from mmdet import structures
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData
@@ -58,8 +59,11 @@ def test_over_the_images_of_a_batch(kind):
     }
 
 
+@pytest.mark.skipif(
+    not hasattr(structures, "TrackDataSample"), reason="MMDetection 3.0 has no videos"
+)
 def test_branches_frames_tuples_and_samples_without_boxes():
-    video = TrackDataSample()
+    video = structures.TrackDataSample()
     video.video_data_samples = [sample([SOUND], "f0.jpg"), sample([ZERO], "f1.jpg")]
     empty = sample(np.zeros((0, 4)).tolist(), "e.jpg", None)
     samples = dict(
