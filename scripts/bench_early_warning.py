@@ -49,7 +49,7 @@ def prepare(config: Path, precision: str, seed: int, iters: int, ramp: bool) -> 
     """The config with the monitor as its only custom hook."""
     cfg = Config.fromfile(config)
     cfg.experiment_name = cfg.visualizer.name = uuid.uuid4().hex
-    cfg.visualizer.vis_backends = []
+    cfg.visualizer.vis_backends = [dict(type="LocalVisBackend")]
     cfg.custom_hooks = [dict(type="amp_hooks.ClsScoreMonitorHook")]
     cfg.randomness = dict(seed=seed)
     cfg.log_level = "ERROR"

@@ -75,7 +75,7 @@ def make_config(data: str, work_dir: str) -> Config:
     cfg.default_hooks.checkpoint = dict(
         type="CheckpointHook", by_epoch=False, interval=INTERVAL + 5, max_keep_ckpts=1
     )
-    cfg.vis_backends = cfg.visualizer.vis_backends = []
+    cfg.vis_backends = cfg.visualizer.vis_backends = [dict(type="LocalVisBackend")]
     cfg.custom_hooks = [
         dict(type="amp_hooks.StepGuardHook"),
         dict(type="amp_hooks.RollbackHook", interval=INTERVAL, probation=INTERVAL // 2),

@@ -50,7 +50,7 @@ def on_digits(
                 step.scale = (size, size)
     cfg.val_evaluator.ann_file = osp.join(data, "val.json")
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    cfg.visualizer.vis_backends = []
+    cfg.visualizer.vis_backends = [dict(type="LocalVisBackend")]
     return cfg
 
 

@@ -7,11 +7,15 @@ import time
 import uuid
 from pathlib import Path
 
+import mmengine
+import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.utils import digit_version
 
 from amp_hooks.engine.runtime import Runtime
 from amp_hooks.engine.tensors import named_tensors
+from amp_hooks.engine.torch_api import TORCH
 from amp_hooks.rollback.run_state import learned_state
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +37,13 @@ SUITE = [
     dict(type="amp_hooks.BoxSanityHook"),
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
+NEEDS_FP16 = pytest.mark.skipif(
+    TORCH < (2, 3), reason="FP16 cannot be rehearsed with this torch"
+)
+SKIPS_DONE_BATCHES = pytest.mark.skipif(
+    digit_version(mmengine.__version__) < digit_version("0.10"),
+    reason="the resumed IterBasedTrainLoop of MMEngine begins the data anew",
+)
 MONITORS = SUITE[:3]
 _ALWAYS = ("start", "preflight", "end")
 # Arguments without a default.

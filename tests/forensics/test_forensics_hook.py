@@ -229,7 +229,9 @@ def no_room(runner):
     def once(*args):
         seen.append(runner.iter)
         if seen.count(runner.iter) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+            raise torch.cuda.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 1 GiB"
+            )
         return extract(*args)
 
     runner.model.extract_feat = once
@@ -261,7 +263,7 @@ def test_a_failure_while_writing_costs_no_run(build, monkeypatch):
     """Also where the run is about to go on after an exception."""
 
     def fail(*args, **kwargs):
-        raise torch.OutOfMemoryError("no room for a norm")
+        raise torch.cuda.OutOfMemoryError("no room for a norm")
 
     monkeypatch.setattr("amp_hooks.forensics.circumstances.nonfinite_names", fail)
     fault = helpers.fault("raise", 2)

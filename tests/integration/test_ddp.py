@@ -45,6 +45,7 @@ def fault_on_rank_1(at):
     return helpers.infinite_images(at, rank=1)
 
 
+@helpers.NEEDS_FP16
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_fault_on_one_rank_takes_both_back(digits, tmp_path, accumulate):
     hooks = [
@@ -90,6 +91,7 @@ def test_a_clamp_needed_on_one_rank_delays_the_proof_on_both(digits, tmp_path):
     assert (event["iter"], event["target_iter"]) == (9, 0)
 
 
+@helpers.NEEDS_FP16
 def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
     """Both ranks go on from one file, with the same counts and learning rate."""
     hooks = [
@@ -243,6 +245,7 @@ def test_both_ranks_refuse_the_step_and_stay_equal(
     assert [e["iter"] for e in vetoes] == list(bad)
 
 
+@helpers.NEEDS_FP16
 def test_an_exception_on_one_rank_is_a_clear_error(digits, tmp_path):
     hooks = [inject(what="raise", at=2), guard()]
     done, _ = run_on_two_ranks(digits, tmp_path / "w", iters=4, hooks=hooks)
@@ -263,6 +266,7 @@ def test_with_a_vote_training_goes_on(digits, tmp_path):
     assert a["collectives"] == b["collectives"] == [1] * 9
 
 
+@helpers.NEEDS_FP16
 def test_a_vote_that_cannot_reach_the_others_times_out(digits, tmp_path):
     """The loss has a collective of its own after the point that raised."""
     done, _ = run_on_two_ranks(

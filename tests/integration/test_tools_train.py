@@ -18,6 +18,7 @@ import torch
 from mmengine.config import Config
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.engine.tensors import named_tensors, nonfinite_names
 from tests import helpers, processes
 
@@ -65,7 +66,7 @@ def events(work_dir, event):
 
 def load(path):
     allow_mmengine_checkpoints()
-    return torch.load(path, weights_only=True)
+    return read_safely(path)
 
 
 def last(work_dir):

@@ -93,6 +93,7 @@ def test_images_normalised_twice(build):
     assert list(found) == ["normalized_twice"]
 
 
+@helpers.NEEDS_FP16
 def test_a_model_in_half_precision(build):
     runner = build("retinanet", iters=1, hooks=PREFLIGHT)
     init = runner.model.init_weights
@@ -113,6 +114,7 @@ class DoublePreprocessor(DetDataPreprocessor):
         return data
 
 
+@helpers.NEEDS_FP16
 def test_images_of_a_wrong_dtype(build):
     options = {"model.data_preprocessor.type": "DoublePreprocessor"}
     runner = build("retinanet", iters=1, hooks=PREFLIGHT, options=options)

@@ -129,6 +129,7 @@ def test_what_one_rank_finds_all_ranks_act_on(digits, tmp_path):
     assert a["scale"] == b["scale"] == 65536.0
 
 
+@helpers.NEEDS_FP16
 def test_what_one_rank_finds_ends_all_ranks(digits, tmp_path):
     hooks = [huge_images_on_rank_1(), dict(PREFLIGHT, on_fail="raise")]
     done, out = run_on_two_ranks(digits, tmp_path / "w", iters=2, hooks=hooks)

@@ -38,7 +38,7 @@ def train(data, work_dir, hooks, options=None, stop=False, ends=None, **kwargs):
         data,
         work_dir,
         hooks=hooks,
-        options=LOGGED | (options or {}),
+        options={**LOGGED, **(options or {})},
         **kwargs,
     )
     if stop:

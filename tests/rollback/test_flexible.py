@@ -2,11 +2,9 @@
 
 import os
 
-import mmengine
 import pytest
 import torch
 from mmengine.runner import FlexibleRunner
-from mmengine.utils import digit_version
 
 from amp_hooks.rollback.flexible import ask_before_load
 from tests import helpers, processes, small
@@ -30,10 +28,7 @@ def test_train_roll_back_resume(tmp_path):
     assert again.iter == 45
 
 
-@pytest.mark.skipif(
-    digit_version(mmengine.__version__) < digit_version("0.10"),
-    reason="without hooks the weights are others as well",
-)
+@helpers.SKIPS_DONE_BATCHES
 def test_a_resumed_run_is_the_run_that_was_not_killed(tmp_path):
     whole = build(tmp_path / "a", every=20)
     whole.train()

@@ -46,6 +46,7 @@ def wait_for(condition, process, seconds=120):
 
 
 # scripts/kill_test.py does it in the other loop, again and again.
+@helpers.NEEDS_FP16
 @pytest.mark.parametrize("loop", [dict(epochs=10**6)], ids=["epoch"])
 def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     """A real process, killed for real; then ``--resume`` and nothing else."""

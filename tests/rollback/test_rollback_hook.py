@@ -630,6 +630,7 @@ def test_a_file_that_was_being_written_when_the_run_went_back_further(build):
     assert os.path.basename(pointer_of(runner)) == newest
 
 
+@helpers.NEEDS_FP16
 def test_the_last_file_is_finished_though_training_raises(digits, tmp_path):
     """A process that ends while its thread writes would be aborted by torch."""
     hooks = [

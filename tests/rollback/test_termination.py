@@ -22,6 +22,7 @@ def rollbacks(work_dir):
     return [e for e in events_of(work_dir) if e["event"] == "rollback"]
 
 
+@helpers.NEEDS_FP16
 def test_killed_and_resumed_between_the_attempts(digits, tmp_path):
     """Every other iteration breaks the weights. Killed after the second rollback."""
     work_dir = tmp_path / "work"
