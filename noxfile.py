@@ -96,12 +96,8 @@ def tests(session: nox.Session, stack: Stack) -> None:
     )
     session.install(str(wheel).strip().splitlines()[-1], *pinned)
     session.install("--no-build-isolation", f"{mmdet}=={stack.mmdet}", *pinned)
-    # A machine without libGL cannot load the one with windows; both lie in one folder.
-    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "opencv-python")
-    headless = f"opencv-python-headless=={stack.opencv}"
-    session.install("--force-reinstall", "--no-deps", headless)
 
-    names = ["torch", mmcv, engine]
+    names = ["torch", "numpy", mmcv, engine]
     versions = ["python", "-c", f"import sys{VERSIONS}", *names]
     before = session.run(*versions, silent=True)
     # As a user does; the forks have other names than what it asks for.
@@ -110,6 +106,11 @@ def tests(session: nox.Session, stack: Stack) -> None:
     if before != after:
         session.error(f"installing amp_hooks changed {before} to {after}")
     session.log(f"{after}")
+    # A machine without libGL cannot load the one with windows; both lie in one folder.
+    # Not earlier: MMEngine asks for it, and pip would bring its newest, and NumPy's.
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "opencv-python")
+    headless = f"opencv-python-headless=={stack.opencv}"
+    session.install("--force-reinstall", "--no-deps", headless)
 
     workers = str(min(8, os.cpu_count() or 1))
     # Warnings are errors under the versions of scripts/constraints.txt only.
