@@ -121,7 +121,8 @@ def tests(session: nox.Session, stack: Stack) -> None:
 def session_of(name: str, stack: Stack) -> None:
     """A session by the name of its stack."""
 
-    @nox.session(name=name, python=stack.python)
+    # virtualenv has given up Python 3.8.
+    @nox.session(name=name, python=stack.python, venv_backend="venv")
     def run(session: nox.Session) -> None:
         tests(session, stack)
 

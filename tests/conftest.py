@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup():
+def pytest_runtest_setup():
     """As :func:`pytest_pyfunc_call`."""
     return (yield from _left_out_where_fp16_cannot_be_rehearsed())
 

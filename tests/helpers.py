@@ -121,7 +121,10 @@ def build_runner(detector, data, work_dir, **kwargs):
     """A Runner; its final validation is left out unless ``validate=True``."""
     validate = kwargs.pop("validate", False)
     cfg = make_config(detector, data, work_dir, **kwargs)
-    if not validate:
+    if validate:  # before MMEngine 0.10 there is none at the end by itself
+        loop = cfg.train_cfg
+        loop.val_interval = loop.get("max_iters") or loop.get("max_epochs")
+    else:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     # MMEngine names a start's folder by the second: two starts need two of them.
     while Path(work_dir, time.strftime("%Y%m%d_%H%M%S")).exists():

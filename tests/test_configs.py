@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from amp_hooks.engine.runtime import Runtime
+from amp_hooks.engine.torch_api import TORCH
 from tests import helpers, processes
 
 # Said once per process, by mmdet's encoders.
@@ -144,7 +145,9 @@ def test_a_recipe_for_coco(path, coco, tmp_path):
     cfg = coco_recipe(path, coco, tmp_path)
     theirs = [hook["type"] for hook in cfg.custom_hooks[:-1]]
     runner = train(cfg)
-    assert found(runner) == []
+    # There RTMDet's box loss in BF16 is another one on a CPU.
+    known = {"losses_differ"} if TORCH < (2, 3) and "rtmdet" in path.stem else set()
+    assert set(found(runner)) <= known
     assert all(math.isfinite(x) for x in helpers.losses(runner))
     *_, record = Runtime.of(runner).recorder.records
     assert record.values["logit_absmax"]  # the classifier was found

@@ -247,4 +247,5 @@ class HeadClampHook(AmpHook):
         if self._guard is not None:
             self._guard.on = self.active
         clamps = [h for h in runner.hooks if isinstance(h, HeadClampHook)]
-        runtime.clamped = {n for clamp in clamps if clamp.active for n in clamp._layers}
+        active = [clamp for clamp in clamps if clamp.active]
+        runtime.forward.clamped = {name for clamp in active for name in clamp._layers}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from .condition import Condition
+from .failures import Failures
 from .nonfinite_forward import ForwardWatch, NonfiniteForward, nonfinite_losses
-from .recorder import IterationRecord
+from .peaks import Peaks, Seen
+from .recorder import FlightRecorder, IterationRecord
 
 
 class ForwardJudge:
@@ -21,6 +22,8 @@ class ForwardJudge:
     finite in a healthy iteration; what was not in the first such step is by design.
 
     Attributes:
+        clamped: Layers whose logits HeadClampHook bounds at present: infinities in
+            them do no harm.
         watches: See values of the forward pass: the logits, for one.
         here: What was not finite on this rank in the present iteration.
         harmless: Losses of the present iteration that were not finite and did no harm.
@@ -30,7 +33,12 @@ class ForwardJudge:
             the step is refused on every rank, and there all of them meet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: FlightRecorder, failures: Failures) -> None:
+        self._recorder = recorder
+        self._peaks = Peaks(recorder)
+        self._failures = failures
+        self._flags: list[Tensor] = []  # of the forward passes since the last backward
+        self.clamped: set[str] = set()
         self.watches: list[ForwardWatch] = []
         self.here = NonfiniteForward()
         self.harmless: dict[str, float] = {}
@@ -41,19 +49,54 @@ class ForwardJudge:
         self._seen_finite: set[str] = set()
         self._never_finite: set[str] = set()
 
-    def take_flags(self, clamped: Collection[str]) -> list[Tensor]:
-        """0-d tensors, one of them above 0 or NaN if the forward pass was not finite.
+    def measure(self, backward: bool = False) -> None:
+        """Measure what the watches have seen; nothing waits for it.
 
-        Of the forward passes since the last call; still on the device. What has never
-        been finite is left out.
+        Args:
+            backward: A backward pass is about to begin.
         """
+        if self._recorder.muted:
+            return
+        call = self._failures.call
+        nothing: list[Seen] = []
+        seen = [(w, call(w, w.take, backward, otherwise=nothing)) for w in self.watches]
+        try:
+            self._measure([one for _, found in seen for one in found])
+        except Exception:
+            # Whose it is shows if each is measured by itself.
+            for watch, found in seen:
+                call(watch, self._measure, found, otherwise=None)
+
+    def _measure(self, seen: list[Seen]) -> None:
+        # What has never been finite is not asked to be.
+        self._flags += self._peaks.measure(
+            seen,
+            counts=lambda one: not one.name or self.trusts(one.name),
+            harmless=lambda one: one.masks or one.name in self.clamped,
+        )
+
+    def take_flags(self) -> list[Tensor]:
+        """0-d tensors, one of them NaN if the forward pass was not finite.
+
+        Of what was measured since the last call; still on the device.
+        """
+        taken, self._flags = self._flags, []
         asks = [] if self.diverged is None else [torch.tensor(math.nan)]
-        return asks + [
-            flag
-            for watch in self.watches
-            for name, flag in watch.take_flags(clamped)
-            if not name or self.trusts(name)
-        ]
+        return asks + taken
+
+    def complete(self, record: IterationRecord) -> None:
+        """Add to a record what the host knows."""
+        self._flags.clear()
+        self._peaks.tell(record)
+        for watch in self.watches:
+            watch.complete(record)
+
+    def close(self) -> None:
+        """Training is over."""
+        self._flags.clear()
+        self._peaks.clear()
+        for watch in self.watches:
+            watch.close()
 
     def trusts(self, name: str) -> bool:
         """Whether what a watch measures there has been finite in a healthy run."""
@@ -66,7 +109,6 @@ class ForwardJudge:
     def judge(
         self,
         record: IterationRecord,
-        clamped: Collection[str],
         raised: list[int] | None,
     ) -> NonfiniteForward:
         """What the verdict on the forward passes rests on; sets ``record.ranks``.
@@ -76,7 +118,6 @@ class ForwardJudge:
 
         Args:
             record: Of the present iteration.
-            clamped: Layers whose infinities do no harm.
             raised: Ranks on which the training step raised because of NaN, if it did.
         """
         grads_finite = not any(record.all("found_inf"))
@@ -86,7 +127,7 @@ class ForwardJudge:
             if len(losses) > 1:  # the total is but the sum of the others
                 losses.pop("loss", None)
             self.harmless, losses = losses, {}
-        found, known = self._values(record, clamped)
+        found, known = self._values(record)
         if "buffers" in self._since_step.values:  # an earlier batch of this step did it
             found.pop("buffers", None)
             known.pop("buffers", None)
@@ -114,23 +155,23 @@ class ForwardJudge:
         record.ranks = [0] if nonfinite else []
         return nonfinite
 
-    def learn(self, record: IterationRecord, clamped: Collection[str]) -> None:
+    def learn(self, record: IterationRecord) -> None:
         """A healthy iteration shows what is finite, and what is not by design."""
         for watch in self.watches:
-            for name, finite in watch.finite(record, clamped).items():
+            for name, finite in watch.finite(record, self.clamped).items():
                 if finite:
                     self._seen_finite.add(name)
                 elif record.stepped and not self.trusts(name):
                     self._never_finite.add(name)
 
     def _values(
-        self, record: IterationRecord, clamped: Collection[str]
+        self, record: IterationRecord
     ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """What the watches saw that may be faulty, and what of it is known to be."""
         found: dict[str, list[str]] = {}
         known: dict[str, list[str]] = {}
         for watch in self.watches:
-            for name, finite in watch.finite(record, clamped).items():
+            for name, finite in watch.finite(record, self.clamped).items():
                 if finite or name in self._never_finite:
                     continue
                 found.setdefault(watch.kind, []).append(name)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import mmengine.dist as dist
-from torch import Tensor, nn
+from torch import nn
 
 from .condition import Condition
 from .patch import Guard
+from .peaks import Seen
 from .recorder import IterationRecord
 
 
@@ -45,11 +46,11 @@ class ForwardWatch(Protocol):
         Infinities in clamped layers do no harm.
         """
 
-    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
-        """The same on the device, since the last call: by path 0-d tensors.
+    def take(self, backward: bool) -> list[Seen]:
+        """What was seen since the last call, to be measured.
 
-        They are 0 where all is finite, and above 0 or NaN where not. Those without a
-        path count in any case, the others once their place has been finite.
+        Args:
+            backward: A backward pass is about to begin.
         """
 
     def close(self) -> None:

@@ -228,6 +228,11 @@ def call_first(parameter: Tensor, handle: int) -> None:
         hooks.update(order)
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often it, or what it shares memory with, was written to in place."""
+    return tensor._version
+
+
 def in_backward() -> bool:
     """Whether a backward pass runs: activation checkpointing calls modules again."""
     return torch._C._current_graph_task_id() != -1

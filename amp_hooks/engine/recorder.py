@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class IterationRecord:
             and ``logit_limit`` (largest number of the layer's precision), by layer;
             ``clamped`` (fraction of logits beyond the limit), by layer; and what
             hooks add. A value may be NaN or infinite.
+        vectors: ``vectors[quantity][name]``: a list for each vector that was noted.
+            ``grad_norms``: unscaled, of every parameter, for each step of an optimizer.
         verdict: The judgement on it.
         ranks: Ranks whose loss or logits were not finite, as far as this one knows.
         steps_unseen: Losses are propagated, and nothing shows how optimizers step: the
@@ -45,6 +48,7 @@ class IterationRecord:
 
     iter: int
     values: dict[str, dict[str, float]] = field(default_factory=dict)
+    vectors: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     verdict: Verdict = Verdict.HEALTHY
     ranks: list[int] = field(default_factory=list)
     steps_unseen: bool = False
@@ -85,9 +89,19 @@ class IterationRecord:
         """Add a host number that a hook decided on."""
         self.values.setdefault(quantity, {})[name] = value
 
+    def add(
+        self, quantity: str, value: float, name: str = "", reduce: str = "max"
+    ) -> None:
+        """The same, beside what is there: ``'max'``, ``'min'`` or ``'sum'``."""
+        of_quantity = self.values.setdefault(quantity, {})
+        old = of_quantity.get(name)
+        if old is not None and not math.isnan(value):
+            value = old if math.isnan(old) else _REDUCE[reduce]((old, value))
+        of_quantity[name] = value
+
 
 class FlightRecorder:
-    """Collects 0-d device tensors during an iteration and reads them all at once.
+    """Collects device numbers during an iteration and reads them all at once.
 
     Args:
         size: How many of the latest records are kept.
@@ -102,23 +116,29 @@ class FlightRecorder:
         self.records: deque[IterationRecord] = deque(maxlen=size)
         self.transfers = 0
         self.muted = False
-        self._pending: list[tuple[str, str, str, Tensor]] = []
+        self._pending: list[tuple[str, str, str, Any]] = []
 
     def note(
-        self, quantity: str, value: Tensor, name: str = "", reduce: str = "max"
+        self,
+        quantity: str,
+        value: Tensor | float | list[float],
+        name: str = "",
+        reduce: str = "max",
     ) -> None:
-        """Remember a 0-d tensor without waiting for it.
+        """Remember a number without waiting for it.
 
         Args:
-            quantity: What it is, e.g. ``'gradnorm'``.
+            quantity: What it is, e.g. ``'backward_loss'``.
             value: 0-d tensor on any device. It is read at the end of the iteration:
-                clone it if something writes to it before then.
+                clone it if something writes to it before then. Or 1-d, which is kept
+                in the record's ``vectors``; or known to the host already.
             name: Which one, e.g. a module path.
             reduce: ``'max'``, ``'min'`` or ``'sum'``: what to do with several values
                 noted under one name. NaN prevails.
         """
         if not self.muted:
-            self._pending.append((quantity, name, reduce, value.detach()))
+            value = value.detach() if isinstance(value, Tensor) else value
+            self._pending.append((quantity, name, reduce, value))
 
     def discard(self) -> None:
         """Forget what was noted, as after an iteration that raised."""
@@ -128,23 +148,29 @@ class FlightRecorder:
         """End the iteration: copy what was noted to the host and keep the record."""
         record = IterationRecord(iteration)
         for (quantity, name, reduce, _), value in zip(self._pending, self._read()):
-            of_quantity = record.values.setdefault(quantity, {})
-            old = of_quantity.get(name)
-            if old is not None and not math.isnan(value):
-                value = old if math.isnan(old) else _REDUCE[reduce]((old, value))
-            of_quantity[name] = value
+            if isinstance(value, list):
+                of_name = record.vectors.setdefault(quantity, {})
+                of_name.setdefault(name, []).append(value)
+            else:
+                record.add(quantity, value, name, reduce)
         self._pending.clear()
         self.records.append(record)
         return record
 
-    def _read(self) -> Iterable[float]:
+    def _read(self) -> list[float | list[float]]:
+        """What is pending, as host numbers; in one launch and one copy per device."""
+        values: list[Any] = [value for *_, value in self._pending]
         by_device: dict[torch.device, list[int]] = {}
-        for i, (*_, tensor) in enumerate(self._pending):
-            by_device.setdefault(tensor.device, []).append(i)
-        values = [0.0] * len(self._pending)
+        for i, value in enumerate(values):
+            if isinstance(value, Tensor):
+                by_device.setdefault(value.device, []).append(i)
         for indices in by_device.values():
-            packed = torch.stack([self._pending[i][3].float() for i in indices])
+            parts = [values[i].float().reshape(-1) for i in indices]
+            packed = torch.cat(parts).tolist()
             self.transfers += 1
-            for i, value in zip(indices, packed.tolist()):
-                values[i] = value
+            start = 0
+            for i, part in zip(indices, parts):
+                end = start + len(part)
+                values[i] = packed[start:end] if values[i].ndim else packed[start]
+                start = end
         return values

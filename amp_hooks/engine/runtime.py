@@ -14,7 +14,6 @@ import torch
 from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor
 
 from .averaging import Averaging
 from .blindness import Blindness
@@ -30,6 +29,7 @@ from .ledger import Ledger
 from .messages import warn
 from .no_trace import NoTrace
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
+from .outputs import note_losses, put_losses
 from .recorder import FlightRecorder, IterationRecord
 from .run import accumulating, bare_model
 from .step_tap import StepTap
@@ -54,8 +54,6 @@ class Runtime:
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
             Below 1.0 it makes gradients smaller than they are, which cures nothing.
         raised: The exception that ended the present iteration and was dealt with.
-        clamped: Layers whose logits HeadClampHook bounds at present: infinities in
-            them do no harm.
         clamp_limits: Largest |value| that each HeadClampHook lets through.
         by_design: What may be NaN or infinite in the model, because it always was.
         condition: How the run is, beyond this iteration.
@@ -63,6 +61,7 @@ class Runtime:
         second_opinion: ``second_opinion(condition)`` gives the reason why it is not the
             weights, or ''. A collective.
         harmless: Losses that were not finite over finite gradients.
+        completers: Called with each record before it is judged, to add to it.
         observers: Called with each record that was judged; what they return goes
             into the ledger line of an iteration that is not healthy.
         listeners: Called with each line of the ledger, as a dict.
@@ -80,7 +79,8 @@ class Runtime:
         self.failures = Failures()
         self.recorder = FlightRecorder()
         self.tap = StepTap(self.recorder, self.failures)
-        self.forward = ForwardJudge()
+        self.forward = ForwardJudge(self.recorder, self.failures)
+        self.tap.on_backward.append(partial(self.forward.measure, backward=True))
         self.errors = ErrorTap(self.tap, self.failures)
         self.averaging = Averaging()
         self.blindness = Blindness()
@@ -91,8 +91,8 @@ class Runtime:
         self.second_opinion: Callable[[Condition], str] | None = None
         self.scale_floor = 1.0
         self.raised: Raised | None = None
-        self.clamped: set[str] = set()
         self.clamp_limits: list[float] = []
+        self.completers: list[Callable[[IterationRecord], None]] = []
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.early_lines: list[dict[str, Any]] = []
@@ -141,18 +141,18 @@ class Runtime:
             raise
 
     def _new_record(self, runner: Runner, outputs: Any) -> IterationRecord:
+        self.forward.measure()  # what no backward pass was seen of
         messages = [watch.end_iteration() for watch in self.forward.watches]
-        for name, value in (outputs or {}).items():
-            if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
-                self.recorder.note("loss", value.reshape(()), name)
+        note_losses(self.recorder, outputs)
         record = self.recorder.close(runner.iter)
-        for name, value in (outputs or {}).items():
-            if "loss" in name and isinstance(value, (int, float)):
-                record.put("loss", float(value), name)
+        put_losses(record, outputs)
         for name, loss in record.values.get("backward_loss", {}).items():
             record.put("backward_loss", loss * self.tap.divisors[name], name)
-        for watch in self.forward.watches:
-            watch.complete(record)
+        self.tap.complete(record)
+        self.forward.complete(record)
+        for complete in self.completers:
+            complete(record)
+        record.vectors.clear()
         self._record = record
         due = not accumulating(runner.optim_wrapper)
         unseen = self.blindness.add(
@@ -168,7 +168,7 @@ class Runtime:
             fields.update(observe(record))
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
-            self.forward.learn(record, self.clamped)
+            self.forward.learn(record)
             if record.proves_something:
                 self.by_design.settle(bare_model(runner))
         if self.raised is not None:
@@ -192,7 +192,7 @@ class Runtime:
     def _judge(self, record: IterationRecord) -> NonfiniteForward:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
         raised = None if self.raised is None else self.raised.ranks
-        nonfinite = self.forward.judge(record, self.clamped, raised)
+        nonfinite = self.forward.judge(record, raised)
         scales = record.values.get("scale", {})
         found_inf = record.values.get("found_inf", {})
         names = [name for name, found in found_inf.items() if found]
@@ -291,10 +291,10 @@ class Runtime:
         """Give the model and the optimizers back as they were."""
         for part in (self.tap, self.errors, self._no_trace, self.averaging):
             part.detach()
-        for watch in self.forward.watches:
-            watch.close()
+        self.forward.close()
         # They refer to the runner, which could never be freed with them in place.
         kept: tuple[list[Any], ...] = (self.observers, self.clamp_limits, self.replayed)
-        for things in (*kept, self.listeners, self.early_lines, self.last_resorts):
+        kept = (*kept, self.completers, self.early_lines, self.last_resorts)
+        for things in (*kept, self.listeners):
             things.clear()
         self.second_opinion = None

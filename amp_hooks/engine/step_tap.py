@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Callable, Protocol
 
-import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
@@ -13,12 +13,12 @@ from ..errors import UnsupportedError
 from . import private, torch_api
 from .failures import Failures
 from .patch import wrap
-from .recorder import FlightRecorder
+from .recorder import FlightRecorder, IterationRecord
 from .run import active_scaler, iter_wrappers, trained_parameters
 from .tensors import parameter_grad_norms
 
-# Called with (optimizer name, wrapper, per-parameter norms, loss scale or None).
-GradientListener = Callable[[str, OptimWrapper, Tensor, "Tensor | None"], None]
+# Called with (optimizer name, wrapper, unscaled norms of its parameters).
+GradientListener = Callable[[str, OptimWrapper, Tensor], None]
 
 # Subclasses of OptimWrapper whose gradients are another engine's all the same.
 _CLOSED = ("ApexOptimWrapper", "ColossalAIOptimWrapper")
@@ -63,7 +63,8 @@ class StepTap:
 
     Args:
         recorder: Gets ``backward_loss`` of each backward pass, and ``scale``,
-            ``scale_next``, ``growth_tracker`` and ``found_inf`` of each step.
+            ``scale_next``, ``growth_tracker``, ``found_inf`` and the vector
+            ``grad_norms`` of each step.
         failures: Bears what goes wrong here; backward pass and step are taken all the
             same.
 
@@ -73,6 +74,7 @@ class StepTap:
         skipped: A step was refused in this iteration without looking at gradients.
         divisors: What the last loss of each optimizer had been divided by, for the
             gradients of several iterations to add up to those of a mean.
+        on_backward: Called before each backward pass, that of a gate included.
         on_step: Called before each step that is taken, whoever takes it.
         past_wrapper: A step was taken past its wrapper.
     """
@@ -84,9 +86,11 @@ class StepTap:
         self.gate: Gate | None = None
         self.skipped = False
         self.divisors: dict[str, int] = {}
+        self.on_backward: list[Callable[[], None]] = []
         self.on_step: list[Callable[[], None]] = []
         self.past_wrapper = False
         self._inside = False  # a wrapper's own step
+        self._unscaled: set[str] = set()  # optimizers that stepped without a scaler
         self._walked = False  # torch is going through the hooks before a step
         self._handles: list[Any] = []
         self._wrapped: list[OptimWrapper] = []
@@ -168,8 +172,8 @@ class StepTap:
                     return None
                 call(gate.owner, gate.before_step, name, params, otherwise=None)
             state: dict[str, Any] = before() or {}
-            # GradScaler decides by itself; without one this is the guard's one wait.
-            if self.gate is not None and "bad" in state and state["bad"].item():
+            # Of the gate; GradScaler decides by itself.
+            if state.get("bad"):
                 private.count_step(wrapper)
                 return None
             self._inside = True
@@ -218,10 +222,12 @@ class StepTap:
         if self.gate is not None:
             self.gate.before_step(name, params)
         state = self._before(name, wrapper, scaled=False)
-        if self.gate is not None and "bad" in state and state["bad"].item():
+        if state.get("bad"):
             wrapper.optimizer.zero_grad(set_to_none=True)
 
     def _note_loss(self, name: str, wrapper: OptimWrapper, loss: Any) -> None:
+        for call in self.on_backward:
+            call()
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self.divisors[name] = private.loss_divisor(wrapper)
             self.recorder.note("backward_loss", loss.reshape(()), name, "sum")
@@ -229,7 +235,7 @@ class StepTap:
     def _before(
         self, name: str, wrapper: OptimWrapper, scaled: bool = True
     ) -> dict[str, Any]:
-        """GradScaler's state of this step; without one, whether gradients are bad."""
+        """GradScaler's state of this step; without one, whether the gate refuses it."""
         state: dict[str, Any] = {}
         scale, scaler = None, active_scaler(wrapper) if scaled else None
         if scaler is not None:
@@ -242,15 +248,29 @@ class StepTap:
             self.recorder.note("scale", scale, name)
         if scaler is None or self.listeners:
             norms = parameter_grad_norms(trained_parameters(wrapper))
-            if norms is not None:
-                if scaler is None:
-                    state["bad"] = ~torch.isfinite(norms).all()
-                    self.recorder.note("found_inf", state["bad"].float(), name)
-                # A training step of the user's own may have unscaled them already.
-                unscaled = torch_api.is_unscaled(state.get("of_step", {}))
-                for listener in self.listeners:
-                    listener(name, wrapper, norms, None if unscaled else scale)
+            if norms is None:
+                return state
+            # A training step of the user's own may have unscaled them already.
+            if scale is not None and not torch_api.is_unscaled(state["of_step"]):
+                norms = norms / scale.to(norms.device)
+            for listener in self.listeners:
+                listener(name, wrapper, norms)
+            known: Tensor | list[float] = norms
+            if scaler is None:
+                self._unscaled.add(name)
+                if self.gate is not None:
+                    known = norms.tolist()  # the guard's one wait
+                    state["bad"] = not all(map(math.isfinite, known))
+            self.recorder.note("grad_norms", known, name)
         return state
+
+    def complete(self, record: IterationRecord) -> None:
+        """Say of steps without a GradScaler whether their gradients were finite."""
+        for name, steps in record.vectors.get("grad_norms", {}).items():
+            if name in self._unscaled:
+                finite = all(math.isfinite(norm) for norms in steps for norm in norms)
+                record.add("found_inf", float(not finite), name)
+        self._unscaled.clear()
 
     def _after(self, name: str, state: dict[str, Any]) -> None:
         if (scaler := state.get("scaler")) is None:

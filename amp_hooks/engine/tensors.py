@@ -129,6 +129,8 @@ def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
         return None
     norms = torch_api.norms_of(list(grads.values()))
     device = norms[0].device
+    if len(norms) == len(params):
+        return torch.stack([norm.to(device) for norm in norms])
     # Zeros fill the gaps: an index made from a list would be a copy to the device.
     placed = dict(zip(grads, (norm.to(device) for norm in norms)))
     zero = torch.zeros((), device=device)

@@ -121,7 +121,10 @@ def set_cpu_autocast(enabled: bool, dtype: torch.dtype) -> None:
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """``copy_`` of many tensors in few launches."""
+    """``copy_`` of many tensors in few launches: each to one of its dtype and device.
+
+    In one launch if all are of one; of several torch would launch a kernel for each.
+    """
     if TORCH >= (2, 1):
         torch._foreach_copy_(list(targets), list(sources))
     else:

@@ -57,7 +57,7 @@ def circumstances(
         optimizers=[describe_optimizer(*item) for item in optimizers.items()],
         dtype=dtype,
         layers=[name for watch in runtime.forward.watches for name in watch.layers],
-        clamped=sorted(runtime.clamped),
+        clamped=sorted(runtime.forward.clamped),
         clamp_limit=min(runtime.clamp_limits, default=None),
         notes=notes,
     )

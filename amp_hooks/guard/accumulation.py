@@ -83,20 +83,30 @@ class SavedTensors:
 
     def __init__(self) -> None:
         self.copies: list[Tensor] = []
+        self._kinds: list[list[int]] = []  # indices of those of one dtype and device
 
     @torch.no_grad()
     def save(self, tensors: Sequence[Tensor]) -> None:
-        """Copy them. Memory is allocated only if they are others than before."""
+        """Copy them, in a launch for each dtype and device.
+
+        Memory is allocated only if they are others than before.
+        """
         if not _alike(tensors, self.copies):
             self.copies = [torch.empty_like(t) for t in tensors]
-        if tensors:
-            torch_api.copy_all(self.copies, tensors)
+            kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+            for i, t in enumerate(tensors):
+                kinds.setdefault((t.dtype, t.device), []).append(i)
+            self._kinds = list(kinds.values())
+        self._copy(self.copies, tensors)
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
         """Write the copies into ``tensors``, which are those that were saved."""
-        if tensors:
-            torch_api.copy_all(tensors, self.copies)
+        self._copy(tensors, self.copies)
+
+    def _copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        for kind in self._kinds:
+            torch_api.copy_all([targets[i] for i in kind], [sources[i] for i in kind])
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

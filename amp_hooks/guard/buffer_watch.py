@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ..engine import private, torch_api
 from ..engine.by_design import ByDesign
 from ..engine.patch import Guard, unguarded
+from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, nonfinite_names
 
@@ -32,12 +34,11 @@ class BufferWatch:
     together = False  # what one rank does not see is not refused for it
 
     def __init__(self, recorder: FlightRecorder) -> None:
-        self._recorder = recorder
+        self._faulty = False  # in this iteration
         self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self._by_design = ByDesign()
         self._slots: list[tuple[str, nn.Module, str]] = []
-        self._zeros: dict[torch.device, Tensor] = {}
 
     def watch(self, model: nn.Module, by_design: ByDesign) -> None:
         """Look at the floating-point buffers of a model from now on."""
@@ -51,6 +52,7 @@ class BufferWatch:
 
     def end_iteration(self) -> str | None:
         """There is nothing to tell."""
+        self._faulty = False
         return None
 
     def complete(self, record: IterationRecord) -> None:
@@ -60,32 +62,25 @@ class BufferWatch:
         self, record: IterationRecord, clamped: Container[str]
     ) -> dict[str, bool]:
         """Whether they are, by name; reads the device if they are not."""
-        flag = record.get("buffers_nonfinite")
-        if flag is None or flag == 0:
+        if not self._faulty:
             return {}
         return dict.fromkeys(nonfinite_names(dict(self._watched()), limit=5), False)
 
-    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
-        """0 if they are finite, else NaN; three launches, however many there are."""
+    def take(self, backward: bool) -> list[Seen]:
+        """All of them, as the forward pass has left them."""
+        if not backward:
+            return []
         by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for _, buffer in self._watched():
             by_kind.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        flags = []
-        for (device, _), buffers in by_kind.items():
-            peaks = torch.stack(torch_api.peaks_of(buffers)).float()
-            zeros = self._zeros.get(device)
-            if zeros is None or len(zeros) < len(peaks):
-                zeros = self._zeros[device] = torch.zeros(len(peaks), device=device)
-            # 0 * inf and 0 * NaN are NaN.
-            flag = torch.dot(peaks, zeros[: len(peaks)])
-            self._recorder.note("buffers_nonfinite", flag)
-            flags.append(("", flag))  # whatever else is known
-        return flags
+        return [Seen("", buffers, self._tell) for buffers in by_kind.values()]
+
+    def _tell(self, record: IterationRecord, peaks: list[float]) -> None:
+        self._faulty |= not all(map(math.isfinite, peaks))
 
     def close(self) -> None:
         """Let go of the model."""
         self._slots.clear()
-        self._zeros.clear()
 
     def _watched(self) -> list[tuple[str, Tensor]]:
         """Those that must be finite; of buffers that may mask a part."""

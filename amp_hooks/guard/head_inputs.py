@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import torch_api
 from ..engine.patch import Guard, unguarded, wrap
+from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, overlaps_itself
 
@@ -39,12 +40,14 @@ class HeadInputs:
     healthy iteration: what never is finite is by design.
 
     Args:
-        recorder: Gets ``head_peak``: the largest magnitude, by head.
+        recorder: In whose records ``head_peak`` is the largest magnitude, by head.
 
     Attributes:
         kind: Of what it sees, for the ledger.
         layers: The heads.
         trusts: Whether a head's predictions have been finite.
+        before_cleaning: Called before predictions are changed in place: what else is
+            to be measured in them must be by then.
     """
 
     kind = "heads"
@@ -55,7 +58,8 @@ class HeadInputs:
         self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self.trusts: Callable[[str], bool] = lambda name: False
-        self._flags: list[tuple[str, Tensor]] = []
+        self.before_cleaning: Callable[[], None] = lambda: None
+        self._seen: list[Seen] = []
         self._undo: list[Callable[[], None]] = []
 
     def watch(self, model: nn.Module, trusts: Callable[[str], bool]) -> None:
@@ -71,7 +75,7 @@ class HeadInputs:
 
     def end_iteration(self) -> str | None:
         """Forget what no backward pass has asked for."""
-        self._flags.clear()
+        self._seen.clear()
         return None
 
     def complete(self, record: IterationRecord) -> None:
@@ -84,9 +88,9 @@ class HeadInputs:
         peaks = record.values.get("head_peak", {})
         return {name: peak - peak == 0 for name, peak in peaks.items()}
 
-    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
-        """The same on the device: 0, or NaN."""
-        taken, self._flags = self._flags, []
+    def take(self, backward: bool) -> list[Seen]:
+        """What was handed to losses since the last call."""
+        taken, self._seen = self._seen, []
         return taken
 
     def close(self) -> None:
@@ -94,8 +98,9 @@ class HeadInputs:
         while self._undo:
             self._undo.pop()()
         self.layers.clear()
-        self._flags.clear()
+        self._seen.clear()
         self.trusts = lambda name: False
+        self.before_cleaning = lambda: None
 
     def _wrap(self, name: str, head: nn.Module, method: str) -> None:
         look = self.guarded(self._look)
@@ -115,10 +120,16 @@ class HeadInputs:
         by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for x in predictions:
             by_kind.setdefault((x.device, x.dtype), []).append(x)
+        trusted = self.trusts(name)
+        if trusted:
+            self.before_cleaning()
+
+        def tell(record: IterationRecord, peaks: list[float]) -> None:
+            record.add("head_peak", peaks[0], name)
+
         for same in by_kind.values():
-            peak = make_finite(same) if self.trusts(name) else _peak(same)
-            self._recorder.note("head_peak", peak, name)
-            self._flags.append((name, peak * 0.0))
+            peak = make_finite(same) if trusted else _peak(same)
+            self._seen.append(Seen(name, [peak], tell, measured=True))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Sequence
 
@@ -22,8 +23,8 @@ class StepGate:
 
     Args:
         names: Names of the model's parameters by ``id``.
-        flags: Gives 0-d tensors of this forward pass, all of them 0 unless something
-            in it was not finite that must be.
+        flags: Gives 0-d tensors of this forward pass, all of them 0, or NaN where
+            something in it was not finite that must be.
         missing: Called with a message when an optimizer has no gradient at all.
         owner: The hook whose it is.
         guarded: The same hook's.
@@ -84,8 +85,8 @@ class StepGate:
         self.cleaned.begin(params, self._names)
         flags, factor = self._flags(), None
         if flags:
-            bad = torch.stack([f.to(loss.device).float() for f in flags]).sum()
-            factor = torch.where(bad == 0, 1.0, math.nan)
+            bad = functools.reduce(torch.add, [f.to(loss.device) for f in flags])
+            factor = 1.0 + bad
             known = self._factors.get(name)
             self._factors[name] = factor if known is None else known * factor
         self.cleaned.before_backward(loss, factor)

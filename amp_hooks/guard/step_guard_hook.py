@@ -151,12 +151,13 @@ class StepGuardHook(AmpHook):
         self.undo.callback(heads.close)
         buffers.watch(model, runtime.by_design)
         heads.watch(model, runtime.forward.trusts)
+        heads.before_cleaning = runtime.forward.measure
         several = dist.get_world_size() > 1
         alone = several and not is_model_wrapper(runner.model)
         runtime.forward.together |= alone
         self._gate = runtime.tap.gate = StepGate(
             names,
-            lambda: runtime.forward.take_flags(runtime.clamped),
+            runtime.forward.take_flags,
             self._on_missing,
             owner=self,
             guarded=self.guarded,

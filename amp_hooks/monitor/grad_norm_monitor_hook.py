@@ -20,7 +20,7 @@ from ..engine.checks import (
     match_names,
 )
 from ..engine.hook import AmpHook
-from ..engine.recorder import FlightRecorder, IterationRecord
+from ..engine.recorder import IterationRecord
 from ..engine.run import bare_model, clip_max_norm, iter_wrappers, trained_parameters
 from ..engine.runtime import Runtime
 from ..registry import HOOKS
@@ -88,9 +88,9 @@ class GradNormMonitorHook(AmpHook):
             AdaptiveClip(**adaptive_clip)  # refuses wrong values now
         self._clips: dict[str, AdaptiveClip] = {}  # by optimizer, as all below
         self._names: dict[str, list[str]] = {}
-        self._indices: dict[str, dict[str, Tensor]] = {}
-        self._norms: dict[str, Tensor] = {}  # of the last step
-        self._intervals = 0  # begun when the largest were last noted
+        self._indices: dict[str, dict[str, list[int]]] = {}
+        self._norms: dict[str, list[float]] = {}  # of the steps of this iteration
+        self._intervals = 0  # begun when the largest were last logged
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Listen to the gradients of every optimizer."""
@@ -102,47 +102,39 @@ class GradNormMonitorHook(AmpHook):
                 type(self).__name__, argument, patterns, names.values(), "parameter"
             )
 
-        def on_gradients(
-            name: str, wrapper: OptimWrapper, norms: Tensor, scale: Tensor | None
-        ) -> None:
+        def on_gradients(name: str, wrapper: OptimWrapper, norms: Tensor) -> None:
             params = trained_parameters(wrapper)
             if len(self._names.get(name, ())) != len(params):
                 self._names[name] = [names.get(id(p), "other") for p in params]
-                self._indices[name] = self._grouped(self._names[name], norms.device)
-            if scale is not None:
-                norms = norms / scale.to(norms.device)
-            self._norms[name] = norms
-            by_group = group_norms(norms, self._indices[name])
-            for group, norm in by_group.items():
-                runtime.recorder.note("gradnorm", norm, _join(name, group))
-            # A step may be late for it, under gradient accumulation.
-            due = (runner.iter + 1) // self.top_k_interval > self._intervals
-            if due and self.top_k:
-                self._note_largest(runtime.recorder, name, norms)
+                self._indices[name] = self._grouped(self._names[name])
             if self.adaptive_clip is not None:
-                factor = self._clip(name).coefficient(by_group[""])
+                total = torch.linalg.vector_norm(norms)
+                factor = self._clip(name).coefficient(total)
                 multiply_gradients(params, factor)
                 runtime.recorder.note("adaptive_clip", factor, name, reduce="min")
 
         runtime.tap.listeners.append(self.guarded(on_gradients))
+        runtime.completers.append(self.guarded(self._complete))
         runtime.observers.append(self.guarded(self._name_nonfinite, {}))
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
-        """Add the clip line; log the largest gradients if this iteration noted them."""
+        """Add the clip line; log the largest gradients if they are due."""
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             if (max_norm := clip_max_norm(wrapper)) is not None:
                 record.put("clip_max_norm", max_norm, name)
-        indices = record.values.pop("top_index", {})
-        if not indices:
+        # A step may be late for it, under gradient accumulation.
+        intervals = (record.iter + 1) // self.top_k_interval
+        if not (self._norms and self.top_k and intervals > self._intervals):
             return
-        self._intervals = (record.iter + 1) // self.top_k_interval
-        largest = {}
-        for key, index in indices.items():
-            optimizer = key.rsplit(":", 1)[0]
-            parameter = self._names[optimizer][int(index)]
-            largest[parameter] = record.values["top_gradnorm"][key]
+        self._intervals = intervals
+        largest: dict[str, float] = {}
+        for name, norms in self._norms.items():
+            pairs = list(zip(self._names[name], norms))
+            # One that is not a number is larger than all.
+            pairs.sort(key=lambda pair: (pair[1] != pair[1], pair[1]), reverse=True)
+            largest.update(pairs[: self.top_k])
         record.values["top_gradnorm"] = largest
         shown = ", ".join(f"{name} {norm:.3g}" for name, norm in largest.items())
         print_log(f"[amp_hooks] largest gradient norms: {shown}", logger="current")
@@ -162,14 +154,17 @@ class GradNormMonitorHook(AmpHook):
             self._clips[name] = AdaptiveClip(**(self.adaptive_clip or {}))
         return self._clips[name]
 
-    def _note_largest(self, recorder: FlightRecorder, name: str, norms: Tensor) -> None:
-        values, indices = torch.topk(norms, min(self.top_k, len(norms)))
-        for i in range(len(values)):
-            recorder.note("top_gradnorm", values[i], f"{name}:{i}")
-            recorder.note("top_index", indices[i], f"{name}:{i}")
+    def _complete(self, record: IterationRecord) -> None:
+        """The norm of each group, of the norms that the record has of parameters."""
+        self._norms.clear()
+        for name, steps in record.vectors.get("grad_norms", {}).items():
+            for norms in steps:
+                self._norms[name] = norms
+                for group, norm in group_norms(norms, self._indices[name]).items():
+                    record.add("gradnorm", norm, _join(name, group))
 
     def _name_nonfinite(self, record: IterationRecord) -> dict[str, Any]:
-        """Which gradients were not finite; reads the device, after an incident.
+        """Which gradients were not finite.
 
         None where more than they was not: all are NaN, by that or by StepGuardHook.
         """
@@ -178,18 +173,17 @@ class GradNormMonitorHook(AmpHook):
         bad = []
         for name, found_inf in record.values.get("found_inf", {}).items():
             if found_inf and name in self._norms:
-                norms = self._norms[name].tolist()
                 bad += [
                     parameter
-                    for parameter, norm in zip(self._names[name], norms)
+                    for parameter, norm in zip(self._names[name], self._norms[name])
                     if not math.isfinite(norm)
                 ]
         if not bad:
             return {}
         return dict(nonfinite_grads=bad[:_NAMED], nonfinite_grads_total=len(bad))
 
-    def _grouped(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
-        """Indices of each group's parameters, kept on the device."""
+    def _grouped(self, names: list[str]) -> dict[str, list[int]]:
+        """Indices of each group's parameters."""
         grouped: dict[str, list[int]] = {}
         for i, name in enumerate(names):
             group = name.split(".", 1)[0]
@@ -202,7 +196,7 @@ class GradNormMonitorHook(AmpHook):
                 group = next(matching, "")
             if group:
                 grouped.setdefault(group, []).append(i)
-        return {g: torch.tensor(i, device=device) for g, i in grouped.items()}
+        return grouped
 
 
 def _join(optimizer: str, group: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,19 +12,21 @@ from ..engine import private, torch_api
 from ..engine.checks import check_int, check_number
 
 
-def group_norms(norms: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Norm of each group, and of everything under the name ``''``.
+def group_norms(
+    norms: Sequence[float], groups: Mapping[str, Sequence[int]]
+) -> dict[str, float]:
+    """L2 norm of each group, and of everything under the name ``''``.
 
     Args:
-        norms: 1-d tensor from :func:`parameter_grad_norms`.
-        groups: Indices into ``norms`` by group name, 1-d tensors on its device.
+        norms: Of each parameter, see :func:`parameter_grad_norms`.
+        groups: Indices into ``norms`` by group name.
 
     Returns:
-        0-d tensors on the device of ``norms``; NaN or infinite if a gradient is.
+        NaN or infinite if a gradient is.
     """
-    result = {"": torch.linalg.vector_norm(norms)}
+    result = {"": math.hypot(*norms)}
     for name, indices in groups.items():
-        result[name] = torch.linalg.vector_norm(norms[indices])
+        result[name] = math.hypot(*[norms[i] for i in indices])
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,10 +12,18 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.patch import Guard, unguarded
+from ..engine.peaks import Seen
+from ..engine.private import version_of
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import named_tensors
 from .classifiers import ClassifierFinder
-from .logits import LogitStats, infinity_is_overflow, largest_number, logit_stats
+from .logits import (
+    LogitStats,
+    infinity_is_overflow,
+    largest_number,
+    logit_stats,
+    peak_of,
+)
 
 _TRIES = 20  # training iterations in which the layers may show up
 
@@ -26,7 +35,9 @@ class LogitWatch:
     classification loss; that iteration is measured too.
 
     Args:
-        recorder: Gets ``logit_absmax``, ``logit_nan`` and ``logit_inf`` by layer.
+        recorder: In whose records are ``logit_absmax``, ``logit_nan`` and ``logit_inf``
+            by layer. Counts are taken where a value is not finite; where StepGuardHook
+            has replaced such values meanwhile, 1 stands for however many.
 
     Attributes:
         kind: Of what it sees, for the ledger.
@@ -49,7 +60,9 @@ class LogitWatch:
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
         self._tries = 0
-        self._flags: list[tuple[str, bool, Tensor]] = []  # layer, of infinities, count
+        self._seen: list[tuple[Seen, Tensor, int]] = []  # of which logits and version
+        # Layers whose logits nobody writes to: they can be measured later.
+        self._untouched: set[str] = set()
 
     def watch(
         self,
@@ -85,7 +98,7 @@ class LogitWatch:
             A message for the user, once: when the search is given up.
         """
         self._measured.clear()
-        self._flags.clear()
+        self._seen.clear()
         if self._finder is None:
             return None
         self._tries += 1
@@ -142,17 +155,13 @@ class LogitWatch:
         faulty = self.nonfinite_layers(record, clamped)
         return {n: n not in faulty for n in record.values.get("logit_nan", {})}
 
-    def take_flags(self, clamped: Container[str]) -> list[tuple[str, Tensor]]:
-        """The same of the forward pass since the last call, still on the device.
-
-        Args:
-            clamped: Layers whose infinities do no harm.
-
-        Returns:
-            By layer 0-d tensors, above 0 if the logits are faulty.
-        """
-        taken, self._flags = self._flags, []
-        return [(n, flag) for n, inf, flag in taken if not (inf and n in clamped)]
+    def take(self, backward: bool) -> list[Seen]:
+        """Logits of the forward pass since the last call, to be measured."""
+        taken, self._seen = self._seen, []
+        written_to = {s.name for s, x, version in taken if version_of(x) != version}
+        self._untouched |= {seen.name for seen, *_ in taken}
+        self._untouched -= written_to
+        return [s for s, *_ in taken if s.measured or s.name not in written_to]
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
         if not (self.recorder.muted or self._recomputed(name)):
@@ -172,7 +181,7 @@ class LogitWatch:
             for _, tensor in named_tensors(output):
                 if tensor.is_floating_point():
                     self._limits[name] = largest_number(tensor)
-                    self._note(name, logit_stats(tensor))
+                    self._see(name, tensor.detach())
                     for listen in self.listeners:
                         listen(name, tensor)
 
@@ -192,14 +201,31 @@ class LogitWatch:
             return False
         return name in self._measured
 
+    def _see(self, name: str, logits: Tensor) -> None:
+        """Have them measured with all others, when the forward pass is over.
+
+        What is not finite is counted only where there is something; but at once where
+        infinities may be there by design, and where the model writes to its logits.
+        """
+        overflow = infinity_is_overflow(self.layers[name])
+        later = name in self._untouched
+        if not (later and overflow and logits.numel()):
+            self._note(name, logit_stats(logits))
+        if not logits.numel():
+            return
+
+        def tell(record: IterationRecord, peaks: list[float]) -> None:
+            if later and overflow:
+                _tell(record, name, logits, peaks[0])
+
+        tensors = [logits] if later else [peak_of(logits)]
+        seen = Seen(name, tensors, tell, masks=not overflow, measured=not later)
+        self._seen.append((seen, logits, version_of(logits)))
+
     def _note(self, name: str, stats: LogitStats) -> None:
         self.recorder.note("logit_absmax", stats.absmax, name)
         self.recorder.note("logit_nan", stats.nan, name, reduce="sum")
         self.recorder.note("logit_inf", stats.inf, name, reduce="sum")
-        if name in self.layers:  # else the iteration that finds it is over
-            self._flags.append((name, False, stats.nan))
-            if infinity_is_overflow(self.layers[name]):
-                self._flags.append((name, True, stats.inf))
 
     def close(self) -> None:
         """Remove every hook."""
@@ -210,7 +236,20 @@ class LogitWatch:
             handle.remove()
         self._handles.clear()
         self._callbacks.clear()
+        self._seen.clear()
         self.listeners.clear()
         # The runtime outlives the training, and the model shall not.
         self._model = None
         self.layers = {}
+
+
+def _tell(record: IterationRecord, name: str, logits: Tensor, peak: float) -> None:
+    """Add what is known of logits to a record; counts them if some are not finite."""
+    absmax, nan, inf = peak, 0.0, 0.0
+    if not math.isfinite(peak):
+        absmax, nan, inf = torch.stack(logit_stats(logits)).tolist()
+        if not (nan or inf):
+            nan, inf = float(math.isnan(peak)), float(math.isinf(peak))
+    record.add("logit_absmax", absmax, name)
+    record.add("logit_nan", nan, name, "sum")
+    record.add("logit_inf", inf, name, "sum")

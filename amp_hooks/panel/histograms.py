@@ -69,7 +69,5 @@ class HistogramProbe:
         # A copy: what follows may write to the logits in place.
         self._logits.setdefault(name, []).append(thinned(logits).float().clone())
 
-    def _on_gradients(
-        self, name: str, wrapper: OptimWrapper, norms: Tensor, scale: Tensor | None
-    ) -> None:
-        self._norms[name] = norms if scale is None else norms / scale.to(norms.device)
+    def _on_gradients(self, name: str, wrapper: OptimWrapper, norms: Tensor) -> None:
+        self._norms[name] = norms

@@ -305,7 +305,7 @@ def test_two_clamps_in_one_config_keep_their_own_state(build, tmp_path):
     assert clamped[0] == clamped[2] == {CLS, "rpn_head.rpn_cls"} | fcs
     assert clamped[3] == fcs
     # One of them is on: so the panel says. Infinities in its layers are no faults.
-    assert Runtime.of(runner).clamped == fcs
+    assert Runtime.of(runner).forward.clamped == fcs
     assert {r.get("clamp_active") for r in helpers.records(runner)} == {1.0}
 
 

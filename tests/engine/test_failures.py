@@ -17,6 +17,7 @@ from amp_hooks.engine.failures import Failures
 from amp_hooks.engine.forward_judge import ForwardJudge
 from amp_hooks.engine.hook import AmpHook
 from amp_hooks.engine.ledger import Ledger
+from amp_hooks.engine.peaks import Peaks
 from amp_hooks.engine.recorder import FlightRecorder
 from amp_hooks.engine.runtime import Runtime
 from amp_hooks.engine.step_tap import StepTap
@@ -148,7 +149,8 @@ INSIDE = [
     (ForwardJudge, "judge", "amp_hooks"),
     (ForwardJudge, "learn", "amp_hooks"),
     (BufferWatch, "finite", "amp_hooks"),
-    (BufferWatch, "take_flags", "StepGuardHook"),
+    (BufferWatch, "take", "BufferWatch"),
+    (Peaks, "tell", "amp_hooks"),
     (StepGate, "before_backward", "StepGuardHook"),
     (StepGate, "opens", "StepGuardHook"),
     (StepGate, "before_step", "StepGuardHook"),
@@ -414,7 +416,7 @@ def test_a_clamp_that_failed_excuses_no_infinity(tmp_path, monkeypatch):
         priority = "LOWEST"
 
         def after_train_iter(self, runner, *args, **kwargs):
-            decided.append(set(Runtime.of(runner).clamped))
+            decided.append(set(Runtime.of(runner).forward.clamped))
 
     runner.register_hook(Look())
     after = all_hooks.HeadClampHook.after_record

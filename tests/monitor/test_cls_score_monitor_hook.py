@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from amp_hooks.engine.torch_api import TORCH
-from tests import helpers
+from tests import helpers, small
 
 FRCNN_CLS = {"rpn_head.rpn_cls", "roi_head.bbox_head.fc_cls"}
 RETINA_CLS = "bbox_head.retina_cls"
@@ -92,6 +92,43 @@ def test_nan_and_infinite_logits_are_counted(build):
     assert clean.get("logit_nan", RETINA_CLS) == clean.get("logit_inf", RETINA_CLS) == 0
     assert bad.get("logit_nan", RETINA_CLS) == sum(numbers) > 0
     assert math.isfinite(bad.get("logit_absmax", RETINA_CLS))
+
+
+class WritesToItsLogits(small.Small):
+    """They cannot be measured when the forward pass is over."""
+
+    def losses(self, features, logits, y):
+        self.raw = logits.detach().abs().max().item()
+        return dict(loss_cls=self.bbox_head.loss_cls(logits.mul_(0.1), y))
+
+
+def test_a_model_that_writes_to_its_logits(tmp_path):
+    model, raw = WritesToItsLogits(), []
+    runner = small.build(tmp_path, helpers.MONITORS, model=model, iters=8)
+    runner.model.register_forward_hook(lambda *args: raw.append(model.raw))
+    runner.train()
+    found = [r.get("logit_absmax", "bbox_head.fc_cls") for r in helpers.records(runner)]
+    assert found == pytest.approx(raw)
+
+
+class WritesNowAndThen(WritesToItsLogits):
+    """From iteration 4 on."""
+
+    def losses(self, features, logits, y):
+        if self.calls > 4:
+            return super().losses(features, logits, y)
+        self.raw = logits.detach().abs().max().item()
+        return small.Small.losses(self, features, logits, y)
+
+
+def test_what_cannot_be_measured_is_not_told_wrong(tmp_path):
+    model, raw = WritesNowAndThen(), []
+    runner = small.build(tmp_path, helpers.MONITORS, model=model, iters=8)
+    runner.model.register_forward_hook(lambda *args: raw.append(model.raw))
+    runner.train()
+    found = [r.get("logit_absmax", "bbox_head.fc_cls") for r in helpers.records(runner)]
+    assert found[4] is None
+    assert found[:4] + found[5:] == pytest.approx(raw[:4] + raw[5:])
 
 
 class Mask(nn.Module):

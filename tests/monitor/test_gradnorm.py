@@ -22,11 +22,9 @@ def test_equals_clip_grad_norm_and_changes_nothing():
     before = [None if p.grad is None else p.grad.clone() for p in params]
     norms = parameter_grad_norms(params)
     assert norms.tolist() == [3.0, 0.0, 5.0]
-    groups = {"a": torch.tensor([0, 1]), "b": torch.tensor([2])}
-    total = group_norms(norms, groups)
+    total = group_norms(norms.tolist(), {"a": [0, 1], "b": [2]})
     expected = torch.nn.utils.clip_grad_norm_(params, 1e9)
-    assert torch.allclose(total[""], expected)
-    assert (total["a"].item(), total["b"].item()) == (3.0, 5.0)
+    assert total == {"": pytest.approx(expected.item()), "a": 3.0, "b": 5.0}
     for p, old in zip(params, before):
         assert p.grad is None if old is None else torch.equal(p.grad, old)
 
@@ -41,7 +39,7 @@ def test_bad_gradients_show_and_sparse_ones_count():
     norms = parameter_grad_norms(
         params_with_grads(torch.tensor([0.0, float("nan"), 0.0]), torch.ones(3))
     )
-    assert not torch.isfinite(group_norms(norms, {})[""])
+    assert not math.isfinite(group_norms(norms.tolist(), {})[""])
     embedding = torch.nn.Embedding(5, 2, sparse=True)
     embedding(torch.tensor([1, 1])).sum().backward()
     # Two uses of one row: its gradient is (2, 2).
