@@ -37,6 +37,7 @@ SUITE = [
     dict(type="amp_hooks.BoxSanityHook"),
     dict(type="amp_hooks.StabilityPanelHook", interval=2),
 ]
+NEVER = 10**6  # an interval of validations
 NEEDS_FP16 = pytest.mark.skipif(
     TORCH < (2, 3), reason="FP16 cannot be rehearsed with this torch"
 )
@@ -87,7 +88,7 @@ def make_config(
     cfg.model.neck.in_channels = [8 * 2**level for level in levels]
     if iters is not None:
         cfg.train_cfg = dict(
-            type="IterBasedTrainLoop", max_iters=iters, val_interval=10**6
+            type="IterBasedTrainLoop", max_iters=iters, val_interval=NEVER
         )
         cfg.train_dataloader.sampler = dict(type="InfiniteSampler", shuffle=True)
         cfg.log_processor.by_epoch = False
@@ -95,7 +96,7 @@ def make_config(
         cfg.default_hooks.checkpoint.interval = 10**6
     if epochs is not None:
         cfg.train_cfg = dict(
-            type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=10**6
+            type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=NEVER
         )
         cfg.train_dataloader.sampler = dict(type="DefaultSampler", shuffle=True)
         cfg.log_processor.by_epoch = True
@@ -121,11 +122,11 @@ def build_runner(detector, data, work_dir, **kwargs):
     """A Runner; its final validation is left out unless ``validate=True``."""
     validate = kwargs.pop("validate", False)
     cfg = make_config(detector, data, work_dir, **kwargs)
-    if validate:  # before MMEngine 0.10 there is none at the end by itself
-        loop = cfg.train_cfg
-        loop.val_interval = loop.get("max_iters") or loop.get("max_epochs")
-    else:
+    loop = cfg.train_cfg
+    if not validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    elif loop.val_interval == NEVER:  # before MMEngine 0.10 not at the end either
+        loop.val_interval = loop.get("max_iters") or loop.get("max_epochs")
     # MMEngine names a start's folder by the second: two starts need two of them.
     while Path(work_dir, time.strftime("%Y%m%d_%H%M%S")).exists():
         time.sleep(0.05)
