@@ -31,11 +31,13 @@ class Failures:
     to whatever ran on it before, go on their way.
 
     Attributes:
+        calm: Nothing has failed.
         off: Owners that are switched off.
         on_failure: Called as ``on_failure(part=, where=, error=)`` with strings.
     """
 
     def __init__(self) -> None:
+        self.calm = True
         self.off: weakref.WeakSet[Any] = weakref.WeakSet()
         self.on_failure: Callable[..., None] = lambda **line: None
         self._undo: dict[int, tuple[Any, Callable[[], Any] | None]] = {}
@@ -65,7 +67,7 @@ class Failures:
         **kwargs: Any,
     ) -> T:
         """Call ``what``; if its owner is off, or it raises, returns ``otherwise``."""
-        if owner in self.off:
+        if not self.calm and owner in self.off:
             return otherwise
         try:
             return what(*args, **kwargs)
@@ -117,6 +119,7 @@ class Failures:
         self.on_failure = lambda **line: None
 
     def _end(self, owner: Any, undo: Callable[[], Any] | None) -> list[str]:
+        self.calm = False
         self.off.add(owner)
         try:
             if undo is not None:

@@ -35,16 +35,17 @@ def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
 
 def on_event(hook: AmpHook, event: str, runner: Runner, *args: Any, **more: Any) -> Any:
     """What MMEngine calls: one of the hook's events, whose failures are borne."""
-    runtime = Runtime.of(runner)
+    # Finding it is a good part of what an event costs.
+    failures = (hook.joined or Runtime.of(runner)).failures
     if not hook.borne:
         return getattr(type(hook), event)(hook, runner, *args, **more)
-    if hook not in runtime.failures.off:
+    if failures.calm or hook not in failures.off:
         try:
             return getattr(type(hook), event)(hook, runner, *args, **more)
         except Exception as e:
             if leaves(e, hook):
                 raise
-            runtime.failures.bear(hook, event, e)
+            failures.bear(hook, event, e)
     if event == "after_train":
         hook.end(runner)
     return None
@@ -69,7 +70,7 @@ class AmpHook(Hook):
     # Whether several ranks do it together: a failure on one of them ends the run.
     together = True
     # The runtime, while it is attached.
-    _attached: Runtime | None = None
+    joined: Runtime | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AmpHook:
         """Refuse unknown arguments with a message that helps."""
@@ -81,6 +82,8 @@ class AmpHook(Hook):
         for name in dir(cls):
             if name.startswith(("before_", "after_")) and name != "after_record":
                 event = getattr(cls, name)
+                if event is getattr(Hook, name, None):  # which does nothing
+                    continue
                 call = functools.partial(on_event, hook, name)
                 setattr(hook, name, functools.update_wrapper(call, event))
         return hook
@@ -98,9 +101,9 @@ class AmpHook(Hook):
             what: Called as it is, as long as this hook is attached.
             otherwise: What is returned in its place after a failure.
         """
-        if self._attached is None:
+        if self.joined is None:
             return what
-        return self._attached.failures.guarded(self, what, otherwise)
+        return self.joined.failures.guarded(self, what, otherwise)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
@@ -123,7 +126,7 @@ class AmpHook(Hook):
         """Attach to optimizer and model."""
         self.let_go()  # of an earlier training
         runtime, self.undo = Runtime.of(runner), ExitStack()
-        self._attached = runtime
+        self.joined = runtime
         runtime.failures.register(self, self.undo.close)
         runtime.tap.attach(runner.optim_wrapper)
         ours = [hook for hook in runner.hooks if isinstance(hook, AmpHook)]
@@ -139,8 +142,8 @@ class AmpHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Read the iteration's record, once for all hooks, and act on it."""
-        runtime = Runtime.of(runner)
-        if not runtime.averaging.has_acted(self, runner.iter):
+        runtime = self.joined or Runtime.of(runner)
+        if not runtime.averaging.has_acted(self, private.iteration(runner)):
             self.after_record(runner, runtime, runtime.record(runner, outputs))
 
     def after_train(self, runner: Runner) -> None:
@@ -150,14 +153,14 @@ class AmpHook(Hook):
 
     def let_go(self) -> None:
         """An exception has ended the training: there are no events any more."""
-        if self._attached is not None:
-            self._attached = None
+        if self.joined is not None:
+            self.joined = None
             self.undo.close()
 
     def end(self, runner: Runner) -> None:
         """Say that this hook has nothing more to do."""
-        if self._attached is not None:
-            self._attached = None
+        if self.joined is not None:
+            self.joined = None
             Runtime.of(runner).end(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

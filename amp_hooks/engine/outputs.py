@@ -9,15 +9,22 @@ from torch import Tensor
 from .recorder import FlightRecorder, IterationRecord
 
 
-def note_losses(recorder: FlightRecorder, outputs: Any) -> None:
-    """Note those that are tensors, under their names."""
-    for name, value in (outputs or {}).items():
-        if "loss" in name and isinstance(value, Tensor) and value.numel() == 1:
+def close_with_losses(
+    recorder: FlightRecorder, iteration: int, outputs: Any
+) -> IterationRecord:
+    """End an iteration with its losses in the record, under their own names.
+
+    Args:
+        recorder: Of the run.
+        iteration: That ends.
+        outputs: What ``train_step`` has returned, if anything.
+    """
+    losses = {name: v for name, v in (outputs or {}).items() if "loss" in name}
+    for name, value in losses.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
             recorder.note("loss", value.reshape(()), name)
-
-
-def put_losses(record: IterationRecord, outputs: Any) -> None:
-    """Put those that are numbers."""
-    for name, value in (outputs or {}).items():
-        if "loss" in name and isinstance(value, (int, float)):
+    record = recorder.close(iteration)
+    for name, value in losses.items():
+        if isinstance(value, (int, float)):
             record.put("loss", float(value), name)
+    return record

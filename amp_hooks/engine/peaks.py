@@ -11,8 +11,10 @@ from torch import Tensor
 from . import torch_api
 from .recorder import FlightRecorder, IterationRecord
 
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
-@dataclass
+
+@dataclass(eq=False)
 class Seen:
     """Tensors that were seen in a forward pass and are to be measured.
 
@@ -68,17 +70,18 @@ class Peaks:
             groups.setdefault((first.device, first.dtype), []).append(one)
         flags = []
         for (device, _), group in groups.items():
-            group.sort(key=counts, reverse=True)  # what counts comes first
+            strict = [one for one in group if counts(one)]
+            if len(strict) < len(group):  # what counts comes first
+                group = [*strict, *(one for one in group if one not in strict)]
             peaks = _peaks_of(group)
             self._recorder.note("peaks", peaks, str(len(self._measured)))
             self._measured.append(group)
-            caps = [
-                torch.finfo(torch.float32).max if harmless(one) else torch.inf
-                for one in group
-                if counts(one)
-                for _ in one.tensors
-            ]
-            if caps:
+            if strict:
+                caps = [
+                    FLOAT32_MAX if harmless(one) else torch.inf
+                    for one in strict
+                    for _ in one.tensors
+                ]
                 flags.append(self._flag(device, peaks[: len(caps)], tuple(caps)))
         return flags
 

@@ -8,7 +8,7 @@ do. A test keeps private names out of every other module. Checked with mmengine 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +212,11 @@ def sparse_values(gradient: Tensor) -> Tensor:
     return gradient._values()
 
 
+def with_gradient_hooks(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those on which ``register_hook`` has put something."""
+    return [p for p in parameters if p._backward_hooks]
+
+
 def gradient_hooks(parameter: Tensor) -> OrderedDict[int, Any] | None:
     """What ``register_hook`` has put on a parameter, in the order of its calls."""
     hooks: Any = parameter._backward_hooks
@@ -226,6 +231,12 @@ def call_first(parameter: Tensor, handle: int) -> None:
         order = [(handle, hooks.pop(handle)), *hooks.items()]
         hooks.clear()
         hooks.update(order)
+
+
+def iteration(runner: Any) -> int:
+    """``runner.iter``, which passes through three properties."""
+    known = getattr(getattr(runner, "_train_loop", None), "_iter", None)
+    return known if isinstance(known, int) else int(runner.iter)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 
+from . import private
 from .averaging import Averaging
 from .blindness import Blindness
 from .by_design import ByDesign
@@ -29,7 +30,7 @@ from .ledger import Ledger
 from .messages import warn
 from .no_trace import NoTrace
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
-from .outputs import note_losses, put_losses
+from .outputs import close_with_losses
 from .recorder import FlightRecorder, IterationRecord
 from .run import accumulating, bare_model
 from .step_tap import StepTap
@@ -131,8 +132,8 @@ class Runtime:
         The first hook that asks causes the one device-to-host copy; the others get
         the same object.
         """
-        if self._record is not None and self._record.iter == runner.iter:
-            return self._record
+        if (known := self._record) and known.iter == private.iteration(runner):
+            return known
         try:
             return self._new_record(runner, outputs)
         except Exception as e:
@@ -143,9 +144,7 @@ class Runtime:
     def _new_record(self, runner: Runner, outputs: Any) -> IterationRecord:
         self.forward.measure()  # what no backward pass was seen of
         messages = [watch.end_iteration() for watch in self.forward.watches]
-        note_losses(self.recorder, outputs)
-        record = self.recorder.close(runner.iter)
-        put_losses(record, outputs)
+        record = close_with_losses(self.recorder, runner.iter, outputs)
         for name, loss in record.values.get("backward_loss", {}).items():
             record.put("backward_loss", loss * self.tap.divisors[name], name)
         self.tap.complete(record)
@@ -266,8 +265,8 @@ class Runtime:
             )
             for part in (self, self.tap, self.errors):
                 self.failures.register(part, part.detach, essential=True)
-            several = dist.get_world_size() > 1
-            self.forward.together = several and is_model_wrapper(runner.model)
+            wrapped = is_model_wrapper(runner.model)
+            self.forward.together = wrapped and dist.get_world_size() > 1
             # All ranks call it: what it asks of a GradScaler costs nothing yet.
             about = describe_run(runner, hooks)
             self.emit("start", runner.iter, Verdict.HEALTHY, **about)
@@ -293,8 +292,8 @@ class Runtime:
             part.detach()
         self.forward.close()
         # They refer to the runner, which could never be freed with them in place.
-        kept: tuple[list[Any], ...] = (self.observers, self.clamp_limits, self.replayed)
-        kept = (*kept, self.completers, self.early_lines, self.last_resorts)
-        for things in (*kept, self.listeners):
+        seen: tuple[list[Any], ...] = (self.completers, self.observers, self.listeners)
+        kept = (self.clamp_limits, self.replayed, self.early_lines, self.last_resorts)
+        for things in (*seen, *kept):
             things.clear()
         self.second_opinion = None

@@ -109,8 +109,8 @@ def gradient_values(params: Sequence[Tensor]) -> dict[int, Tensor]:
     """The gradients that there are, by index; of a sparse one its values."""
     found = {}
     for i, p in enumerate(params):
-        if p.grad is not None:
-            grad = p.grad.detach()
+        if p.grad is not None:  # under no_grad, or it would have to be detached
+            grad = p.grad
             # Coalesced, since entries of one row are summed by the optimizer.
             found[i] = grad.coalesce().values() if grad.is_sparse else grad
     return found

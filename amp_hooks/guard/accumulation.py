@@ -6,10 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import private, torch_api
 from ..engine.averaging import ema_hooks
+from ..engine.live_buffers import (
+    LiveBuffer,
+    LiveBuffers,
+    flat_views,
+    is_flat,
+    kinds_of,
+)
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.tensors import overlaps_itself
 
@@ -23,44 +30,35 @@ class AccumulationStart:
     """
 
     def __init__(self, runner: Runner) -> None:
-        self._slots = [
-            (module, name)
-            for module in bare_model(runner).modules()
-            for name, buffer in private.buffers_of(module).items()
-            if buffer is not None
-        ]
-        self._buffers, self._ema = SavedTensors(), SavedTensors()
-        self._saved: list[tuple[nn.Module, str]] = []
+        self._live = LiveBuffers(bare_model(runner))
+        self._buffers, self._ema = FlatCopies([]), SavedTensors()
+        self._saved: list[LiveBuffer] = []
         wrappers = [wrapper for _, wrapper in iter_wrappers(runner.optim_wrapper)]
         # Otherwise the update of the one iteration is left out, which needs no copy.
         self._keeps_ema = any(private.accumulative_counts(w) > 1 for w in wrappers)
 
     def save(self, runner: Runner) -> None:
         """Copy, on the device and without waiting for it."""
-        self._saved = [
-            (module, name)
-            for module, name in self._slots
-            if _can_change(module) and private.buffers_of(module).get(name) is not None
-        ]
-        self._buffers.save(self._live())
+        live = self._live.now()
+        if live is not self._saved:
+            self._saved = live
+            self._buffers = FlatCopies([buffer.tensor for buffer in live])
+        self._buffers.save()
         if self._keeps_ema:
             self._ema.save(list(ema_tensors(runner)))
 
     def restore(self, runner: Runner) -> None:
         """Put it back, bit for bit."""
-        for (module, name), copy in zip(self._saved, self._buffers.copies):
-            live = private.buffers_of(module).get(name)
+        targets = []
+        for buffer, copy in zip(self._saved, self._buffers.copies):
+            live = private.buffers_of(buffer.module).get(buffer.name)
             # Replaced meanwhile, or of the kind that cannot be written to.
             if live is None or live.shape != copy.shape or overlaps_itself(live):
-                private.buffers_of(module)[name] = copy.clone()
-        self._buffers.restore(self._live())
+                live = private.buffers_of(buffer.module)[buffer.name] = copy.clone()
+            targets.append(live)
+        self._buffers.restore(targets)
         if self._keeps_ema:
             self._ema.restore(list(ema_tensors(runner)))
-
-    def _live(self) -> list[Tensor]:
-        # `get_buffer` takes most of the time of a copy in a model of 100 BatchNorms.
-        live = [private.buffers_of(module)[name] for module, name in self._saved]
-        return [buffer for buffer in live if buffer is not None]
 
 
 def ema_tensors(runner: Runner) -> Iterator[Tensor]:
@@ -69,9 +67,50 @@ def ema_tensors(runner: Runner) -> Iterator[Tensor]:
         yield from hook.ema_model.state_dict().values()
 
 
-def _can_change(module: nn.Module) -> bool:
-    # Frozen BatchNorm, which most detectors have in their backbone, updates nothing.
-    return module.training or not private.is_norm(module)
+class FlatCopies:
+    """Copies of tensors that are saved again and again, as they are at the time.
+
+    Those of one dtype and device are copied into one, in one launch.
+
+    Args:
+        tensors: To be saved; in the memory that they have now.
+
+    Attributes:
+        copies: As last saved; overwritten by the next save.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._parts: list[tuple[list[Tensor], Tensor]] = []
+        self._others: list[tuple[Tensor, Tensor]] = []
+        copies: dict[int, Tensor] = {}
+        for kind in kinds_of(tensors).values():
+            flat = [i for i in kind if is_flat(tensors[i])]
+            if flat:
+                parts = flat_views([tensors[i] for i in flat])
+                whole = torch.cat(parts)
+                self._parts.append((parts, whole))
+                for i, copy in zip(flat, whole.split([len(part) for part in parts])):
+                    copies[i] = copy.view(tensors[i].shape)
+        for i, tensor in enumerate(tensors):
+            if i not in copies:
+                copies[i] = torch.empty_like(tensor)
+                self._others.append((copies[i], tensor))
+        self.copies = [copies[i] for i in range(len(tensors))]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        """Copy them."""
+        for parts, whole in self._parts:
+            torch.cat(parts, out=whole)
+        for copy, tensor in self._others:
+            copy.copy_(tensor)
+
+    @torch.no_grad()
+    def restore(self, tensors: Sequence[Tensor]) -> None:
+        """Write the copies into ``tensors``, of the shapes that were saved."""
+        for kind in kinds_of(tensors).values():
+            copies = [self.copies[i] for i in kind]
+            torch_api.copy_all([tensors[i] for i in kind], copies)
 
 
 class SavedTensors:
@@ -93,10 +132,7 @@ class SavedTensors:
         """
         if not _alike(tensors, self.copies):
             self.copies = [torch.empty_like(t) for t in tensors]
-            kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-            for i, t in enumerate(tensors):
-                kinds.setdefault((t.dtype, t.device), []).append(i)
-            self._kinds = list(kinds.values())
+            self._kinds = list(kinds_of(tensors).values())
         self._copy(self.copies, tensors)
 
     @torch.no_grad()

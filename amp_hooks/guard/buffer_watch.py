@@ -8,8 +8,15 @@ from collections.abc import Container
 import torch
 from torch import Tensor, nn
 
-from ..engine import private, torch_api
+from ..engine import torch_api
 from ..engine.by_design import ByDesign
+from ..engine.live_buffers import (
+    LiveBuffer,
+    LiveBuffers,
+    flat_views,
+    is_flat,
+    kinds_of,
+)
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -38,17 +45,18 @@ class BufferWatch:
         self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self._by_design = ByDesign()
-        self._slots: list[tuple[str, nn.Module, str]] = []
+        self._live: LiveBuffers | None = None
+        self._watched: list[LiveBuffer] = []
+        # Of these: those of norms, in parts of a dtype and device, and all others.
+        self._parts: list[list[Tensor]] = []
+        self._others: list[Tensor] = []
+        self._chosen_of: list[LiveBuffer] | None = None
+        self._known: tuple[bool, set[str]] = (False, set())
 
     def watch(self, model: nn.Module, by_design: ByDesign) -> None:
         """Look at the floating-point buffers of a model from now on."""
         self._by_design = by_design
-        self._slots = [
-            (f"{path}.{name}" if path else name, module, name)
-            for path, module in model.named_modules()
-            for name, buffer in private.buffers_of(module).items()
-            if buffer is not None and measurable(buffer)
-        ]
+        self._live = LiveBuffers(model)
 
     def end_iteration(self) -> str | None:
         """There is nothing to tell."""
@@ -64,37 +72,47 @@ class BufferWatch:
         """Whether they are, by name; reads the device if they are not."""
         if not self._faulty:
             return {}
-        return dict.fromkeys(nonfinite_names(dict(self._watched()), limit=5), False)
+        watched = {b.path: b.tensor for b in self._watched if b.of_norm}
+        if others := [b for b in self._watched if not b.of_norm]:
+            positive = torch_api.without_negative([b.tensor for b in others])
+            watched.update(zip((b.path for b in others), positive))
+        return dict.fromkeys(nonfinite_names(watched, limit=5), False)
 
     def take(self, backward: bool) -> list[Seen]:
         """All of them, as the forward pass has left them."""
-        if not backward:
+        if not backward or self._live is None:
             return []
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for _, buffer in self._watched():
-            by_kind.setdefault((buffer.device, buffer.dtype), []).append(buffer)
-        return [Seen("", buffers, self._tell) for buffers in by_kind.values()]
+        self._choose(self._live.now())
+        # One tensor in the place of many: a norm of each takes longer than the copy.
+        seen = [torch.cat(parts) for parts in self._parts]
+        if self._others:
+            seen += torch_api.without_negative(self._others)
+        return [Seen("", [tensor], self._tell) for tensor in seen]
+
+    def _choose(self, live: list[LiveBuffer]) -> None:
+        """Those that must be finite; of buffers that may mask a part."""
+        design = self._by_design
+        if self._chosen_of is live and self._known == (design.settled, design.names):
+            return
+        self._chosen_of, self._known = live, (design.settled, set(design.names))
+        self._watched = [
+            b
+            for b in live
+            if (b.of_norm or design.settled)
+            and b.path not in design.names
+            and measurable(b.tensor)
+        ]
+        norms = [b.tensor for b in self._watched if b.of_norm]
+        self._others = [b.tensor.detach() for b in self._watched if not b.of_norm]
+        self._others += [t.detach() for t in norms if not is_flat(t)]
+        flat = flat_views([t for t in norms if is_flat(t)])
+        self._parts = [[flat[i] for i in kind] for kind in kinds_of(flat).values()]
 
     def _tell(self, record: IterationRecord, peaks: list[float]) -> None:
         self._faulty |= not all(map(math.isfinite, peaks))
 
     def close(self) -> None:
         """Let go of the model."""
-        self._slots.clear()
-
-    def _watched(self) -> list[tuple[str, Tensor]]:
-        """Those that must be finite; of buffers that may mask a part."""
-        found: list[tuple[str, Tensor]] = []
-        others: list[tuple[str, Tensor]] = []
-        for path, module, name in self._slots:
-            norm = private.is_norm(module)
-            if norm and not module.training or not (norm or self._by_design.settled):
-                continue
-            buffer = private.buffers_of(module).get(name)
-            if buffer is None or path in self._by_design.names:
-                continue
-            (found if norm else others).append((path, buffer.detach()))
-        if others:
-            paths, buffers = zip(*others)
-            found += zip(paths, torch_api.without_negative(buffers))
-        return found
+        self._live = self._chosen_of = None
+        for kept in (self._watched, self._parts, self._others):
+            kept.clear()

@@ -40,9 +40,8 @@ class CleanedGradients:
 
     def begin(self, params: Sequence[Tensor], names: dict[int, str]) -> None:
         """Look for hooks at the first backward pass, when all others have begun."""
-        for p in params:
-            hooks = private.gradient_hooks(p)
-            if not hooks or not p.requires_grad or names.get(id(p)) in self.names:
+        for p in private.with_gradient_hooks(params):
+            if not p.requires_grad or names.get(id(p)) in self.names:
                 continue
             self.names.append(names.get(id(p), "?"))
             self._surround(p)

@@ -59,6 +59,7 @@ class StepGate:
         self.on_backward: list[Callable[[], None]] = []
         self.cleaned = CleanedGradients(guarded)
         self._factors: dict[str, Tensor] = {}  # of this accumulation: 1, or NaN
+        self._smallest: dict[str, Tensor | None] = {}  # parameters, by optimizer
 
     def before_backward(
         self, name: str, params: list[Tensor], loss: Tensor
@@ -99,12 +100,14 @@ class StepGate:
         it does, this rank would be alone with it.
         """
         factor = self._factors.pop(name, None)
-        grads = [p.grad for p in params if p.grad is not None and not p.grad.is_sparse]
-        if not grads or (dist.get_world_size() > 1 and not self._votes):
+        if dist.get_world_size() > 1 and not self._votes:
+            return
+        smallest = self._smallest_gradient(name, params)
+        if smallest is None:
             return
         if self._votes:
             norms = parameter_grad_norms(params)
-            local = grads[0].new_ones(()) if factor is None else factor
+            local = smallest.new_ones(()) if factor is None else factor
             bad = ~torch.isfinite(local)
             if norms is not None:
                 bad = bad | ~torch.isfinite(norms).all()
@@ -112,8 +115,15 @@ class StepGate:
             dist.all_reduce(bad, "max")
             factor = torch.where(bad == 0, 1.0, math.nan)
         if factor is not None:
-            smallest = min(grads, key=Tensor.numel)
             smallest.mul_(factor.to(smallest))
+
+    def _smallest_gradient(self, name: str, params: list[Tensor]) -> Tensor | None:
+        """A dense one; the same parameter's as long as it has one."""
+        known = self._smallest.get(name)
+        if known is None or known.grad is None or known.grad.is_sparse:
+            dense = [p for p in params if p.grad is not None and not p.grad.is_sparse]
+            known = self._smallest[name] = min(dense, key=Tensor.numel, default=None)
+        return None if known is None else known.grad
 
     def opens(self, name: str, params: list[Tensor]) -> bool:
         """Whether there is a step to take at all; nothing waits for the device."""

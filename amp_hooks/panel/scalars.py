@@ -7,6 +7,7 @@ import posixpath
 import re
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Callable, Iterable
 
 from ..engine.headroom import FP16_MAX, headroom_bits
@@ -228,6 +229,7 @@ def merge_worst(old: dict[str, float], new: dict[str, float]) -> dict[str, float
     return merged
 
 
+@lru_cache(maxsize=None)  # a run has but so many names
 def _spec(name: str) -> Scalar:
     if name in SCALARS:
         return SCALARS[name]

@@ -62,7 +62,7 @@ def launches(build, hooks):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "added"), [(None, 12), ("bfloat16", 20), ("float16", 15)]
+    ("dtype", "added"), [(None, 13), ("bfloat16", 21), ("float16", 16)]
 )
 def test_of_a_model_with_many_batchnorms(tmp_path, dtype, added):
     """Most of them could be copies of BatchNorm's statistics, and counts of logits.
