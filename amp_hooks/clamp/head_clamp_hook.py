@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.logging import print_log
@@ -18,6 +19,7 @@ from ..engine.checks import (
 )
 from ..engine.hook import AmpHook, check_targets
 from ..engine.messages import warn
+from ..engine.out_of_memory import taken_back
 from ..engine.recorder import IterationRecord
 from ..engine.run import bare_model
 from ..engine.runtime import Runtime
@@ -118,6 +120,7 @@ class HeadClampHook(AmpHook):
         self.active = self.when == "always"
         self.since: int | None = None  # iteration in which it was switched on
         self.clean = 0
+        self._no_room = False  # for losses in FP32
         self._warned = False
         self._layers: list[str] = []
         self._guard: HeadGuard | None = None
@@ -146,6 +149,9 @@ class HeadClampHook(AmpHook):
 
         runtime.listeners.append(self.guarded(on_event))
         runtime.clamp_limits.append(self.limit)
+        runtime.errors.attach(runner)
+        no_room = partial(taken_back, runtime, partial(self._give_up, runner, runtime))
+        runtime.errors.handlers.append(self.guarded(no_room, False))
         # After a resume the layers are known, and guarded from the first iteration.
         names = dict(model.named_modules())
         known, self._layers = [n for n in self._layers if n in names], []
@@ -181,6 +187,7 @@ class HeadClampHook(AmpHook):
             active=self.active,
             since=self.since,
             clean=self.clean,
+            no_room=self._no_room,
             layers=list(self._layers),
         )
 
@@ -190,6 +197,7 @@ class HeadClampHook(AmpHook):
         self.active = bool(state["active"]) or self.when == "always"
         self.since = since if since is None else int(since)
         self.clean = clean
+        self._no_room = bool(state.get("no_room"))
         self._layers = list(layers)
 
     def _decide(self, runtime: Runtime, record: IterationRecord) -> None:
@@ -209,7 +217,7 @@ class HeadClampHook(AmpHook):
         bad = reason or nonfinite or record.verdict.is_bad
         calm = not bad and absmax <= self.limit
         self.clean = self.clean + 1 if calm else 0
-        if not self.active and reason:
+        if not self.active and reason and not self._no_room:
             self.active, self.since = True, record.iter
             runtime.emit(
                 "clamp_on",
@@ -242,6 +250,28 @@ class HeadClampHook(AmpHook):
             )
         if self.active and (nonfinite or absmax > self.limit):
             record.put("clamp_needed", 1.0)  # for RollbackHook
+
+    def _give_up(self, runner: Runner, runtime: Runtime, error: str) -> bool:
+        """Memory ran out under a clamp that has come by itself: it stays away."""
+        if not self.active or self.when == "always":
+            return False
+        since, self.active, self.since = self.since, False, None
+        self._no_room = True
+        self._apply(runner, runtime)
+        runtime.emit(
+            "clamp_off",
+            runner.iter,
+            runtime.verdict,
+            since=since,
+            clean_iterations=self.clean,
+            limit=self.limit,
+            gave_up=error,
+        )
+        warn(
+            f"iteration {runner.iter}: memory ran out while losses ran in FP32 "
+            f"({error}). The clamp is off for good, and training goes on without it."
+        )
+        return True
 
     def _apply(self, runner: Runner, runtime: Runtime) -> None:
         if self._guard is not None:

@@ -164,7 +164,7 @@ def clamp_logits(
     the limit, and is zero where it leads further out: a straight-through estimator
     (Bengio et al. 2013, arXiv:1308.3432) with its harmful half left out.
     ``tfp.math.clip_by_value_preserve_gradient`` of TensorFlow Probability lets both
-    halves pass.
+    halves pass. One byte a value is kept for the backward pass, and the output.
 
     Args:
         logits: Of any shape and floating dtype.
@@ -177,16 +177,21 @@ def clamp_logits(
         The clamped tensor and the fraction of values beyond the limit, a 0-d tensor.
     """
     with torch.no_grad():
-        above, below = logits > limit, logits < -limit
-        masked = logits == -math.inf if keep_neg_inf else None
-        if masked is not None:
-            below &= ~masked
-        beyond = (above | below).float()
-        fraction = beyond.mean() if beyond.numel() else beyond.sum()
+        side = _side(logits, limit, keep_neg_inf)
+        fraction = torch.count_nonzero(side) / max(side.numel(), 1)
     clamped: Tensor = _Clamp.apply(  # type: ignore[no-untyped-call]
-        logits, above, below, masked, limit, soft
+        logits, side, limit, soft, keep_neg_inf
     )
     return clamped, fraction
+
+
+def _side(logits: Tensor, limit: float, keep_neg_inf: bool) -> Tensor:
+    """1 above the limit, -1 below it, else 0; one byte a value, two meanwhile."""
+    side = (logits > limit).view(torch.int8)
+    below = logits < -limit
+    if keep_neg_inf:
+        below &= logits != -math.inf
+    return side.sub_(below.view(torch.int8))
 
 
 class _Clamp(torch.autograd.Function):
@@ -201,22 +206,25 @@ class _Clamp(torch.autograd.Function):
     def forward(
         ctx: Any,
         logits: Tensor,
-        above: Tensor,
-        below: Tensor,
-        masked: Tensor | None,
+        side: Tensor,
         limit: float,
         soft: bool,
+        keep_neg_inf: bool,
     ) -> Tensor:
-        ctx.save_for_backward(above, below)
+        ctx.save_for_backward(side)
         ctx.soft = soft
         clamped = logits.clamp(-limit, limit)
-        return clamped if masked is None else clamped.masked_fill_(masked, -math.inf)
+        if keep_neg_inf:
+            clamped.masked_fill_(logits == -math.inf, -math.inf)
+        return clamped
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        above, below = ctx.saved_tensors
+        (side,) = ctx.saved_tensors
         if ctx.soft:  # only what would drive a value further out
-            above, below = above & (grad < 0), below & (grad > 0)
+            blocked = ((side > 0) & (grad < 0)).logical_or_((side < 0) & (grad > 0))
+        else:
+            blocked = side != 0
         # masked_fill without the underscore would change the layout as well.
-        inner = grad.clone().masked_fill_(above | below, 0.0)
-        return inner, None, None, None, None, None
+        inner = grad.clone().masked_fill_(blocked, 0.0)
+        return inner, None, None, None, None

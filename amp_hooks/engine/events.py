@@ -134,6 +134,7 @@ EVENTS = {
             "since": "iteration of clamp_on",
             "clean_iterations": "calm iterations in a row",
             "limit": "as in clamp_on",
+            "gave_up": "if losses in FP32 did not fit into memory: the error",
         },
     ),
     "snapshot": Event(
@@ -165,6 +166,7 @@ EVENTS = {
             "to": "the new one",
             "until": "iteration of the way back, or null",
             "reason": "if the configured precision was left: why",
+            "gave_up": "if FP32 did not fit into memory: the error",
         },
     ),
     "forensics": Event(

@@ -15,7 +15,7 @@ from .failures import Failures
 from .patch import wrap
 from .recorder import FlightRecorder, IterationRecord
 from .run import active_scaler, iter_wrappers, trained_parameters
-from .tensors import parameter_grad_norms
+from .tensors import nonfinite_flag, parameter_grad_norms
 
 # Called with (optimizer name, wrapper, unscaled norms of its parameters).
 GradientListener = Callable[[str, OptimWrapper, Tensor], None]
@@ -178,7 +178,8 @@ class StepTap:
                 return None
             self._inside = True
             try:
-                result = original(*args, **kwargs)
+                with torch_api.refusing(wrapper.optimizer, state.get("refused")):
+                    result = original(*args, **kwargs)
             finally:
                 self._inside = False
             after(state)
@@ -258,7 +259,11 @@ class StepTap:
             known: Tensor | list[float] = norms
             if scaler is None:
                 self._unscaled.add(name)
-                if self.gate is not None:
+                if self.gate is None:
+                    pass
+                elif scaled and torch_api.can_refuse(wrapper.optimizer):
+                    state["refused"] = nonfinite_flag(norms)
+                else:
                     known = norms.tolist()  # the guard's one wait
                     state["bad"] = not all(map(math.isfinite, known))
             self.recorder.note("grad_norms", known, name)

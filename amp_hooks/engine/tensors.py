@@ -105,6 +105,12 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
+@torch.no_grad()
+def nonfinite_flag(x: Tensor) -> Tensor:
+    """1.0 if a value is NaN or infinite, else 0.0; 0-d float32, nothing waits."""
+    return torch.nan_to_num(x.float() * 0.0, nan=1.0).amax()
+
+
 def gradient_values(params: Sequence[Tensor]) -> dict[int, Tensor]:
     """The gradients that there are, by index; of a sparse one its values."""
     found = {}

@@ -117,6 +117,36 @@ def set_cpu_autocast(enabled: bool, dtype: torch.dtype) -> None:
         torch.set_autocast_cpu_dtype(dtype)
 
 
+# --- optimizers that are told on the device -------------------------------------------
+
+
+def can_refuse(optimizer: Any) -> bool:
+    """Whether its step can be told on the device not to be taken.
+
+    Fused optimizers can (torch.optim's with ``fused=True``), by what GradScaler uses.
+    """
+    supports = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(supports) and all(g.get("fused") for g in optimizer.param_groups)
+
+
+@contextmanager
+def refusing(optimizer: Any, found_inf: Tensor | None) -> Iterator[None]:
+    """Within it the step is not taken where ``found_inf`` is 1.0; None is for nothing.
+
+    Args:
+        optimizer: One of :func:`can_refuse`.
+        found_inf: 0-d float32.
+    """
+    if found_inf is None:
+        yield
+        return
+    optimizer.found_inf = found_inf
+    try:
+        yield
+    finally:
+        del optimizer.found_inf
+
+
 # --- many tensors in few launches -----------------------------------------------------
 
 

@@ -154,6 +154,8 @@ def clamp_on(line: Line) -> str:
 
 def clamp_off(line: Line) -> str:
     """Of a ``clamp_off`` line."""
+    if "gave_up" in line:
+        return f"Head clamp given up, for its FP32 did not fit: {line['gave_up']}."
     return (
         f"Head clamp off after {line['clean_iterations']} calm iterations; it was on "
         f"since iteration {line['since']}."
@@ -172,7 +174,10 @@ def early_warning(line: Line) -> str:
 def fallback(line: Line) -> str:
     """Of a ``fallback`` line."""
     if "reason" not in line:
-        return f"Training is back in {line['to']}."
+        because = (
+            f", as FP32 did not fit: {line['gave_up']}" if "gave_up" in line else ""
+        )
+        return f"Training is back in {line['to']}{because}."
     end = "for good" if line["until"] is None else f"until iteration {line['until']}"
     return f"Training goes on in {line['to']} {end}, because of {line['reason']}."
 

@@ -29,6 +29,7 @@ from ..errors import NoStepError, SetupError
 from ..registry import HOOKS
 from .accumulation import AccumulationStart
 from .buffer_watch import BufferWatch
+from .first_steps import FirstSteps
 from .head_inputs import HeadInputs
 from .nan_steps import NAN_ERRORS, NanSteps, Vote
 from .scale_policy import ScalePolicy
@@ -43,7 +44,8 @@ class StepGuardHook(AmpHook):
     optimizer state and EMA are bit for bit what they were before it; under gradient
     accumulation, before the first iteration that feeds the step; all are dropped.
     It works in any precision. With a GradScaler nothing waits for the device that did
-    not before; without one, the optimizer step waits once.
+    not before; without one, the optimizer step waits once, but where the optimizer is
+    told on the device, as fused ones can be (``fused=True``).
 
     *Gradients decide.* A loss, or a term of one, that is NaN while all gradients are
     finite does no harm and is stepped on: a mean over no samples, say. But a forward
@@ -165,6 +167,9 @@ class StepGuardHook(AmpHook):
         )
         self.undo.callback(self._gate.cleaned.close)
         self.undo.callback(setattr, runtime.tap, "gate", None)
+        self._first_steps = FirstSteps()
+        before_step = partial(self._before_step, runner)
+        runtime.tap.on_step.append(self.guarded(before_step))
         self._start = AccumulationStart(runner)
         self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
@@ -193,6 +198,7 @@ class StepGuardHook(AmpHook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Copy, at the beginning of an accumulation, what may be undone."""
+        self._first_steps.begin()
         if not accumulating(runner.optim_wrapper):
             self._start.save(runner)
 
@@ -200,12 +206,15 @@ class StepGuardHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Undo what a bad iteration did, and see to the loss scale."""
+        wrappers = list(iter_wrappers(runner.optim_wrapper))
         scales = [
-            self._policy.after_step(name, wrapper, record)
-            for name, wrapper in iter_wrappers(runner.optim_wrapper)
+            self._policy.after_step(name, wrapper, record) for name, wrapper in wrappers
         ]
         refused = any(record.all("found_inf")) or record.verdict is Verdict.RAISED
         undone = refused or record.verdict.is_bad or self._gate.skipped
+        for name, found in record.values.get("found_inf", {}).items():
+            if found:
+                self._first_steps.refused(name, dict(wrappers)[name])
         if undone and not record.stepped:
             self._start.restore(runner)
             runtime.averaging.undone = record.iter
@@ -246,6 +255,9 @@ class StepGuardHook(AmpHook):
         """Go on counting."""
         self.vetoes = int(state["vetoes"])
         self._policy.load_state(state["scale"])
+
+    def _before_step(self, runner: Runner) -> None:
+        self._first_steps.before_step(iter_wrappers(runner.optim_wrapper))
 
     def _on_missing(self, message: str) -> None:
         if self.on_missing_grads == "raise":

@@ -14,6 +14,7 @@ from ..engine import torch_api
 from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
+from ..engine.out_of_memory import taken_back
 from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating, active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Raised, Runtime
@@ -89,6 +90,7 @@ class PrecisionFallbackHook(AmpHook):
         self.until: int | None = None
         self._counted = 0  # rollbacks that have been acted on
         self._streak = 0
+        self._no_room = False  # for FP32
         self._initial_scales: dict[str, float] = {}
         self._configured = MixedPrecision()  # until the optimizers are complete
 
@@ -119,7 +121,9 @@ class PrecisionFallbackHook(AmpHook):
         runtime.last_resorts.append(self.guarded(resort, False))
         runtime.errors.attach(runner)
         on_error = partial(self._on_error, runner, runtime)
-        runtime.errors.handlers.append(self.guarded(on_error, False))
+        no_room = partial(taken_back, runtime, partial(self._give_up, runner, runtime))
+        for handle in (on_error, no_room):
+            runtime.errors.handlers.append(self.guarded(handle, False))
 
     def _give_back(self) -> None:
         """The optimizers, as they were configured."""
@@ -165,13 +169,15 @@ class PrecisionFallbackHook(AmpHook):
         self._loop_in_fp32(runner.test_loop)
 
     def state(self) -> dict[str, Any]:
-        """Which precision, until when, and the rollbacks acted on."""
-        return dict(precision=self.precision, until=self.until, counted=self._counted)
+        """Which precision, until when, what does not fit, the rollbacks acted on."""
+        kept = dict(precision=self.precision, until=self.until, no_room=self._no_room)
+        return dict(kept, counted=self._counted)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on in that precision."""
         self.precision = state["precision"]
         self.until = state["until"]
+        self._no_room = bool(state.get("no_room"))
         self._counted = int(state["counted"])
 
     def _check_causes(self, runner: Runner) -> None:
@@ -192,7 +198,7 @@ class PrecisionFallbackHook(AmpHook):
         had = self._configured.dtypes
         tried = self.precision == "bfloat16" or torch.bfloat16 in had
         if self.to == "float32" or tried or not bfloat16_runs_on(device):
-            return "float32"
+            return None if self._no_room else "float32"
         return "bfloat16"
 
     def _fall_back(
@@ -257,13 +263,24 @@ class PrecisionFallbackHook(AmpHook):
         self._fall_back(runner, runtime, verdict, reason, rollbacks, for_good=True)
         return self.precision != before
 
-    def _come_back(self, runner: Runner, runtime: Runtime, rollbacks: int) -> None:
+    def _come_back(
+        self, runner: Runner, runtime: Runtime, rollbacks: int, **why: str
+    ) -> None:
         self._configured.enter(runtime.scale_floor)
         self.precision = self.until = None
         self._counted, self._streak = rollbacks, 0
         to = str(self._configured.dtypes[0]).rsplit(".", 1)[-1]
-        runtime.emit("fallback", runner.iter, Verdict.HEALTHY, to=to, until=None)
-        warn(f"training is back in {to} from iteration {runner.iter + 1} on.")
+        runtime.emit("fallback", runner.iter, Verdict.HEALTHY, to=to, until=None, **why)
+        because = "".join(f", as FP32 does not fit ({w})" for w in why.values())
+        warn(f"training is back in {to} from iteration {runner.iter + 1} on{because}.")
+
+    def _give_up(self, runner: Runner, runtime: Runtime, error: str) -> bool:
+        """FP32 does not fit, and training did without it before."""
+        if self.precision != "float32":
+            return False
+        self._no_room = True
+        self._come_back(runner, runtime, self._counted, gave_up=error)
+        return True
 
     def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
         """An operator without a bfloat16 version: on every rank alike."""

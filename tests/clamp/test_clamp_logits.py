@@ -97,3 +97,19 @@ def test_nothing_to_clamp():
     clamped, fraction = clamp_logits(torch.zeros(0, 3), 100.0)
     assert clamped.shape == (0, 3)
     assert fraction.item() == 0.0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_one_byte_a_value_is_kept(soft, keep):
+    """A detector's logits may be a tenth of what a card holds."""
+    kept = []
+
+    def keeps(tensor):
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    x = torch.randn(1000, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keeps, lambda t: t):
+        clamp_logits(x, 1.0, soft, keep)
+    assert kept == [1000]

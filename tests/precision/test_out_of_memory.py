@@ -1,0 +1,108 @@
+"""Memory runs out because of a change of ours: the change goes, training goes on."""
+
+import pytest
+import torch
+
+from amp_hooks.engine.out_of_memory import is_out_of_memory
+from tests import helpers, small
+
+MESSAGE = "CUDA out of memory. Tried to allocate 1.20 GiB"
+NAN = dict(
+    type="amp_hooks.FaultInjectionHook",
+    faults=[dict(what="loss", value="nan", at=[5, 6, 7, 8, 12, 13])],
+)
+ROLLBACK = dict(type="amp_hooks.RollbackHook", patience=2, interval=2, probation=1)
+FALLBACK = dict(type="amp_hooks.PrecisionFallbackHook", to="float32")
+
+
+class NoRoomForFloats(small.Small):
+    """FP32 does not fit; what is asked is how it computes, and never a hook of ours."""
+
+    def losses(self, features, logits, y):
+        if self.in_fp32(features, logits):
+            raise torch.cuda.OutOfMemoryError(MESSAGE)
+        return super().losses(features, logits, y)
+
+    def in_fp32(self, features, logits):
+        return not torch.is_autocast_enabled("cpu")
+
+
+class NoRoomForFloatLogits(NoRoomForFloats):
+    """A head in FP32 behind a backbone in BF16 does not fit."""
+
+    def in_fp32(self, features, logits):
+        return logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("loop", [dict(iters=20), dict(epochs=1)], ids=str)
+def test_fp32_does_not_fit(tmp_path, loop):
+    hooks = [NAN, ROLLBACK, FALLBACK, dict(type="amp_hooks.StepGuardHook")]
+    runner = small.build(
+        tmp_path, hooks, model=NoRoomForFloats, dtype="bfloat16", **loop
+    )
+    runner.train()
+    away, back = helpers.ledger(runner, "fallback")
+    assert (away["to"], away["iter"]) == ("float32", 8)
+    assert (back["to"], back["iter"], back["until"]) == ("bfloat16", 9, None)
+    assert MESSAGE in back["gave_up"]
+    # It is not tried again, though there was a third rollback.
+    assert runner.iter == (loop.get("iters") or 32)
+    assert len(helpers.ledger(runner, "rollback")) == 3
+    assert all(p.isfinite().all() for p in runner.model.parameters())
+
+
+def test_losses_in_fp32_do_not_fit(tmp_path):
+    clamp = dict(type="amp_hooks.HeadClampHook", trigger=1.0, limit=1.0)
+    runner = small.build(
+        *(tmp_path, [clamp]), model=NoRoomForFloatLogits, dtype="bfloat16", iters=60
+    )
+    runner.train()
+    (on,) = helpers.ledger(runner, "clamp_on")
+    (off,) = helpers.ledger(runner, "clamp_off")
+    assert off["iter"] == on["iter"] + 1
+    assert MESSAGE in off["gave_up"]
+    assert runner.iter == 60
+    # Trained on as it did before, and as it would have without a clamp.
+    assert max(r.all("logit_absmax")[0] for r in helpers.records(runner)[-10:]) > 1.0
+
+
+@pytest.mark.parametrize("hook", ["clamp", "fallback"])
+def test_an_error_of_the_users_own_stays_one(tmp_path, hook):
+    """Where nothing of ours has taken more memory."""
+    ours = {"clamp": dict(type="amp_hooks.HeadClampHook"), "fallback": FALLBACK}[hook]
+
+    class NoRoom(small.Small):
+        def losses(self, features, logits, y):
+            if self.calls > 5:
+                raise torch.cuda.OutOfMemoryError(MESSAGE)
+            return super().losses(features, logits, y)
+
+    runner = small.build(
+        tmp_path, [ROLLBACK, ours], model=NoRoom, dtype="bfloat16", iters=20
+    )
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="1.20 GiB"):
+        runner.train()
+
+
+def test_a_clamp_that_was_asked_for_is_not_taken_away(tmp_path):
+    clamp = dict(type="amp_hooks.HeadClampHook", when="always")
+    runner = small.build(
+        *(tmp_path, [clamp]), model=NoRoomForFloatLogits, dtype="bfloat16", iters=5
+    )
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.cuda.OutOfMemoryError(MESSAGE), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't "
+                      "allocate memory: you tried to allocate 8 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("out of memory of a user's own"), False),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_memory(error, expected):
+    assert is_out_of_memory(error) is expected
