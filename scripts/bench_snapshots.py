@@ -130,7 +130,7 @@ def measure(live, args):
             lambda: runner.save_checkpoint(args.work_dir, "plain.pth", by_epoch=False),
         )
         on_disk = sum(os.path.getsize(osp.join(folder, f)) for f in os.listdir(folder))
-        in_memory = host_bytes([entry.item.state for entry in hook._ring.entries])
+        in_memory = host_bytes([vars(entry.item) for entry in hook._ring.entries])
         held.append([str(number + 1), megabytes(in_memory), megabytes(on_disk)])
     per_iteration = median(watch.times["iteration"])
     name = DETECTORS[args.detector][0] + (" made tiny" if args.tiny else "")

@@ -22,15 +22,20 @@ class HostCopier:
     Args:
         pinned: Copy into page-locked memory, which is faster from CUDA devices. Where
             that cannot be had, ordinary memory does.
+
+    Attributes:
+        recycled: Bytes of an earlier copy that the next one can use.
     """
 
     def __init__(self, pinned: bool = False) -> None:
         self.pinned = pinned
+        self.recycled = 0
         self._reusable: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
 
     def recycle(self, tree: Any) -> None:
         """Let later copies use the memory of an earlier one, which nobody needs now."""
         self._reusable.clear()
+        self.recycled = host_bytes(tree)
         for tensor in _distinct(t for _, t in named_tensors(tree)):
             self._reusable[_kind(tensor)].append(tensor)
 
@@ -48,6 +53,7 @@ class HostCopier:
             return copies[key]
 
         copied = map_tensors(copy_one, tree)
+        self.recycled = 0
         for device in devices:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

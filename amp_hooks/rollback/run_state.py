@@ -26,7 +26,6 @@ from ..engine.tensors import (
     overlaps_itself,
 )
 from .by_parameter import Layout, fit_state, fitting, layout_by_place, layout_of
-from .host_copy import HostCopier
 from .lr_policy import all_schedulers
 from .storable import ReadableParts
 
@@ -95,17 +94,6 @@ class Snapshot:
     state: dict[str, Any]
     layouts: dict[str, Layout]
     checkpoint: dict[str, Any] | None = None
-
-    @classmethod
-    def take(
-        cls,
-        runner: Runner,
-        copier: HostCopier,
-        checkpoint: dict[str, Any] | None = None,
-    ) -> Snapshot:
-        """Copy the state as it is, and with it the checkpoint made from it."""
-        state, copied = copier.copy((learned_state(runner), checkpoint))
-        return cls(runner.iter, state, optimizer_layouts(runner), copied)
 
     @classmethod
     def of_file(cls, runner: Runner, checkpoint: dict[str, Any]) -> Snapshot:

@@ -17,11 +17,11 @@ from ..engine.messages import warn
 from ..engine.rng import rng_state
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
-from ..engine.safe_read import read_safely
 from ..engine.verdict import Verdict
-from .checkpoint_file import damage, read_header
+from .checkpoint_file import read_header
 from .disk import Pointer, RollbackFiles
-from .host_copy import HostCopier
+from .holder import Holder
+from .own_part import Part
 from .resume import Candidate, of_older_runs
 from .ring import Entry, SnapshotRing
 from .run_state import RunCheckpoint, Snapshot
@@ -51,8 +51,8 @@ class SnapshotStore:
         pinned: bool,
         ignore: Container[str],
     ) -> None:
-        self._runner, self._ring, self._ignore = runner, ring, ignore
-        self._copier = HostCopier(pinned)
+        self._runner, self._ring = runner, ring
+        self._holder = Holder(runner, pinned, ignore)
         self._files = RollbackFiles(runner.work_dir, ring.keep)
         self._waiting: Snapshot | None = None  # for the writer
         # Files after this iteration, up to that one, carry the disease.
@@ -69,7 +69,7 @@ class SnapshotStore:
             earlier = [self._of_this_run() if dist.is_main_process() else []]
             dist.broadcast_object_list(earlier)
             for iteration, path in earlier[0]:
-                ring.add(iteration, path, proven=True)
+                ring.add(iteration, Part(iteration, path=path), proven=True)
 
     @property
     def folder(self) -> str:
@@ -84,11 +84,13 @@ class SnapshotStore:
             keep: Put it into the ring.
             write: Write it to a file, once it is proven.
         """
-        self._recycle()
+        if not (self._writer.busy or self._waiting):  # with what is being written
+            self._holder.leave_to_files(self._ring)
+            self._holder.recycle(self._ring)
         checkpoint = self._checkpoint() if write else None
         snapshot = None
         try:
-            snapshot = Snapshot.take(self._runner, self._copier, checkpoint)
+            snapshot = self._holder.take(checkpoint)
         except (MemoryError, RuntimeError) as e:
             warn(
                 f"no snapshot could be taken at iteration {self._runner.iter}: {e}. "
@@ -98,8 +100,10 @@ class SnapshotStore:
             return
         self.clamp_needed = self._was_ill = False
         entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
-        if entry is None:
+        if entry is None and isinstance(snapshot, Snapshot):
             self._write(snapshot)
+        elif entry is None:
+            return
         elif entry.left == 0:
             self._write_entry(entry)
 
@@ -123,9 +127,9 @@ class SnapshotStore:
         self._saved.append([path, iteration, self._ring.probation])
 
     def look(self, now: int, before: int | None = None) -> Snapshot | None:
-        """What :meth:`go_back` would return, if it is in memory; nothing is changed."""
+        """What :meth:`go_back` would return; nothing is changed. A collective."""
         entry = self._ring.target(now, before)
-        return entry.item if entry and isinstance(entry.item, Snapshot) else None
+        return None if entry is None else self._holder.whole(entry.item)
 
     def go_back(self, now: int, before: int | None = None) -> Snapshot | None:
         """The snapshot to restore; later files will be removed in time.
@@ -136,16 +140,17 @@ class SnapshotStore:
         """
         self._saved.clear()
         while (entry := self._ring.go_back(now, before)) is not None:
-            if isinstance(entry.item, str):  # of the process before the resume
-                snapshot = self._read(entry.item)
-                if any_rank(snapshot is None) or snapshot is None:
-                    self._ring.entries.remove(entry)
-                    continue
+            snapshot = self._holder.whole(entry.item)
+            if snapshot is None:  # a file that cannot be read any more
+                self._ring.entries.remove(entry)
+                continue
+            if self._holder.keeps_what_it_reads:
                 entry.item = snapshot
             self._outdated = entry.iter, now
+            self._holder.forget_after(entry.iter)
             if self._waiting is not None and self._waiting.iter > entry.iter:
                 self._waiting = None
-            return entry.item
+            return snapshot
         return None
 
     def collect(self, wait: float = 0.0) -> None:
@@ -160,6 +165,7 @@ class SnapshotStore:
                 remove(written.path)  # it was being written when the run went back
                 continue
             self.pointer.offer(written.path, written.iter)
+            self._holder.written(written.iter, written.path)
             named = self.pointer.named
             if self._outdated is not None:
                 self._files.drop_between(first, written.iter, named)
@@ -235,17 +241,6 @@ class SnapshotStore:
         good = {c.path for c in found} - older
         return [(i, path) for i, path in files if path in good]
 
-    def _read(self, path: str) -> Snapshot | None:
-        words = damage(path, self._ignore)
-        try:
-            if words is None:
-                file: dict[str, Any] = read_safely(path, map_location="cpu")
-                return Snapshot.of_file(self._runner, file)
-        except Exception as e:  # on one rank alone it would leave the others waiting
-            words = repr(e)
-        warn(f"{path} cannot be gone back to: {words}.")
-        return None
-
     def _tell_error(self, written: Written) -> None:
         remedy = "make room on the disk"
         if not isinstance(written.error, OSError):
@@ -257,13 +252,6 @@ class SnapshotStore:
             f"{self.pointer.named or 'the beginning'}."
         )
 
-    def _recycle(self) -> None:
-        if self._writer.busy or self._waiting is not None:
-            return  # it may be what is being written
-        if isinstance(self._ring.reusable, Snapshot):
-            self._copier.recycle(self._ring.reusable.state)
-        self._ring.reusable = None
-
     def _offer_saved(self, all_of_them: bool) -> None:
         proven = [s for s in self._saved if all_of_them or s[2] <= 0]
         self._saved = [s for s in self._saved if s not in proven]
@@ -272,9 +260,10 @@ class SnapshotStore:
                 self.pointer.offer(path, iteration)
 
     def _write_entry(self, entry: Entry[Any]) -> None:
-        self._write(entry.item)
-        # The log history in it may be large; the rest is in the state as well.
-        entry.item = dataclasses.replace(entry.item, checkpoint=None)
+        if isinstance(entry.item, Snapshot):
+            self._write(entry.item)
+            # The log history in it may be large; the rest is in the state as well.
+            entry.item = dataclasses.replace(entry.item, checkpoint=None)
 
     def _write(self, snapshot: Snapshot) -> None:
         if snapshot.checkpoint is None:

@@ -11,6 +11,7 @@ from amp_hooks import TrainingDivergedError
 from amp_hooks.engine.safe_read import read_safely
 from amp_hooks.engine.tensors import nonfinite_names
 from amp_hooks.rollback.checkpoint_file import damage
+from amp_hooks.rollback.holder import Holder
 from amp_hooks.rollback.run_state import Snapshot
 from tests import helpers, processes
 
@@ -75,11 +76,11 @@ def test_poisoned_batchnorm_goes_back_at_once(build, loop, precision):
 
 def test_restores_bit_for_bit_and_lowers_scale_and_lr(build, monkeypatch):
     seen = {}
-    take, restore = Snapshot.take.__func__, Snapshot.restore
+    take, restore = Holder.take, Snapshot.restore
 
-    def spy_take(cls, runner, *args):
+    def spy_take(holder, *args):
         seen[runner.iter] = helpers.state(runner)
-        return take(cls, runner, *args)
+        return take(holder, *args)
 
     def spy_restore(snapshot, runner, *args):
         lr_before = [g["lr"] for g in runner.optim_wrapper.param_groups]
@@ -91,7 +92,7 @@ def test_restores_bit_for_bit_and_lowers_scale_and_lr(build, monkeypatch):
         assert all(p.grad is None for p in runner.model.parameters())
         seen["restored"] = snapshot.iter
 
-    monkeypatch.setattr(Snapshot, "take", classmethod(spy_take))
+    monkeypatch.setattr(Holder, "take", spy_take)
     monkeypatch.setattr(Snapshot, "restore", spy_restore)
     runner = build(
         "retinanet",
