@@ -41,6 +41,9 @@ NEVER = 10**6  # an interval of validations
 NEEDS_FP16 = pytest.mark.skipif(
     TORCH < (2, 3), reason="FP16 cannot be rehearsed with this torch"
 )
+NEEDS_TORCH_2_1 = pytest.mark.skipif(
+    TORCH < (2, 1), reason="what torch or its MMEngine lacks is looked at, or counted"
+)
 SKIPS_DONE_BATCHES = pytest.mark.skipif(
     digit_version(mmengine.__version__) < digit_version("0.10"),
     reason="the resumed IterBasedTrainLoop of MMEngine begins the data anew",

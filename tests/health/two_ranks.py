@@ -54,3 +54,7 @@ mean = sum(seen.losses[-40:]) / 40
 weights = sum(float(p.detach().double().sum()) for p in runner.model.parameters())
 text = f"rank {dist.get_rank()} | {went} | {mean:.3f} | {weights!r}"
 sys.stdout.write(text + "\n")  # at once: the ranks share it
+
+# torch 2.0 aborts a process whose peer has gone.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()

@@ -125,6 +125,7 @@ def test_a_clamp_takes_hold_of_an_injected_forward(build):
         assert math.isfinite(helpers.losses(runner)[1]) == finite
 
 
+@helpers.NEEDS_TORCH_2_1
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_gradient(build, precision):
     """Exactly the elements, in the gradient as the optimizer wrapper gets it."""

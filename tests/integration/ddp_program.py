@@ -96,3 +96,6 @@ def main():
 
 if __name__ == "__main__":
     main()
+    # torch 2.0 aborts a process whose peer has gone.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

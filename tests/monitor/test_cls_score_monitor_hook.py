@@ -198,6 +198,7 @@ def test_under_activation_checkpointing(build, modules, targets):
     assert peaks[0] == pytest.approx(peaks[1], rel=1e-4)
 
 
+@helpers.NEEDS_TORCH_2_1
 @pytest.mark.filterwarnings("ignore:.*use_reentrant parameter:UserWarning")
 @pytest.mark.parametrize("targets", [None, ["*.fc_cls"]])
 def test_a_head_hidden_by_checkpointing_is_told_and_can_be_named(build, targets):

@@ -344,6 +344,7 @@ def test_a_tensorboard_that_fails_costs_no_run(build):
     assert helpers.log(runner).count("could not write to TensorBoard") == 1
 
 
+@helpers.NEEDS_TORCH_2_1
 def test_without_a_backend_it_says_what_to_add(build, tmp_path):
     runner = build(
         "retinanet",

@@ -87,3 +87,7 @@ torch.save(
     ),
     out / f"rank{rank}.pth",
 )
+
+# torch 2.0 aborts a process whose peer has gone.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
