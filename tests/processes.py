@@ -10,7 +10,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from mmdet_tool import find
 
 TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-TWO_RANKS += ["--standalone"]
+# A free port; `--standalone` of torch 2.0 has one for all.
+TWO_RANKS += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
 
 
 def environment(**more):
