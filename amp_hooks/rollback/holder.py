@@ -138,8 +138,8 @@ class Holder:
             self._told = True
             text = (
                 f"a snapshot takes {needed / 2**20:.0f} MiB of host memory, of "
-                f"{free / 2**20:.0f} MiB that are free on this machine. At most two "
-                "are in memory, of the proven ones the newest; older ones are files"
+                f"{free / 2**20:.0f} MiB that are free on this machine; two are in "
+                "memory when older ones have their files"
             )
             print_log(f"[amp_hooks] {text}.", logger="current")
         if needed > free * _SHARE + self._copier.recycled:

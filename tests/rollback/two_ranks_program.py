@@ -57,6 +57,10 @@ class Watch(small.Hook):
                 state_bytes=host_bytes(state), held=host_bytes(items), rss=resident()
             )
 
+    def after_train_iter(self, runner, *args, **kwargs):
+        # Files are written in the background: wait for each.
+        helpers.hook_of(runner, "RollbackHook")._snapshots.collect(wait=60)
+
 
 watch = Watch()
 runner = small.build(
