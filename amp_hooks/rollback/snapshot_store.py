@@ -27,7 +27,9 @@ from .ring import Entry, SnapshotRing
 from .run_state import RunCheckpoint, Snapshot
 from .writer import SnapshotWriter, Written
 
-_LAST_WAIT = 600.0  # seconds, for the last file of a run
+# Seconds for each of the last two files of a run. The other ranks wait meanwhile, and
+# NCCL gives up after 600.
+_LAST_WAIT = 240.0
 
 
 class SnapshotStore:
