@@ -10,14 +10,13 @@ from torch import Tensor
 
 from ..engine.tensors import map_tensors, named_tensors
 
-_GROUPS: dict[Any, Any] = {}
+_PIECE = 64 * 2**20  # bytes: what a device has free may be little
 
 
 def from_rank_0(tree: Any) -> Any:
     """What rank 0 has; a collective, to be called on every rank.
 
-    It goes from host to host (gloo), whatever training communicates with, one tensor
-    after the other: no rank holds more than one copy of its own.
+    It goes the way that gradients go, in pieces, by a device where that is NCCL's.
 
     Args:
         tree: On rank 0 nested dicts, lists and tuples of host tensors and other values,
@@ -28,18 +27,28 @@ def from_rank_0(tree: Any) -> Any:
     """
     if dist.get_world_size() == 1:
         return tree
-    group, main = _hosts(), dist.is_main_process()
+    main = dist.is_main_process()
     skeleton = [map_tensors(_shape_of, tree) if main else None]
-    torch.distributed.broadcast_object_list(skeleton, src=0, group=group)
+    dist.broadcast_object_list(skeleton, src=0)
     mine = tree if main else map_tensors(_empty, skeleton[0])
+    device = dist.get_comm_device()
     for (_, shape), (_, tensor) in zip(named_tensors(skeleton[0]), named_tensors(mine)):
         if shape.is_meta and tensor.numel():
-            # Bytes: gloo does not know every dtype.
-            flat = tensor.contiguous().view(-1).view(torch.uint8)
-            torch.distributed.broadcast(flat, src=0, group=group)
-            if not main:
-                tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
+            _broadcast(tensor, main, device)
     return mine
+
+
+@torch.no_grad()
+def _broadcast(tensor: Tensor, main: bool, device: torch.device) -> None:
+    # Bytes: not every backend knows every dtype.
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    for piece in flat.split(_PIECE):
+        on_device = piece.to(device)
+        dist.broadcast(on_device, src=0)
+        if not main:
+            piece.copy_(on_device)
+    if not main:
+        tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
@@ -49,12 +58,3 @@ def _shape_of(tensor: Tensor) -> Tensor:
 
 def _empty(shape: Tensor) -> Tensor:
     return torch.empty_like(shape, device="cpu") if shape.is_meta else shape
-
-
-def _hosts() -> Any:
-    """Of the present process group; made once, on every rank at the same place."""
-    world = torch.distributed.group.WORLD
-    if world not in _GROUPS:
-        _GROUPS.clear()
-        _GROUPS[world] = torch.distributed.new_group(backend="gloo")
-    return _GROUPS[world]
