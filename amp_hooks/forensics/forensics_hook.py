@@ -121,6 +121,10 @@ class ForensicsHook(AmpHook):
         def on_call(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not self._training or runtime.recorder.muted:
                 return
+            # What is not going to be looked into is not remembered.
+            done = self._looked or self.dumps >= self.max_dumps
+            if done and runner.iter not in self.at:
+                return
             self._calls = [*self._calls, Call(args, kwargs, capture_rng())][:_MAX_CALLS]
             if runner.iter in self.at and dist.is_main_process():
                 self._asked = self._run(runner, runtime, self._calls, None)

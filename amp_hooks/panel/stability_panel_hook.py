@@ -89,6 +89,7 @@ class StabilityPanelHook(AmpHook):
         self.nonfinite_total = 0
         self._worst: dict[str, float] = {}
         self._event = False
+        self._publishes = True
         self._failed: set[str] = set()  # backends of which it has been told
         self._tensorboard: TensorBoardPanel | None = None
         self._probe: HistogramProbe | None = None
@@ -101,7 +102,8 @@ class StabilityPanelHook(AmpHook):
             self._tensorboard.card(line)
         on_event = partial(self._on_event, runner, runtime)
         runtime.listeners.append(self.guarded(on_event))
-        if not dist.is_main_process():
+        self._publishes = dist.is_main_process()
+        if not self._publishes:
             return
         if self.histogram_interval and self._tensorboard:
             self._probe = HistogramProbe(runtime, self.guarded)
@@ -169,7 +171,8 @@ class StabilityPanelHook(AmpHook):
         finite = record.verdict in (Verdict.HEALTHY, Verdict.DIVERGED)
         self.nonfinite_total += not finite
         record.put("nonfinite_total", self.nonfinite_total)
-        self._worst = merge_worst(self._worst, scalars_of(record))
+        if self._publishes:
+            self._worst = merge_worst(self._worst, scalars_of(record))
 
     def _publish(self, runner: Runner, step: int) -> None:
         scalars = {legal_name(name): value for name, value in self._worst.items()}
