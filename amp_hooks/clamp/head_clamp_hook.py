@@ -207,7 +207,8 @@ class HeadClampHook(AmpHook):
         absmax = max(logits.values(), default=0.0)
         largest = record.values.get("logit_limit", {})
         reasons = {
-            "non-finite forward": record.verdict in _FORWARD_BAD,
+            "non-finite forward": record.verdict in _FORWARD_BAD
+            and not record.get("gave_up"),
             "large logits": beyond_trigger(self.trigger, logits, largest),
             "early warning": warned,
         }

@@ -8,10 +8,10 @@ from typing import Any, Callable
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
-from . import private
+from . import private, torch_api
 from .failures import Failures
 from .patch import wrap
-from .run import iter_wrappers
+from .run import active_scaler, iter_wrappers
 from .step_tap import StepTap
 
 # Returns whether it dealt with the exception, so that training may go on.
@@ -25,10 +25,12 @@ class Raised:
     Attributes:
         text: Type and message.
         ranks: Where it was raised.
+        ours: A change of ours had caused it, and was taken back.
     """
 
     text: str
     ranks: list[int]
+    ours: bool = False
 
 
 class ErrorTap:
@@ -88,6 +90,9 @@ class ErrorTap:
         if single and optim_wrapper.inner_count == counts[0]:
             # Raised before the backward pass, which counts; steps would shift.
             private.count_backward(optim_wrapper)
+        for _, wrapper in iter_wrappers(optim_wrapper):
+            if (scaler := active_scaler(wrapper)) is not None:
+                torch_api.forget_step(scaler, wrapper.optimizer)
         self._tap.drop_accumulation(optim_wrapper)
 
     def detach(self) -> None:

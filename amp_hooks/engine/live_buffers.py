@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Tuple
+from typing import Any, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class LiveBuffers:
             for name in private.buffers_of(module)
         ]
         self._kept: list[LiveBuffer] = []
-        self._place: list[tuple[int, int]] | None = None
+        self._place: list[Any] | None = None
 
     def now(self) -> list[LiveBuffer]:
         """Those that there are; the same list as long as they are the same."""
@@ -59,7 +59,9 @@ class LiveBuffers:
             if not norm or module.training
         ]
         try:
-            place = [(id(t), 0 if t is None else t.data_ptr()) for t in tensors]
+            place = [
+                None if t is None else (id(t), t.data_ptr(), t.shape) for t in tensors
+            ]
         except RuntimeError:  # a sparse one has no memory of its own
             place = None
         if place is None or place != self._place:

@@ -40,10 +40,12 @@ def taken_back(
     """
     if not is_out_of_memory(error) or dist.get_world_size() > 1:
         return False
+    if runtime.tap.stepping:  # some of the weights have changed
+        return False
     text = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if not give_up(text):
         return False
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # blocks of the sizes that did not fit
-    runtime.raised = Raised(text, [])
+    runtime.raised = Raised(text, [], ours=True)
     return True

@@ -172,6 +172,7 @@ class Runtime:
                 self.by_design.settle(bare_model(runner))
         if self.raised is not None:
             fields["error"] = self.raised.text
+            record.put("gave_up", float(self.raised.ours))
             self.raised = None
             self.forget_accumulation()
         if record.verdict is not Verdict.HEALTHY:

@@ -76,6 +76,8 @@ class StepTap:
             gradients of several iterations to add up to those of a mean.
         on_backward: Called before each backward pass, that of a gate included.
         on_step: Called before each step that is taken, whoever takes it.
+        on_step_of: The same, called with name and wrapper of the optimizer.
+        stepping: The last step has begun and not come to its end, or raised.
         past_wrapper: A step was taken past its wrapper.
     """
 
@@ -88,6 +90,8 @@ class StepTap:
         self.divisors: dict[str, int] = {}
         self.on_backward: list[Callable[[], None]] = []
         self.on_step: list[Callable[[], None]] = []
+        self.on_step_of: list[Callable[[str, OptimWrapper], None]] = []
+        self.stepping = False
         self.past_wrapper = False
         self._inside = False  # a wrapper's own step
         self._unscaled: set[str] = set()  # optimizers that stepped without a scaler
@@ -143,6 +147,7 @@ class StepTap:
         self._by_name.clear()
         self.listeners.clear()
         self.on_step.clear()
+        self.on_step_of.clear()
         self.gate = None
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
@@ -182,6 +187,7 @@ class StepTap:
                     result = original(*args, **kwargs)
             finally:
                 self._inside = False
+            self.stepping = False
             after(state)
             return result
 
@@ -202,8 +208,11 @@ class StepTap:
                 # A closure computes the gradients anew, within the step.
                 closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
                 past_wrapper(closure is not None)
+            self.stepping = True
             for call in self.on_step:
                 call()
+            for call_with in self.on_step_of:
+                call_with(name, wrapper)
 
         self._undo += [wrap(wrapper, "backward", backward), wrap(wrapper, "step", step)]
         register = getattr(wrapper.optimizer, "register_step_pre_hook", None)
@@ -227,6 +236,7 @@ class StepTap:
             wrapper.optimizer.zero_grad(set_to_none=True)
 
     def _note_loss(self, name: str, wrapper: OptimWrapper, loss: Any) -> None:
+        self.stepping = False
         for call in self.on_backward:
             call()
         if isinstance(loss, Tensor) and loss.numel() == 1:

@@ -63,6 +63,14 @@ def step_state(scaler: Any, optimizer: Any) -> dict[str, Any]:
     return state
 
 
+def forget_step(scaler: Any, optimizer: Any) -> None:
+    """Let an optimizer's step that has not come to its end be forgotten.
+
+    ``unscale_`` refuses to be called twice before ``update()``.
+    """
+    scaler._per_optimizer_states.pop(id(optimizer), None)
+
+
 def is_unscaled(state: Mapping[str, Any]) -> bool:
     """Whether the gradients of that step have been unscaled already."""
     return getattr(state.get("stage"), "name", None) == "UNSCALED"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from mmengine.optim import OptimWrapper
+
+from ..engine import torch_api
 
 
 class FirstSteps:
@@ -23,13 +23,13 @@ class FirstSteps:
         """An iteration begins."""
         self._known.clear()
 
-    def before_step(self, wrappers: Iterable[tuple[str, OptimWrapper]]) -> None:
-        """Know what each optimizer has before its first step of the iteration."""
-        for name, wrapper in wrappers:
-            self._known.setdefault(name, len(wrapper.optimizer.state))
+    def before_step(self, name: str, wrapper: OptimWrapper) -> None:
+        """Know what an optimizer has before a step that it may be told not to take."""
+        if torch_api.can_refuse(wrapper.optimizer):
+            self._known[name] = len(wrapper.optimizer.state)
 
     def refused(self, name: str, wrapper: OptimWrapper) -> None:
-        """Take away what was made since; the newest are the last in the dict."""
+        """Take away what the last step has made: the last entries of the dict."""
         state = wrapper.optimizer.state
         known = self._known.get(name, len(state))
         for parameter in list(state)[known:]:

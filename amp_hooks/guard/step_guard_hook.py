@@ -168,8 +168,8 @@ class StepGuardHook(AmpHook):
         self.undo.callback(self._gate.cleaned.close)
         self.undo.callback(setattr, runtime.tap, "gate", None)
         self._first_steps = FirstSteps()
-        before_step = partial(self._before_step, runner)
-        runtime.tap.on_step.append(self.guarded(before_step))
+        before_step = self.guarded(self._first_steps.before_step)
+        runtime.tap.on_step_of.append(before_step)
         self._start = AccumulationStart(runner)
         self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
@@ -255,9 +255,6 @@ class StepGuardHook(AmpHook):
         """Go on counting."""
         self.vetoes = int(state["vetoes"])
         self._policy.load_state(state["scale"])
-
-    def _before_step(self, runner: Runner) -> None:
-        self._first_steps.before_step(iter_wrappers(runner.optim_wrapper))
 
     def _on_missing(self, message: str) -> None:
         if self.on_missing_grads == "raise":

@@ -36,8 +36,8 @@ class LogitWatch:
 
     Args:
         recorder: In whose records are ``logit_absmax``, ``logit_nan`` and ``logit_inf``
-            by layer. Counts are taken where a value is not finite; where StepGuardHook
-            has replaced such values meanwhile, 1 stands for however many.
+            by layer. Counts are taken where a value is not finite; where somebody has
+            replaced such values meanwhile, 1 stands for however many.
 
     Attributes:
         kind: Of what it sees, for the ledger.
@@ -60,9 +60,7 @@ class LogitWatch:
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
         self._tries = 0
-        self._seen: list[tuple[Seen, Tensor, int]] = []  # of which logits and version
-        # Layers whose logits nobody writes to: they can be measured later.
-        self._untouched: set[str] = set()
+        self._seen: list[Seen] = []
 
     def watch(
         self,
@@ -158,10 +156,7 @@ class LogitWatch:
     def take(self, backward: bool) -> list[Seen]:
         """Logits of the forward pass since the last call, to be measured."""
         taken, self._seen = self._seen, []
-        written_to = {s.name for s, x, version in taken if version_of(x) != version}
-        self._untouched |= {seen.name for seen, *_ in taken}
-        self._untouched -= written_to
-        return [s for s, *_ in taken if s.measured or s.name not in written_to]
+        return taken
 
     def _measure_candidate(self, name: str, output: Tensor) -> None:
         if not (self.recorder.muted or self._recomputed(name)):
@@ -202,25 +197,25 @@ class LogitWatch:
         return name in self._measured
 
     def _see(self, name: str, logits: Tensor) -> None:
-        """Have them measured with all others, when the forward pass is over.
+        """Measure them now, for the model may write to them, and count if need be.
 
-        What is not finite is counted only where there is something; but at once where
-        infinities may be there by design, and where the model writes to its logits.
+        What is not finite is counted when the host knows that there is something; but
+        now where infinities may be there by design, in every iteration.
         """
         overflow = infinity_is_overflow(self.layers[name])
-        later = name in self._untouched
-        if not (later and overflow and logits.numel()):
+        if not (overflow and logits.numel()):
             self._note(name, logit_stats(logits))
         if not logits.numel():
             return
+        version = version_of(logits)
 
         def tell(record: IterationRecord, peaks: list[float]) -> None:
-            if later and overflow:
-                _tell(record, name, logits, peaks[0])
+            if overflow:
+                as_it_was = version_of(logits) == version
+                _tell(record, name, logits if as_it_was else None, peaks[0])
 
-        tensors = [logits] if later else [peak_of(logits)]
-        seen = Seen(name, tensors, tell, masks=not overflow, measured=not later)
-        self._seen.append((seen, logits, version_of(logits)))
+        peak = [peak_of(logits)]
+        self._seen.append(Seen(name, peak, tell, masks=not overflow, measured=True))
 
     def _note(self, name: str, stats: LogitStats) -> None:
         self.recorder.note("logit_absmax", stats.absmax, name)
@@ -243,11 +238,16 @@ class LogitWatch:
         self.layers = {}
 
 
-def _tell(record: IterationRecord, name: str, logits: Tensor, peak: float) -> None:
+def _tell(
+    record: IterationRecord, name: str, logits: Tensor | None, peak: float
+) -> None:
     """Add what is known of logits to a record; counts them if some are not finite."""
     absmax, nan, inf = peak, 0.0, 0.0
     if not math.isfinite(peak):
-        absmax, nan, inf = torch.stack(logit_stats(logits)).tolist()
+        stats = [0.0, 0.0, 0.0]
+        if logits is not None:
+            stats = torch.stack(logit_stats(logits)).tolist()
+        absmax, nan, inf = stats
         if not (nan or inf):
             nan, inf = float(math.isnan(peak)), float(math.isinf(peak))
     record.add("logit_absmax", absmax, name)

@@ -135,7 +135,7 @@ class PrecisionFallbackHook(AmpHook):
     ) -> None:
         """Fall back if need be, come back when it is time."""
         ends = not accumulating(runner.optim_wrapper)
-        if record.verdict in self.on_verdict:
+        if record.verdict in self.on_verdict and not record.get("gave_up"):
             # Once for all iterations of a step: they share what one of them did.
             self._streak += ends or record.verdict is Verdict.RAISED
         elif record.stepped or record.verdict.is_bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import mmengine.dist as dist
@@ -23,11 +24,14 @@ def from_rank_0(tree: Any) -> Any:
             or None; nobody looks at it elsewhere.
 
     Returns:
-        On rank 0 the same object, on the others a copy.
+        On rank 0 the same object, on the others a copy; None on all of them if it
+        cannot be sent.
     """
     if dist.get_world_size() == 1:
         return tree
     main = dist.is_main_process()
+    if main and not can_be_sent(tree):
+        tree = None
     skeleton = [map_tensors(_shape_of, tree) if main else None]
     dist.broadcast_object_list(skeleton, src=0)
     mine = tree if main else map_tensors(_empty, skeleton[0])
@@ -36,6 +40,15 @@ def from_rank_0(tree: Any) -> Any:
         if shape.is_meta and tensor.numel():
             _broadcast(tensor, main, device)
     return mine
+
+
+def can_be_sent(tree: Any) -> bool:
+    """Whether all but its tensors can be pickled."""
+    try:
+        pickle.dumps(map_tensors(_shape_of, tree))
+    except Exception:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from ..engine.averaging import ema_hooks
 from ..engine.messages import warn
 from ..engine.run import any_rank
 from ..engine.safe_read import read_safely
+from ..engine.tensors import named_tensors
 from .checkpoint_file import damage
-from .from_rank_0 import from_rank_0
+from .from_rank_0 import can_be_sent, from_rank_0
 from .host_copy import HostCopier, host_bytes
 from .host_memory import free_host_bytes
 from .own_part import Part, own_part, with_own_part
@@ -32,8 +33,8 @@ class Holder:
 
     Under DDP all ranks have the same weights and optimizers: rank 0 alone holds copies,
     and hands them to the others at a rollback; these hold what is their own, buffers.
-    Of the snapshots that are proven the newest is in memory, and those before it are
-    left to their files. A machine that has no memory left for a copy gets none.
+    Where memory is short, those before the newest that is proven are left to their
+    files, and where there is none for a copy none is made.
 
     Args:
         runner: The run.
@@ -48,9 +49,11 @@ class Holder:
         self._shared = several and is_model_wrapper(runner.model)
         # Without DDP nobody knows whether ranks are alike: each holds its own.
         self._whole = not self._shared or dist.is_main_process()
-        self._may_leave = not several or self._shared
+        self._several = several
         self._written: dict[int, str] = {}  # verified files, by iteration
-        self._told = False
+        self._in_file: set[int] = set()  # whose files hold all of the state
+        self._bytes = 0  # of a copy
+        self._begun = False
 
     def take(self, checkpoint: dict[str, Any] | None) -> Snapshot | Part:
         """Copy the state as it is, with the checkpoint made from it.
@@ -59,11 +62,16 @@ class Holder:
             MemoryError, RuntimeError: There is no memory for it.
         """
         state = learned_state(self._runner)
+        if not self._begun:
+            self._begun = True
+            self._see_whether_it_can_be_sent(state)
         if not self._whole:
             own = self._copier.copy(own_part(self._runner, state))
             return Part(self._runner.iter, own)
         self._see_that_it_fits(host_bytes(state))
         state, checkpoint = self._copier.copy((state, checkpoint))
+        if not self._several or self._shared:
+            self._see_whether_the_file_has_it_all(state, checkpoint)
         layouts = optimizer_layouts(self._runner)
         return Snapshot(self._runner.iter, state, layouts, checkpoint)
 
@@ -75,27 +83,31 @@ class Holder:
         """The run goes back: later files are of what will be trained anew."""
         self._written = {i: p for i, p in self._written.items() if i <= iteration}
 
-    def leave_to_files(self, ring: SnapshotRing[Any]) -> None:
-        """Let files stand for all proven snapshots but the newest.
+    def make_room(self, ring: SnapshotRing[Any]) -> None:
+        """For one more copy: in the memory of one that nobody needs, if there is one.
 
-        Not where MMEngine's checkpoints cannot hold all of it: several averages.
+        Where memory is short, files stand for all proven snapshots but the newest.
         """
-        proven = [entry for entry in ring.entries if entry.left == 0]
         known = {entry.iter for entry in ring.entries}
         self._written = {i: p for i, p in self._written.items() if i in known}
-        if not (self._may_leave and self._whole) or len(ema_hooks(self._runner)) > 1:
-            return
-        for entry in proven[:-1]:
-            path = self._written.get(entry.iter, "")
-            if isinstance(entry.item, Snapshot) and osp.exists(path):
-                own = HostCopier().copy(own_part(self._runner, entry.item.state))
-                ring.reusable, entry.item = entry.item, Part(entry.iter, own, path)
-
-    def recycle(self, ring: SnapshotRing[Any]) -> None:
-        """Let the next copy use the memory of one that nobody needs."""
+        self._in_file &= known
+        free = free_host_bytes()
+        unused = ring.reusable.state if isinstance(ring.reusable, Snapshot) else {}
+        scarce = free is not None and self._bytes > free * _SHARE + host_bytes(unused)
+        if scarce and self._whole:
+            self._leave_to_files(ring)
         if isinstance(ring.reusable, Snapshot):
             self._copier.recycle(ring.reusable.state)
         ring.reusable = None
+
+    def _leave_to_files(self, ring: SnapshotRing[Any]) -> None:
+        proven = [entry for entry in ring.entries if entry.left == 0]
+        for entry in proven[:-1]:
+            path = self._written.get(entry.iter, "")
+            fit = entry.iter in self._in_file and osp.exists(path)
+            if fit and isinstance(entry.item, Snapshot):
+                own = HostCopier().copy(own_part(self._runner, entry.item.state))
+                ring.reusable, entry.item = entry.item, Part(entry.iter, own, path)
 
     def whole(self, item: Snapshot | Part) -> Snapshot | None:
         """The snapshot, or None if it cannot be had; a collective on every rank."""
@@ -118,8 +130,8 @@ class Holder:
     def _mine(self, item: Snapshot | Part) -> Snapshot | None:
         if isinstance(item, Snapshot):
             return item
-        words = damage(item.path, self._ignore)
         try:
+            words = damage(item.path, self._ignore)
             if words is None:
                 file: dict[str, Any] = read_safely(item.path, map_location="cpu")
                 read = Snapshot.of_file(self._runner, file)
@@ -130,18 +142,34 @@ class Holder:
         warn(f"{item.path} cannot be gone back to: {words}.")
         return None
 
+    def _see_whether_it_can_be_sent(self, state: dict[str, Any]) -> None:
+        """Else each rank holds its own: a lambda in a param group cannot travel."""
+        if self._shared and any_rank(not can_be_sent(state)):
+            self._shared, self._whole = False, True
+            self._several = True
+
+    def _see_whether_the_file_has_it_all(
+        self, state: dict[str, Any], checkpoint: dict[str, Any] | None
+    ) -> None:
+        """Hooks may change what is saved; tensors that they leave alone are shared."""
+        if checkpoint is None or len(ema_hooks(self._runner)) > 1:
+            return  # MMEngine's checkpoints hold one average
+        known = {id(t) for _, t in named_tensors(checkpoint)}
+        learned = [state["model"], state["optimizer"], state["ema"]]
+        if all(id(t) in known for _, t in named_tensors(learned)):
+            self._in_file.add(self._runner.iter)
+
     def _see_that_it_fits(self, needed: int) -> None:
         free = free_host_bytes()
+        first, self._bytes = not self._bytes, needed
         if free is None:
             return
-        if not self._told:
-            self._told = True
-            text = (
-                f"a snapshot takes {needed / 2**20:.0f} MiB of host memory, of "
-                f"{free / 2**20:.0f} MiB that are free on this machine; two are in "
-                "memory when older ones have their files"
+        if first:
+            print_log(
+                f"[amp_hooks] a snapshot takes {needed / 2**20:.0f} MiB of host "
+                f"memory, of {free / 2**20:.0f} MiB that are free on this machine.",
+                logger="current",
             )
-            print_log(f"[amp_hooks] {text}.", logger="current")
         if needed > free * _SHARE + self._copier.recycled:
             raise MemoryError(
                 f"it takes {needed / 2**20:.0f} MiB of host memory, and "

@@ -35,7 +35,9 @@ def own_part(runner: Runner, state: dict[str, Any]) -> dict[str, Any]:
         runner: Whose state it is.
         state: As from :func:`learned_state`.
     """
-    buffers = {name for name, _ in bare_model(runner).named_buffers()}
+    # Also under second names, by which they would be loaded last.
+    named = bare_model(runner).named_buffers(remove_duplicate=False)
+    buffers = {name for name, _ in named}
     averages = []
     for hook, average in zip(ema_hooks(runner), state["ema"]):
         learned = {name for name, _ in hook.ema_model.named_parameters()}

@@ -242,7 +242,8 @@ class RollbackHook(AmpHook):
         at_once = record.verdict is Verdict.DIVERGED
         if record.verdict.is_bad:
             # Once for all iterations of a step.
-            if step_is_due or record.verdict is Verdict.RAISED:
+            raised = record.verdict is Verdict.RAISED
+            if (step_is_due or raised) and not record.get("gave_up"):
                 self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
             if any_rank(bool(bad)):

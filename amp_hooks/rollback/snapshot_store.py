@@ -87,8 +87,7 @@ class SnapshotStore:
             write: Write it to a file, once it is proven.
         """
         if not (self._writer.busy or self._waiting):  # with what is being written
-            self._holder.leave_to_files(self._ring)
-            self._holder.recycle(self._ring)
+            self._holder.make_room(self._ring)
         checkpoint = self._checkpoint() if write else None
         snapshot = None
         try:
@@ -141,11 +140,12 @@ class SnapshotStore:
             before: As for :meth:`SnapshotRing.go_back`.
         """
         self._saved.clear()
-        while (entry := self._ring.go_back(now, before)) is not None:
+        while (entry := self._ring.target(now, before)) is not None:
             snapshot = self._holder.whole(entry.item)
             if snapshot is None:  # a file that cannot be read any more
                 self._ring.entries.remove(entry)
                 continue
+            self._ring.go_back(now, before)
             if self._holder.keeps_what_it_reads:
                 entry.item = snapshot
             self._outdated = entry.iter, now

@@ -62,6 +62,34 @@ def test_a_refused_step_leaves_no_state_behind(tmp_path, dtype, optimizer, loop)
     assert all(t.isfinite().all() for t in small.state(runner).values())
 
 
+class TwoSteps(small.Small):
+    """Two steps an iteration; in the first iteration the second is refused."""
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        for step in (0, 1):
+            with optim_wrapper.optim_context(self):
+                losses = self(**data, mode="loss")
+            loss, log = self.parse_losses(losses)
+            bad = step == 1 and self.calls == 2
+            optim_wrapper.update_params(loss * float("nan") if bad else loss)
+        return log
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_state_of_a_step_that_was_taken_stays(tmp_path, fused):
+    optimizer = dict(type="SGD", lr=0.1, momentum=0.9, fused=fused)
+    states = States()
+    runner = small.build(
+        *(tmp_path, [GUARD, states]),
+        model=TwoSteps,
+        iters=2,
+        wrapper=dict(optimizer=optimizer),
+    )
+    runner.train()
+    assert states.sizes[0] == len(list(runner.model.parameters()))
+
+
 @pytest.mark.parametrize("optimizer", FUSED)
 def test_told_on_the_device_or_by_the_host_it_is_the_same_run(
     tmp_path, monkeypatch, optimizer

@@ -5,7 +5,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import binary_cross_entropy
 
-from amp_hooks.guard.accumulation import SavedTensors
+from amp_hooks.engine.live_buffers import LiveBuffers
+from amp_hooks.guard.accumulation import FlatCopies, SavedTensors
 from amp_hooks.guard.nan_steps import is_nan_error
 from amp_hooks.guard.scale_policy import Hysteresis
 from amp_hooks.guard.step_gate import has_gradient, why_no_gradient
@@ -106,3 +107,18 @@ def test_no_tensors_are_fine():
     saved = SavedTensors()
     saved.save([])
     saved.restore([])
+
+
+def test_a_buffer_that_became_smaller_in_place():
+    """Neither object nor memory are others, only the shape."""
+    model = torch.nn.Module()
+    model.register_buffer("queue", torch.arange(8.0))
+    live = LiveBuffers(model)
+    assert live.now() is live.now()
+    before = live.now()
+    model.queue.resize_(4)
+    assert live.now() is not before
+    saved = FlatCopies([b.tensor for b in live.now()])
+    model.queue.zero_()
+    saved.restore([model.queue])
+    assert model.queue.tolist() == [0.0, 1.0, 2.0, 3.0]

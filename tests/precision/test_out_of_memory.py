@@ -66,6 +66,21 @@ def test_losses_in_fp32_do_not_fit(tmp_path):
     assert max(r.all("logit_absmax")[0] for r in helpers.records(runner)[-10:]) > 1.0
 
 
+def test_it_is_no_bad_iteration(tmp_path):
+    """Our own clamp caused it: nothing goes back for that, no other clamp begins."""
+    clamps = [
+        dict(type="amp_hooks.HeadClampHook", trigger=1.0, limit=1.0),
+        dict(type="amp_hooks.HeadClampHook", trigger=900.0),
+    ]
+    rollback = dict(ROLLBACK, patience=1)
+    runner = small.build(
+        *(tmp_path, [rollback, *clamps]), model=NoRoomForFloatLogits, dtype="bfloat16"
+    )
+    runner.train()
+    assert helpers.ledger(runner, "rollback") == []
+    assert len(helpers.ledger(runner, "clamp_on")) == 1
+
+
 @pytest.mark.parametrize("hook", ["clamp", "fallback"])
 def test_an_error_of_the_users_own_stays_one(tmp_path, hook):
     """Where nothing of ours has taken more memory."""

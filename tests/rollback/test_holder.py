@@ -71,12 +71,25 @@ def settle(runner):
     return Settle()
 
 
+@pytest.fixture
+def scarce(monkeypatch):
+    """From iteration 15 on there is no memory for more copies than there are."""
+    runners = []
+
+    def free():
+        return 1000 if runners and runners[0].iter >= 15 else 2**40
+
+    monkeypatch.setattr("amp_hooks.rollback.holder.free_host_bytes", free)
+    return runners
+
+
 @pytest.mark.parametrize("loop", [dict(iters=30), dict(epochs=1)], ids=str)
 @pytest.mark.parametrize("ema", [False, True], ids=["", "ema"])
-def test_the_newest_proven_is_in_memory_and_the_others_are_files(tmp_path, loop, ema):
+def test_where_memory_is_short_older_ones_are_files(tmp_path, scarce, loop, ema):
     watch = Watch()
     hooks = [GUARD, rollback(keep=4), *([dict(type="EMAHook")] if ema else [])]
     runner = small.build(tmp_path, hooks, model=Counting, **loop)
+    scarce.append(runner)
     for hook in (watch, settle(runner)):
         runner.register_hook(hook)
     runner.train()
@@ -87,20 +100,22 @@ def test_the_newest_proven_is_in_memory_and_the_others_are_files(tmp_path, loop,
     assert kinds == [Part, Part, Snapshot, Snapshot]
     held = [
         sum(isinstance(item, Snapshot) for item in at.values())
-        for at in watch.items.values()
+        for i, at in watch.items.items()
+        if i > 20
     ]
     assert max(held) == 2
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
 @pytest.mark.parametrize("ema", [False, True], ids=["", "ema"])
-def test_a_file_is_gone_back_to_bit_for_bit(tmp_path, dtype, ema):
+def test_a_file_is_gone_back_to_bit_for_bit(tmp_path, scarce, dtype, ema):
     """A second rollback soon after the first goes to an older snapshot."""
     bad = [26, 27]
     watch = Watch()
     hooks = [small.SpoilInputs(bad), rollback(keep=4, cooldown=10)]
     hooks += [dict(type="EMAHook")] if ema else []
     runner = small.build(tmp_path, hooks, model=Counting, dtype=dtype, iters=30)
+    scarce.append(runner)
     for hook in (watch, settle(runner)):
         runner.register_hook(hook)
     runner.train()
@@ -114,7 +129,7 @@ def test_a_file_is_gone_back_to_bit_for_bit(tmp_path, dtype, ema):
     assert [n for n in differing if "scale" not in n and "steps" not in n] == []
 
 
-def test_a_file_that_was_deleted_leads_to_an_older_one(tmp_path):
+def test_a_file_that_was_deleted_leads_to_an_older_one(tmp_path, scarce):
     class Delete(small.Hook):
         priority = 2
 
@@ -124,11 +139,51 @@ def test_a_file_that_was_deleted_leads_to_an_older_one(tmp_path):
 
     hooks = [small.SpoilInputs([26, 27]), rollback(keep=4, cooldown=10), Delete()]
     runner = small.build(tmp_path, hooks, iters=30)
+    scarce.append(runner)
     runner.register_hook(settle(runner))
     runner.train()
     _, second = helpers.ledger(runner, "rollback")
     assert second["target_iter"] == 10
     assert runner.iter == 30
+
+
+def test_if_no_older_one_can_be_read_there_is_the_newest(tmp_path, scarce):
+    class Delete(small.Hook):
+        priority = 2
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 27:
+                for path in Path(runner.work_dir, "rollback").glob("iter_*.pth"):
+                    path.unlink()
+
+    hooks = [small.SpoilInputs([26, 27]), rollback(cooldown=10), Delete()]
+    runner = small.build(tmp_path, hooks, iters=30)
+    scarce.append(runner)
+    runner.register_hook(settle(runner))
+    runner.train()
+    targets = [line["target_iter"] for line in helpers.ledger(runner, "rollback")]
+    assert targets == [20, 20]
+    assert runner.iter == 30
+    assert all(t.isfinite().all() for t in small.state(runner).values())
+
+
+def test_a_checkpoint_that_a_hook_has_edited_stands_for_nothing(tmp_path, scarce):
+    class Halve(small.Hook):
+        def before_save_checkpoint(self, runner, checkpoint):
+            weights = checkpoint["state_dict"]
+            for name in weights:
+                weights[name] = weights[name] / 2
+
+    watch = Watch()
+    hooks = [small.SpoilInputs([26, 27]), rollback(keep=4, cooldown=10), Halve()]
+    runner = small.build(tmp_path, hooks, model=Counting, iters=30)
+    scarce.append(runner)
+    for hook in (watch, settle(runner)):
+        runner.register_hook(hook)
+    runner.train()
+    target = helpers.ledger(runner, "rollback")[-1]["target_iter"]
+    found, expected = watch.states[28], watch.states[target]
+    assert [n for n in found if not torch.equal(found[n], expected[n])] == []
 
 
 def test_without_memory_there_is_no_snapshot_and_training_goes_on(
@@ -188,9 +243,10 @@ def test_two_ranks_hold_one_copy_and_go_back_to_it_alike(tmp_path):
     ranks = [torch.load(tmp_path / f"rank{i}.pth") for i in (0, 1)]
     whole = ranks[0]["state_bytes"]
     assert whole > 100e6
-    assert ranks[0]["held"] == pytest.approx(2 * whole, rel=0.01)
+    # Of iteration 0, when there was no momentum, of 5 and of 10.
+    assert ranks[0]["held"] == pytest.approx(2.5 * whole, rel=0.01)
     assert ranks[1]["held"] < 0.01 * whole
-    # Resident memory: what the other rank saves is two copies, less what varies.
+    # Resident memory: what the other rank saves is these, less what varies.
     assert ranks[0]["rss"] - ranks[1]["rss"] > 1.5 * whole
     assert ranks[0]["rollbacks"] == [[12, 5]]
     assert [rank["differing"] for rank in ranks] == [[], []]
