@@ -51,6 +51,20 @@ def can_be_sent(tree: Any) -> bool:
     return True
 
 
+def sendable(tree: Any) -> Any:
+    """The same without values of dicts that cannot be pickled."""
+    if can_be_sent(tree):
+        return tree
+    if isinstance(tree, dict):
+        nested = (dict, list, tuple)
+        return {
+            key: sendable(value)
+            for key, value in tree.items()
+            if isinstance(value, nested) or can_be_sent(value)
+        }
+    return [sendable(v) for v in tree] if isinstance(tree, (list, tuple)) else tree
+
+
 @torch.no_grad()
 def _broadcast(tensor: Tensor, main: bool, device: torch.device) -> None:
     # Bytes: not every backend knows every dtype.

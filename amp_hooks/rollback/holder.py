@@ -13,11 +13,11 @@ from mmengine.runner import Runner
 
 from ..engine.averaging import ema_hooks
 from ..engine.messages import warn
-from ..engine.run import any_rank
+from ..engine.run import any_rank, iter_wrappers
 from ..engine.safe_read import read_safely
 from ..engine.tensors import named_tensors
 from .checkpoint_file import damage
-from .from_rank_0 import can_be_sent, from_rank_0
+from .from_rank_0 import can_be_sent, from_rank_0, sendable
 from .host_copy import HostCopier, host_bytes
 from .host_memory import free_host_bytes
 from .own_part import Part, own_part, with_own_part
@@ -115,11 +115,16 @@ class Holder:
         if not self._shared:
             return None if any_rank(mine is None) else mine
         sent = None if mine is None else [mine.iter, mine.state, mine.layouts]
-        sent = from_rank_0(sent)
+        sent = from_rank_0(sendable(sent))
         if mine is not None or sent is None:
-            return mine
+            return mine if sent is not None else None
         iteration, state, layouts = sent
         own = item.own if isinstance(item, Part) else {}
+        for name, wrapper in iter_wrappers(self._runner.optim_wrapper):
+            saved = state["optimizer"].get(name, {}).get("param_groups", [])
+            for group, now in zip(saved, wrapper.optimizer.param_groups):
+                for key, value in now.items():  # what could not be sent
+                    group.setdefault(key, value)
         return Snapshot(iteration, with_own_part(state, own), layouts)
 
     @property

@@ -25,6 +25,7 @@ class Large(small.Small):
     def __init__(self):
         super().__init__()
         self.backbone.append(nn.Linear(16, 16))
+        self.again = self.backbone[1]  # buffers under two names
         self.wide = nn.Parameter(torch.zeros(25_000_000))
 
     def losses(self, features, logits, y):
@@ -45,6 +46,8 @@ class Watch(small.Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         state = learned_state(runner)
+        if runner.iter == 3:  # what cannot be sent to another process
+            runner.optim_wrapper.optimizer.param_groups[0]["note"] = lambda: None
         if runner.iter in (5, 13):  # what the snapshot holds, and after the rollback
             model = state["model"]
             sums = {f"sum.{name}": t.double().sum() for name, t in model.items()}
