@@ -46,8 +46,6 @@ class HeadInputs:
         kind: Of what it sees, for the ledger.
         layers: The heads.
         trusts: Whether a head's predictions have been finite.
-        before_cleaning: Called before predictions are changed in place: what else is
-            to be measured in them must be by then.
     """
 
     kind = "heads"
@@ -58,7 +56,6 @@ class HeadInputs:
         self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
         self.trusts: Callable[[str], bool] = lambda name: False
-        self.before_cleaning: Callable[[], None] = lambda: None
         self._seen: list[Seen] = []
         self._undo: list[Callable[[], None]] = []
 
@@ -100,7 +97,6 @@ class HeadInputs:
         self.layers.clear()
         self._seen.clear()
         self.trusts = lambda name: False
-        self.before_cleaning = lambda: None
 
     def _wrap(self, name: str, head: nn.Module, method: str) -> None:
         look = self.guarded(self._look)
@@ -121,8 +117,6 @@ class HeadInputs:
         for x in predictions:
             by_kind.setdefault((x.device, x.dtype), []).append(x)
         trusted = self.trusts(name)
-        if trusted:
-            self.before_cleaning()
 
         def tell(record: IterationRecord, peaks: list[float]) -> None:
             record.add("head_peak", peaks[0], name)

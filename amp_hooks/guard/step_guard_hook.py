@@ -153,7 +153,6 @@ class StepGuardHook(AmpHook):
         self.undo.callback(heads.close)
         buffers.watch(model, runtime.by_design)
         heads.watch(model, runtime.forward.trusts)
-        heads.before_cleaning = runtime.forward.measure
         several = dist.get_world_size() > 1
         alone = several and not is_model_wrapper(runner.model)
         runtime.forward.together |= alone
