@@ -187,8 +187,8 @@ class HeadClampHook(AmpHook):
             active=self.active,
             since=self.since,
             clean=self.clean,
-            no_room=self._no_room,
             layers=list(self._layers),
+            **(dict(no_room=True) if self._no_room else {}),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:

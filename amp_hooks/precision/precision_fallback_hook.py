@@ -170,8 +170,8 @@ class PrecisionFallbackHook(AmpHook):
 
     def state(self) -> dict[str, Any]:
         """Which precision, until when, what does not fit, the rollbacks acted on."""
-        kept = dict(precision=self.precision, until=self.until, no_room=self._no_room)
-        return dict(kept, counted=self._counted)
+        kept = dict(precision=self.precision, until=self.until, counted=self._counted)
+        return dict(kept, no_room=True) if self._no_room else kept
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on in that precision."""
