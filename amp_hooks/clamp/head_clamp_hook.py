@@ -235,15 +235,7 @@ class HeadClampHook(AmpHook):
                 "iterations in a row are calm. If it stays on, lower the learning rate."
             )
         elif self.active and self.clean >= self.release_after:
-            since, self.active, self.since = self.since, False, None
-            runtime.emit(
-                "clamp_off",
-                record.iter,
-                record.verdict,
-                since=since,
-                clean_iterations=self.clean,
-                limit=self.limit,
-            )
+            since = self._switch_off(runtime, record.iter, record.verdict)
             print_log(
                 f"[amp_hooks] iteration {record.iter}: {self.clean} calm iterations; "
                 f"the clamp that was on since iteration {since} is off.",
@@ -252,22 +244,29 @@ class HeadClampHook(AmpHook):
         if self.active and (nonfinite or absmax > self.limit):
             record.put("clamp_needed", 1.0)  # for RollbackHook
 
+    def _switch_off(
+        self, runtime: Runtime, iteration: int, verdict: Verdict, **why: str
+    ) -> int | None:
+        """Returns the iteration since when it was on."""
+        since, self.active, self.since = self.since, False, None
+        runtime.emit(
+            "clamp_off",
+            iteration,
+            verdict,
+            since=since,
+            clean_iterations=self.clean,
+            limit=self.limit,
+            **why,
+        )
+        return since
+
     def _give_up(self, runner: Runner, runtime: Runtime, error: str) -> bool:
         """Memory ran out under a clamp that has come by itself: it stays away."""
         if not self.active or self.when == "always":
             return False
-        since, self.active, self.since = self.since, False, None
         self._no_room = True
+        self._switch_off(runtime, runner.iter, runtime.verdict, gave_up=error)
         self._apply(runner, runtime)
-        runtime.emit(
-            "clamp_off",
-            runner.iter,
-            runtime.verdict,
-            since=since,
-            clean_iterations=self.clean,
-            limit=self.limit,
-            gave_up=error,
-        )
         warn(
             f"iteration {runner.iter}: memory ran out while losses ran in FP32 "
             f"({error}). The clamp is off for good, and training goes on without it."

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import private
-
-Kind = Tuple[torch.dtype, torch.device]
 
 
 class LiveBuffer(NamedTuple):
@@ -83,11 +81,3 @@ def is_flat(tensor: Tensor) -> bool:
 def flat_views(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Each as 1-d, in the same memory; they must be flat."""
     return [t.detach().view(-1) for t in tensors]
-
-
-def kinds_of(tensors: Sequence[Tensor]) -> dict[Kind, list[int]]:
-    """Indices of those of one dtype and device."""
-    kinds: dict[Kind, list[int]] = {}
-    for i, t in enumerate(tensors):
-        kinds.setdefault((t.dtype, t.device), []).append(i)
-    return kinds

@@ -75,8 +75,8 @@ class StepTap:
         divisors: What the last loss of each optimizer had been divided by, for the
             gradients of several iterations to add up to those of a mean.
         on_backward: Called before each backward pass, that of a gate included.
-        on_step: Called before each step that is taken, whoever takes it.
-        on_step_of: The same, called with name and wrapper of the optimizer.
+        on_step: Called with name and wrapper of an optimizer before each step that is
+            taken, whoever takes it.
         stepping: The last step has begun and not come to its end, or raised.
         past_wrapper: A step was taken past its wrapper.
     """
@@ -89,8 +89,7 @@ class StepTap:
         self.skipped = False
         self.divisors: dict[str, int] = {}
         self.on_backward: list[Callable[[], None]] = []
-        self.on_step: list[Callable[[], None]] = []
-        self.on_step_of: list[Callable[[str, OptimWrapper], None]] = []
+        self.on_step: list[Callable[[str, OptimWrapper], None]] = []
         self.stepping = False
         self.past_wrapper = False
         self._inside = False  # a wrapper's own step
@@ -147,7 +146,6 @@ class StepTap:
         self._by_name.clear()
         self.listeners.clear()
         self.on_step.clear()
-        self.on_step_of.clear()
         self.gate = None
 
     def _wrap(self, name: str, wrapper: OptimWrapper) -> None:
@@ -210,9 +208,7 @@ class StepTap:
                 past_wrapper(closure is not None)
             self.stepping = True
             for call in self.on_step:
-                call()
-            for call_with in self.on_step_of:
-                call_with(name, wrapper)
+                call(name, wrapper)
 
         self._undo += [wrap(wrapper, "backward", backward), wrap(wrapper, "step", step)]
         register = getattr(wrapper.optimizer, "register_step_pre_hook", None)
@@ -269,11 +265,9 @@ class StepTap:
             known: Tensor | list[float] = norms
             if scaler is None:
                 self._unscaled.add(name)
-                if self.gate is None:
-                    pass
-                elif scaled and torch_api.can_refuse(wrapper.optimizer):
-                    state["refused"] = nonfinite_flag(norms)
-                else:
+                if scaled and torch_api.can_refuse(wrapper.optimizer):
+                    state["refused"] = nonfinite_flag(norms) if self.gate else None
+                elif self.gate is not None:
                     known = norms.tolist()  # the guard's one wait
                     state["bad"] = not all(map(math.isfinite, known))
             self.recorder.note("grad_norms", known, name)

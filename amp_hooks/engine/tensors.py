@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,16 +51,26 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, t in named_tensors(tree):
         if measurable(t):
-            # The largest magnitude is NaN or inf exactly if one of the values is; a
-            # sum could overflow, or let +inf and a finite value pass for large.
-            peak = torch.linalg.vector_norm(t.detach(), float("inf")).float()
-            by_device.setdefault(t.device, []).append((name, peak))
+            by_device.setdefault(t.device, []).append((name, peak_of(t)))
     found: list[str] = []
     for pairs in by_device.values():
         peaks = torch.stack([peak for _, peak in pairs]).tolist()
         # `x - x` is 0 for finite x, and NaN, unequal to everything, otherwise.
         found += [n for (n, _), peak in zip(pairs, peaks) if peak - peak != 0.0]
     return found[:limit]
+
+
+@torch.no_grad()
+def peak_of(t: Tensor) -> Tensor:
+    """Largest magnitude of a floating-point tensor with values, 0-d float32.
+
+    It is NaN or infinite exactly if one of the values is; a sum could overflow, or let
+    +inf and a finite value pass for large.
+    """
+    # Of half precision in float32 at once: one launch less.
+    dtype = None if t.dtype is torch.float64 else torch.float32
+    peak: Tensor = torch.linalg.vector_norm(t.detach(), math.inf, dtype=dtype)
+    return peak.float()
 
 
 def measurable(t: Tensor) -> bool:

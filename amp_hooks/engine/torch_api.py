@@ -158,13 +158,24 @@ def refusing(optimizer: Any, found_inf: Tensor | None) -> Iterator[None]:
 # --- many tensors in few launches -----------------------------------------------------
 
 
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """``copy_`` of many tensors in few launches: each to one of its dtype and device.
+def kinds_of(
+    tensors: Sequence[Tensor],
+) -> dict[tuple[torch.dtype, torch.device], list[int]]:
+    """Indices of those of one dtype and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, t in enumerate(tensors):
+        kinds.setdefault((t.dtype, t.device), []).append(i)
+    return kinds
 
-    In one launch if all are of one; of several torch would launch a kernel for each.
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """``copy_`` of many tensors, in a launch for each dtype and device.
+
+    Of several at once torch would launch a kernel for each tensor.
     """
     if TORCH >= (2, 1):
-        torch._foreach_copy_(list(targets), list(sources))
+        for kind in kinds_of(targets).values():
+            torch._foreach_copy_([targets[i] for i in kind], [sources[i] for i in kind])
     else:
         for target, source in zip(targets, sources):
             target.copy_(source)

@@ -10,13 +10,7 @@ from torch import Tensor
 
 from ..engine import private, torch_api
 from ..engine.averaging import ema_hooks
-from ..engine.live_buffers import (
-    LiveBuffer,
-    LiveBuffers,
-    flat_views,
-    is_flat,
-    kinds_of,
-)
+from ..engine.live_buffers import LiveBuffer, LiveBuffers, flat_views, is_flat
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.tensors import overlaps_itself
 
@@ -83,13 +77,14 @@ class FlatCopies:
         self._parts: list[tuple[list[Tensor], Tensor]] = []
         self._others: list[tuple[Tensor, Tensor]] = []
         copies: dict[int, Tensor] = {}
-        for kind in kinds_of(tensors).values():
+        for kind in torch_api.kinds_of(tensors).values():
             flat = [i for i in kind if is_flat(tensors[i])]
             if flat:
                 parts = flat_views([tensors[i] for i in flat])
-                whole = torch.cat(parts)
+                sizes = [len(part) for part in parts]
+                whole = parts[0].new_empty(sum(sizes))
                 self._parts.append((parts, whole))
-                for i, copy in zip(flat, whole.split([len(part) for part in parts])):
+                for i, copy in zip(flat, whole.split(sizes)):
                     copies[i] = copy.view(tensors[i].shape)
         for i, tensor in enumerate(tensors):
             if i not in copies:
@@ -108,9 +103,7 @@ class FlatCopies:
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
         """Write the copies into ``tensors``, of the shapes that were saved."""
-        for kind in kinds_of(tensors).values():
-            copies = [self.copies[i] for i in kind]
-            torch_api.copy_all([tensors[i] for i in kind], copies)
+        torch_api.copy_all(tensors, self.copies)
 
 
 class SavedTensors:
@@ -122,27 +115,18 @@ class SavedTensors:
 
     def __init__(self) -> None:
         self.copies: list[Tensor] = []
-        self._kinds: list[list[int]] = []  # indices of those of one dtype and device
 
     @torch.no_grad()
     def save(self, tensors: Sequence[Tensor]) -> None:
-        """Copy them, in a launch for each dtype and device.
-
-        Memory is allocated only if they are others than before.
-        """
+        """Copy them. Memory is allocated only if they are others than before."""
         if not _alike(tensors, self.copies):
             self.copies = [torch.empty_like(t) for t in tensors]
-            self._kinds = list(kinds_of(tensors).values())
-        self._copy(self.copies, tensors)
+        torch_api.copy_all(self.copies, tensors)
 
     @torch.no_grad()
     def restore(self, tensors: Sequence[Tensor]) -> None:
         """Write the copies into ``tensors``, which are those that were saved."""
-        self._copy(tensors, self.copies)
-
-    def _copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-        for kind in self._kinds:
-            torch_api.copy_all([targets[i] for i in kind], [sources[i] for i in kind])
+        torch_api.copy_all(tensors, self.copies)
 
 
 def _alike(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

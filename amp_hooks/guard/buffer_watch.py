@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import torch_api
 from ..engine.by_design import ByDesign
-from ..engine.live_buffers import (
-    LiveBuffer,
-    LiveBuffers,
-    flat_views,
-    is_flat,
-    kinds_of,
-)
+from ..engine.live_buffers import LiveBuffer, LiveBuffers, flat_views, is_flat
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -106,7 +100,8 @@ class BufferWatch:
         self._others = [b.tensor.detach() for b in self._watched if not b.of_norm]
         self._others += [t.detach() for t in norms if not is_flat(t)]
         flat = flat_views([t for t in norms if is_flat(t)])
-        self._parts = [[flat[i] for i in kind] for kind in kinds_of(flat).values()]
+        kinds = torch_api.kinds_of(flat).values()
+        self._parts = [[flat[i] for i in kind] for kind in kinds]
 
     def _tell(self, record: IterationRecord, peaks: list[float]) -> None:
         self._faulty |= not all(map(math.isfinite, peaks))

@@ -12,7 +12,7 @@ from ..engine import torch_api
 from ..engine.patch import Guard, unguarded, wrap
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
-from ..engine.tensors import measurable, overlaps_itself
+from ..engine.tensors import measurable, overlaps_itself, peak_of
 
 # Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target")
@@ -113,15 +113,13 @@ class HeadInputs:
         predictions = [*_predictions(given)]
         if not predictions:
             return
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for x in predictions:
-            by_kind.setdefault((x.device, x.dtype), []).append(x)
         trusted = self.trusts(name)
 
         def tell(record: IterationRecord, peaks: list[float]) -> None:
             record.add("head_peak", peaks[0], name)
 
-        for same in by_kind.values():
+        for kind in torch_api.kinds_of(predictions).values():
+            same = [predictions[i] for i in kind]
             peak = make_finite(same) if trusted else _peak(same)
             self._seen.append(Seen(name, [peak], tell, measured=True))
 
@@ -147,7 +145,7 @@ def make_finite(tensors: list[Tensor]) -> Tensor:
             x.nan_to_num_(0.0, 0.0, 0.0)
         return peak
     flat = torch.cat([x.reshape(-1) for x in data])
-    peak = torch.linalg.vector_norm(flat, float("inf")).float()
+    peak = peak_of(flat)
     flat.nan_to_num_(0.0, 0.0, 0.0)
     parts = flat.split([x.numel() for x in data])
     torch_api.copy_all(data, [part.view(x.shape) for part, x in zip(parts, data)])

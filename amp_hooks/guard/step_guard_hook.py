@@ -168,7 +168,7 @@ class StepGuardHook(AmpHook):
         self.undo.callback(setattr, runtime.tap, "gate", None)
         self._first_steps = FirstSteps()
         before_step = self.guarded(self._first_steps.before_step)
-        runtime.tap.on_step_of.append(before_step)
+        runtime.tap.on_step.append(before_step)
         self._start = AccumulationStart(runner)
         self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):

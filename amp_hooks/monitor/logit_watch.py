@@ -13,17 +13,10 @@ from torch import Tensor, nn
 from ..engine import private
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
-from ..engine.private import version_of
 from ..engine.recorder import FlightRecorder, IterationRecord
-from ..engine.tensors import named_tensors
+from ..engine.tensors import named_tensors, peak_of
 from .classifiers import ClassifierFinder
-from .logits import (
-    LogitStats,
-    infinity_is_overflow,
-    largest_number,
-    logit_stats,
-    peak_of,
-)
+from .logits import LogitStats, infinity_is_overflow, largest_number, logit_stats
 
 _TRIES = 20  # training iterations in which the layers may show up
 
@@ -207,11 +200,11 @@ class LogitWatch:
             self._note(name, logit_stats(logits))
         if not logits.numel():
             return
-        version = version_of(logits)
+        version = private.version_of(logits)
 
         def tell(record: IterationRecord, peaks: list[float]) -> None:
             if overflow:
-                as_it_was = version_of(logits) == version
+                as_it_was = private.version_of(logits) == version
                 _tell(record, name, logits if as_it_was else None, peaks[0])
 
         peak = [peak_of(logits)]

@@ -52,15 +52,6 @@ def logit_stats(logits: Tensor) -> LogitStats:
     return LogitStats(torch.maximum(-low, high).float().abs(), nan, nonfinite - nan)
 
 
-@torch.no_grad()
-def peak_of(logits: Tensor) -> Tensor:
-    """Largest magnitude, 0-d float32; NaN or infinite if a value is."""
-    wide = logits.dtype is torch.float64
-    dtype = None if wide else torch.float32  # else half a launch more
-    peak: Tensor = torch.linalg.vector_norm(logits.detach(), math.inf, dtype=dtype)
-    return peak.float()
-
-
 def infinity_is_overflow(module: nn.Module) -> bool:
     """Whether an infinity in the output of a module can only come from overflow.
 

@@ -15,6 +15,7 @@ from ..engine import private
 from ..engine.rng import capture_rng, undisturbed_rng
 from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
+from ..engine.tensors import peak_of
 from ..forensics.preserved import alone, preserved
 from ..forensics.replay import Call, Replay, dense, in_a_line, run_call
 from ..monitor.classifiers import ClassifierFinder
@@ -213,7 +214,7 @@ def largest(values: Tensor) -> Tensor:
     """Largest magnitude in FP32, 0 of nothing; on the device."""
     if not values.numel():
         return values.new_zeros((), dtype=torch.float32)
-    return torch.linalg.vector_norm(values, torch.inf).float()
+    return peak_of(values)
 
 
 def worst(peaks: list[Tensor]) -> float:

@@ -24,15 +24,13 @@ def from_rank_0(tree: Any) -> Any:
             or None; nobody looks at it elsewhere.
 
     Returns:
-        On rank 0 the same object, on the others a copy; None on all of them if it
-        cannot be sent.
+        On rank 0 the same object, on the others a copy without values of dicts that
+        cannot be pickled.
     """
     if dist.get_world_size() == 1:
         return tree
     main = dist.is_main_process()
-    if main and not can_be_sent(tree):
-        tree = None
-    skeleton = [map_tensors(_shape_of, tree) if main else None]
+    skeleton = [map_tensors(_shape_of, _sendable(tree)) if main else None]
     dist.broadcast_object_list(skeleton, src=0)
     mine = tree if main else map_tensors(_empty, skeleton[0])
     device = dist.get_comm_device()
@@ -51,18 +49,18 @@ def can_be_sent(tree: Any) -> bool:
     return True
 
 
-def sendable(tree: Any) -> Any:
-    """The same without values of dicts that cannot be pickled."""
+def _sendable(tree: Any) -> Any:
     if can_be_sent(tree):
         return tree
     if isinstance(tree, dict):
         nested = (dict, list, tuple)
         return {
-            key: sendable(value)
+            key: _sendable(value)
             for key, value in tree.items()
             if isinstance(value, nested) or can_be_sent(value)
         }
-    return [sendable(v) for v in tree] if isinstance(tree, (list, tuple)) else tree
+    # Of a list the places are kept.
+    return [_sendable(v) for v in tree] if isinstance(tree, (list, tuple)) else None
 
 
 @torch.no_grad()

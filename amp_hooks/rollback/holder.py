@@ -17,7 +17,7 @@ from ..engine.run import any_rank, iter_wrappers
 from ..engine.safe_read import read_safely
 from ..engine.tensors import named_tensors
 from .checkpoint_file import damage
-from .from_rank_0 import can_be_sent, from_rank_0, sendable
+from .from_rank_0 import can_be_sent, from_rank_0
 from .host_copy import HostCopier, host_bytes
 from .host_memory import free_host_bytes
 from .own_part import Part, own_part, with_own_part
@@ -115,9 +115,9 @@ class Holder:
         if not self._shared:
             return None if any_rank(mine is None) else mine
         sent = None if mine is None else [mine.iter, mine.state, mine.layouts]
-        sent = from_rank_0(sendable(sent))
+        sent = from_rank_0(sent)
         if mine is not None or sent is None:
-            return mine if sent is not None else None
+            return mine
         iteration, state, layouts = sent
         own = item.own if isinstance(item, Part) else {}
         for name, wrapper in iter_wrappers(self._runner.optim_wrapper):
@@ -151,7 +151,6 @@ class Holder:
         """Else each rank holds its own: a lambda in a param group cannot travel."""
         if self._shared and any_rank(not can_be_sent(state)):
             self._shared, self._whole = False, True
-            self._several = True
 
     def _see_whether_the_file_has_it_all(
         self, state: dict[str, Any], checkpoint: dict[str, Any] | None

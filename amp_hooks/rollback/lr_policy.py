@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -47,14 +47,18 @@ class LRPolicy:
         self._temporary = TemporaryLR()
         self._held = HeldRate()
 
-    def attach(self, runner: Runner) -> Callable[[], None]:
+    def attach(self, runner: Runner) -> Callable[[str, OptimWrapper], None]:
         """Training is about to begin, resumed or not.
 
         Returns:
             What is to be called before each optimizer step.
         """
         self._held.resumed(all_param_groups(runner), all_schedulers(runner), self.total)
-        return partial(self.begin_iteration, runner)
+
+        def before_step(name: str, wrapper: OptimWrapper) -> None:
+            self.begin_iteration(runner)
+
+        return before_step
 
     def rolled_back(self, runner: Runner, lower: bool, rise: float = 1.0) -> None:
         """After a rollback; counting begins anew.

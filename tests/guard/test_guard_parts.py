@@ -119,6 +119,7 @@ def test_a_buffer_that_became_smaller_in_place():
     model.queue.resize_(4)
     assert live.now() is not before
     saved = FlatCopies([b.tensor for b in live.now()])
+    saved.save()
     model.queue.zero_()
     saved.restore([model.queue])
     assert model.queue.tolist() == [0.0, 1.0, 2.0, 3.0]
