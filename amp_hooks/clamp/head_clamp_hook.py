@@ -122,6 +122,7 @@ class HeadClampHook(AmpHook):
         self.clean = 0
         self._no_room = False  # for losses in FP32
         self._warned = False
+        self._applied = False  # to the layers
         self._layers: list[str] = []
         self._guard: HeadGuard | None = None
 
@@ -174,7 +175,8 @@ class HeadClampHook(AmpHook):
         """Switch on by need, off after a clean stretch."""
         if self.when == "triggered":
             self._decide(runtime, record)
-        self._apply(runner, runtime)
+        if self.active or self._applied:
+            self._apply(runner, runtime)
         # Of several clamps in one config, the one that is on.
         active = max(float(self.active), record.get("clamp_active") or 0.0)
         record.put("clamp_active", active)
@@ -274,6 +276,7 @@ class HeadClampHook(AmpHook):
         return True
 
     def _apply(self, runner: Runner, runtime: Runtime) -> None:
+        self._applied = self.active
         if self._guard is not None:
             self._guard.on = self.active
         clamps = [h for h in runner.hooks if isinstance(h, HeadClampHook)]

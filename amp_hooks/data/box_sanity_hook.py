@@ -87,7 +87,7 @@ class BoxSanityHook(AmpHook):
         self.counts: Counter[str] = Counter()  # rank 0: of all ranks, so far as known
         self._waiting: list[dict[str, Any]] = []  # of this rank, for the ledger
         self._warnings = self._lines = 0
-        self._unseen: int | None = 0  # batches without boxes; None: there are some
+        self._unseen: int | None = 0  # batches without boxes; None: enough is known
         self._warn_once = WarnOnce()
 
     def before_train_iter(
@@ -124,6 +124,7 @@ class BoxSanityHook(AmpHook):
             return
         self._unseen += 1
         if self._unseen == _ENOUGH:
+            self._unseen = None
             what = "none of the data samples has gt_instances.bboxes"
             self._warn_once(
                 f"BoxSanityHook has seen no ground-truth boxes in {_ENOUGH} batches: "

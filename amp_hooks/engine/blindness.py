@@ -27,13 +27,12 @@ class Blindness:
         self._steps = self._losses = self._past_wrapper = False
 
     def add(
-        self, record: IterationRecord, due: bool, refused: bool, past_wrapper: bool
+        self, record: IterationRecord, refused: bool, past_wrapper: bool
     ) -> Iterator[str]:
         """Take in an iteration, before it is judged.
 
         Args:
             record: Its numbers.
-            due: No accumulation waits for a step after it.
             refused: A step was refused without looking at gradients.
             past_wrapper: A step was taken past the optimizer wrapper.
 
@@ -44,7 +43,7 @@ class Blindness:
         propagated = "backward_loss" in record.values
         self._losses |= propagated or bool(record.values.get("loss"))
         self._steps |= "found_inf" in record.values or refused
-        self._due += due and propagated
+        self._due += record.step_due and propagated
         if past_wrapper and not self._past_wrapper:
             self._past_wrapper = True
             yield (

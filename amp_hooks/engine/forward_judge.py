@@ -46,6 +46,7 @@ class ForwardJudge:
         self.together = False
         self.diverged: Condition | None = None
         self._since_step = NonfiniteForward()
+        self._finite: dict[str, dict[str, bool]] = {}  # now, by kind and name
         self._seen_finite: set[str] = set()
         self._never_finite: set[str] = set()
 
@@ -157,8 +158,8 @@ class ForwardJudge:
 
     def learn(self, record: IterationRecord) -> None:
         """A healthy iteration shows what is finite, and what is not by design."""
-        for watch in self.watches:
-            for name, finite in watch.finite(record, self.clamped).items():
+        for found in self._finite.values():
+            for name, finite in found.items():
                 if finite:
                     self._seen_finite.add(name)
                 elif record.stepped and not self.trusts(name):
@@ -170,14 +171,15 @@ class ForwardJudge:
         """What the watches saw that may be faulty, and what of it is known to be."""
         found: dict[str, list[str]] = {}
         known: dict[str, list[str]] = {}
-        for watch in self.watches:
-            for name, finite in watch.finite(record, self.clamped).items():
+        self._finite = {w.kind: w.finite(record, self.clamped) for w in self.watches}
+        for kind, of_watch in self._finite.items():
+            for name, finite in of_watch.items():
                 if finite or name in self._never_finite:
                     continue
-                found.setdefault(watch.kind, []).append(name)
+                found.setdefault(kind, []).append(name)
                 # Which buffers count is known from elsewhere.
-                if self.trusts(name) or watch.kind == "buffers":
-                    known.setdefault(watch.kind, []).append(name)
+                if self.trusts(name) or kind == "buffers":
+                    known.setdefault(kind, []).append(name)
         return found, known
 
 

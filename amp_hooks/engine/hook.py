@@ -143,8 +143,9 @@ class AmpHook(Hook):
     ) -> None:
         """Read the iteration's record, once for all hooks, and act on it."""
         runtime = self.joined or Runtime.of(runner)
-        if not runtime.averaging.has_acted(self, private.iteration(runner)):
-            self.after_record(runner, runtime, runtime.record(runner, outputs))
+        record = runtime.record(runner, outputs)
+        if not runtime.averaging.has_acted(self, record.iter):
+            self.after_record(runner, runtime, record)
 
     def after_train(self, runner: Runner) -> None:
         """Detach."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -40,35 +41,37 @@ class LiveBuffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._slots = [
-            (path, module, private.buffers_of(module), name, private.is_norm(module))
+        self._modules = [
+            (path, module, buffers, tuple(buffers), private.is_norm(module))
             for path, module in model.named_modules()
-            for name in private.buffers_of(module)
+            if (buffers := private.buffers_of(module))
         ]
         self._kept: list[LiveBuffer] = []
-        self._place: list[Any] | None = None
+        self._tensors: list[Tensor | None] = []
+        self._place: tuple[list[int], list[Any]] | None = None
 
     def now(self) -> list[LiveBuffer]:
         """Those that there are; the same list as long as they are the same."""
-        tensors = [
-            buffers.get(name)
-            for _, module, buffers, name, norm in self._slots
+        tensors: list[Tensor | None] = []
+        for _, module, buffers, names, norm in self._modules:
             # Frozen BatchNorm, which most detectors have, updates nothing.
-            if not norm or module.training
-        ]
+            if not norm or module.training:
+                tensors += map(buffers.get, names)
+        same = len(tensors) == len(self._tensors)
+        same = same and all(map(is_, tensors, self._tensors))
+        present = [t for t in tensors if t is not None]
         try:
-            place = [
-                None if t is None else (id(t), t.data_ptr(), t.shape) for t in tensors
-            ]
+            place = [t.data_ptr() for t in present], [t.shape for t in present]
         except RuntimeError:  # a sparse one has no memory of its own
             place = None
-        if place is None or place != self._place:
-            self._place = place
+        if not same or place is None or place != self._place:
+            self._tensors, self._place = tensors, place
             self._kept = [
                 LiveBuffer(f"{path}.{name}" if path else name, module, name, t, norm)
-                for path, module, buffers, name, norm in self._slots
-                if (not norm or module.training)
-                and (t := buffers.get(name)) is not None
+                for path, module, buffers, names, norm in self._modules
+                if not norm or module.training
+                for name in names
+                if (t := buffers.get(name)) is not None
             ]
         return self._kept
 

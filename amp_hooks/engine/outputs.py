@@ -19,12 +19,16 @@ def close_with_losses(
         iteration: That ends.
         outputs: What ``train_step`` has returned, if anything.
     """
-    losses = {name: v for name, v in (outputs or {}).items() if "loss" in name}
-    for name, value in losses.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
-            recorder.note("loss", value.reshape(()), name)
+    numbers: dict[str, float] = {}
+    for name, value in outputs.items() if outputs else ():
+        if "loss" not in name:
+            continue
+        if isinstance(value, Tensor):
+            if value.numel() == 1:
+                recorder.note("loss", value.reshape(()) if value.ndim else value, name)
+        elif isinstance(value, (int, float)):
+            numbers[name] = float(value)
     record = recorder.close(iteration)
-    for name, value in losses.items():
-        if isinstance(value, (int, float)):
-            record.put("loss", float(value), name)
+    for name, number in numbers.items():
+        record.put("loss", number, name)
     return record

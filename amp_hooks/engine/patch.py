@@ -31,14 +31,27 @@ class Layers:
         functools.update_wrapper(self, original)
         self.own = vars(thing).get(name, _NOTHING)
         self.layers: list[Callable[..., Any]] = []
-        self._original = original
+        self._original = self._call = original
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Through the last one first."""
-        call = self._original
+        return self._call(*args, **kwargs)
+
+    def add(self, layer: Callable[..., Any]) -> None:
+        """Put one around all that there is."""
+        self.layers.append(layer)
+        self._arrange()
+
+    def remove(self, layer: Callable[..., Any]) -> None:
+        """Take one away, if it is there."""
+        if layer in self.layers:
+            self.layers.remove(layer)
+            self._arrange()
+
+    def _arrange(self) -> None:
+        self._call = self._original
         for layer in self.layers:
-            call = functools.partial(layer, call)
-        return call(*args, **kwargs)
+            self._call = functools.partial(layer, self._call)
 
     def put_back(self, attributes: dict[str, Any], name: str) -> None:
         """Into the attributes of an object: what it had of its own, or nothing."""
@@ -63,11 +76,10 @@ def wrap(thing: Any, name: str, layer: Callable[..., Any]) -> Callable[[], None]
     if not isinstance(layers, Layers):
         # Not by setattr: a compiled module hands that on to the one within.
         layers = vars(thing)[name] = Layers(thing, name)
-    layers.layers.append(layer)
+    layers.add(layer)
 
     def undo() -> None:
-        if layer in layers.layers:
-            layers.layers.remove(layer)
+        layers.remove(layer)
         if not layers.layers and vars(thing).get(name) is layers:
             layers.put_back(vars(thing), name)
 

@@ -47,7 +47,6 @@ class Peaks:
         self._zeros: dict[torch.device, Tensor] = {}
         self._caps: dict[tuple[torch.device, tuple[float, ...]], Tensor] = {}
 
-    @torch.no_grad()
     def measure(
         self,
         seen: Sequence[Seen],

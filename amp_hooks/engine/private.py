@@ -235,7 +235,10 @@ def call_first(parameter: Tensor, handle: int) -> None:
 
 def iteration(runner: Any) -> int:
     """``runner.iter``, which passes through three properties."""
-    known = getattr(getattr(runner, "_train_loop", None), "_iter", None)
+    try:
+        known = runner._train_loop._iter
+    except AttributeError:  # a loop of the user's own, or none yet
+        known = None
     return known if isinstance(known, int) else int(runner.iter)
 
 

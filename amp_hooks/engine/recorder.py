@@ -44,6 +44,7 @@ class IterationRecord:
         ranks: Ranks whose loss or logits were not finite, as far as this one knows.
         steps_unseen: Losses are propagated, and nothing shows how optimizers step: the
             losses alone can judge.
+        step_due: No accumulation waits for its step any more.
     """
 
     iter: int
@@ -52,6 +53,7 @@ class IterationRecord:
     verdict: Verdict = Verdict.HEALTHY
     ranks: list[int] = field(default_factory=list)
     steps_unseen: bool = False
+    step_due: bool = True
 
     def get(self, quantity: str, name: str = "") -> float | None:
         """One value, or ``None`` if it was not measured."""
@@ -87,13 +89,19 @@ class IterationRecord:
 
     def put(self, quantity: str, value: float, name: str = "") -> None:
         """Add a host number that a hook decided on."""
-        self.values.setdefault(quantity, {})[name] = value
+        of_quantity = self.values.get(quantity)
+        if of_quantity is None:
+            self.values[quantity] = {name: value}
+        else:
+            of_quantity[name] = value
 
     def add(
         self, quantity: str, value: float, name: str = "", reduce: str = "max"
     ) -> None:
         """The same, beside what is there: ``'max'``, ``'min'`` or ``'sum'``."""
-        of_quantity = self.values.setdefault(quantity, {})
+        of_quantity = self.values.get(quantity)
+        if of_quantity is None:
+            of_quantity = self.values[quantity] = {}
         old = of_quantity.get(name)
         if old is not None and not math.isnan(value):
             value = old if math.isnan(old) else _REDUCE[reduce]((old, value))
@@ -165,12 +173,13 @@ class FlightRecorder:
             if isinstance(value, Tensor):
                 by_device.setdefault(value.device, []).append(i)
         for indices in by_device.values():
-            parts = [values[i].float().reshape(-1) for i in indices]
-            packed = torch.cat(parts).tolist()
+            noted = [values[i] for i in indices]
+            parts = [t if t.dtype is torch.float32 else t.float() for t in noted]
+            numbers = torch.cat([t if t.ndim else t.view(1) for t in parts]).tolist()
             self.transfers += 1
             start = 0
-            for i, part in zip(indices, parts):
-                end = start + len(part)
-                values[i] = packed[start:end] if values[i].ndim else packed[start]
+            for i, t in zip(indices, noted):
+                end = start + (len(t) if t.ndim else 1)
+                values[i] = numbers[start:end] if t.ndim else numbers[start]
                 start = end
         return values

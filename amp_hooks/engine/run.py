@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import mmengine.dist as dist
@@ -27,11 +27,10 @@ def left_out_buffers(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def iter_wrappers(optim_wrapper: Any) -> Iterator[tuple[str, OptimWrapper]]:
-    """Yield ``(name, wrapper)``; a single optimizer has the name ``''``."""
+    """Each ``(name, wrapper)``; a single optimizer has the name ``''``."""
     if isinstance(optim_wrapper, OptimWrapperDict):
-        yield from optim_wrapper.items()
-    else:
-        yield "", optim_wrapper
+        return iter(optim_wrapper.items())
+    return iter([("", optim_wrapper)])
 
 
 def trained_parameters(wrapper: OptimWrapper) -> list[Tensor]:
@@ -41,10 +40,23 @@ def trained_parameters(wrapper: OptimWrapper) -> list[Tensor]:
 
 def accumulating(optim_wrapper: Any) -> bool:
     """Whether gradients are waiting for an optimizer step."""
-    return any(
-        wrapper.inner_count % private.accumulative_counts(wrapper) != 0
-        for _, wrapper in iter_wrappers(optim_wrapper)
-    )
+    for _, wrapper in iter_wrappers(optim_wrapper):
+        if wrapper.inner_count % private.accumulative_counts(wrapper) != 0:
+            return True
+    return False
+
+
+def known_rates(groups: Iterable[Mapping[str, Any]]) -> list[float] | None:
+    """The learning rates of param groups; None if one lives on a GPU: to read it waits.
+
+    Many configs have a group for every parameter, so this is asked of hundreds.
+    """
+    rates = [group["lr"] for group in groups if group.get("lr") is not None]
+    if {*map(type, rates)} <= {float}:
+        return rates
+    if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
+        return None
+    return [float(lr) for lr in rates]
 
 
 def active_scaler(wrapper: OptimWrapper) -> Any:

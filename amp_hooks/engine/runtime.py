@@ -144,7 +144,7 @@ class Runtime:
     def _new_record(self, runner: Runner, outputs: Any) -> IterationRecord:
         self.forward.measure()  # what no backward pass was seen of
         messages = [watch.end_iteration() for watch in self.forward.watches]
-        record = close_with_losses(self.recorder, runner.iter, outputs)
+        record = close_with_losses(self.recorder, private.iteration(runner), outputs)
         for name, loss in record.values.get("backward_loss", {}).items():
             record.put("backward_loss", loss * self.tap.divisors[name], name)
         self.tap.complete(record)
@@ -153,10 +153,8 @@ class Runtime:
             complete(record)
         record.vectors.clear()
         self._record = record
-        due = not accumulating(runner.optim_wrapper)
-        unseen = self.blindness.add(
-            record, due, self.tap.skipped, self.tap.past_wrapper
-        )
+        record.step_due = not accumulating(runner.optim_wrapper)
+        unseen = self.blindness.add(record, self.tap.skipped, self.tap.past_wrapper)
         for message in filter(None, (*messages, *unseen)):
             warn(message)
         if self.blindness.iterations == 3:  # averages may be made in the first
@@ -168,7 +166,7 @@ class Runtime:
         self._tell_harmless(record)
         if record.verdict is Verdict.HEALTHY:
             self.forward.learn(record)
-            if record.proves_something:
+            if record.proves_something and not self.by_design.settled:
                 self.by_design.settle(bare_model(runner))
         if self.raised is not None:
             fields["error"] = self.raised.text

@@ -167,22 +167,26 @@ class StepTap:
             return original(loss, *args, **kwargs)
 
         def step(original: Any, *args: Any, **kwargs: Any) -> Any:
+            params = trained_parameters(wrapper)
             if (gate := self.gate) is not None:
-                params = trained_parameters(wrapper)
                 if not call(gate.owner, gate.opens, name, params, otherwise=True):
                     self.skipped = True
                     private.count_step(wrapper)
                     return None
                 call(gate.owner, gate.before_step, name, params, otherwise=None)
-            state: dict[str, Any] = before() or {}
+            state: dict[str, Any] = before(params) or {}
             # Of the gate; GradScaler decides by itself.
             if state.get("bad"):
                 private.count_step(wrapper)
                 return None
             self._inside = True
+            refused = state.get("refused")
             try:
-                with torch_api.refusing(wrapper.optimizer, state.get("refused")):
+                if refused is None:
                     result = original(*args, **kwargs)
+                else:
+                    with torch_api.refusing(wrapper.optimizer, refused):
+                        result = original(*args, **kwargs)
             finally:
                 self._inside = False
             self.stepping = False
@@ -227,7 +231,7 @@ class StepTap:
             return
         if self.gate is not None:
             self.gate.before_step(name, params)
-        state = self._before(name, wrapper, scaled=False)
+        state = self._before(name, wrapper, params, scaled=False)
         if state.get("bad"):
             wrapper.optimizer.zero_grad(set_to_none=True)
 
@@ -240,7 +244,11 @@ class StepTap:
             self.recorder.note("backward_loss", loss.reshape(()), name, "sum")
 
     def _before(
-        self, name: str, wrapper: OptimWrapper, scaled: bool = True
+        self,
+        name: str,
+        wrapper: OptimWrapper,
+        params: list[Tensor],
+        scaled: bool = True,
     ) -> dict[str, Any]:
         """GradScaler's state of this step; without one, whether the gate refuses it."""
         state: dict[str, Any] = {}
@@ -254,7 +262,7 @@ class StepTap:
             scale = torch_api.scale_tensor(scaler).detach().clone()
             self.recorder.note("scale", scale, name)
         if scaler is None or self.listeners:
-            norms = parameter_grad_norms(trained_parameters(wrapper))
+            norms = parameter_grad_norms(params)
             if norms is None:
                 return state
             # A training step of the user's own may have unscaled them already.
@@ -269,7 +277,7 @@ class StepTap:
                     state["refused"] = nonfinite_flag(norms) if self.gate else None
                 elif self.gate is not None:
                     known = norms.tolist()  # the guard's one wait
-                    state["bad"] = not all(map(math.isfinite, known))
+                    state["bad"] = not math.isfinite(sum(known))
             self.recorder.note("grad_norms", known, name)
         return state
 
@@ -277,7 +285,8 @@ class StepTap:
         """Say of steps without a GradScaler whether their gradients were finite."""
         for name, steps in record.vectors.get("grad_norms", {}).items():
             if name in self._unscaled:
-                finite = all(math.isfinite(norm) for norms in steps for norm in norms)
+                # None is negative, and Python's numbers do not overflow in this.
+                finite = math.isfinite(sum(map(sum, steps)))
                 record.add("found_inf", float(not finite), name)
         self._unscaled.clear()
 

@@ -60,17 +60,17 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     return found[:limit]
 
 
-@torch.no_grad()
 def peak_of(t: Tensor) -> Tensor:
     """Largest magnitude of a floating-point tensor with values, 0-d float32.
 
     It is NaN or infinite exactly if one of the values is; a sum could overflow, or let
     +inf and a finite value pass for large.
     """
+    t = t.detach() if t.requires_grad else t
     # Of half precision in float32 at once: one launch less.
     dtype = None if t.dtype is torch.float64 else torch.float32
-    peak: Tensor = torch.linalg.vector_norm(t.detach(), math.inf, dtype=dtype)
-    return peak.float()
+    peak: Tensor = torch.linalg.vector_norm(t, math.inf, dtype=dtype)
+    return peak if dtype else peak.float()
 
 
 def measurable(t: Tensor) -> bool:
@@ -146,9 +146,11 @@ def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
         return None
     norms = torch_api.norms_of(list(grads.values()))
     device = norms[0].device
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.to(device) for norm in norms]
     if len(norms) == len(params):
-        return torch.stack([norm.to(device) for norm in norms])
+        return torch.stack(norms)
     # Zeros fill the gaps: an index made from a list would be a copy to the device.
-    placed = dict(zip(grads, (norm.to(device) for norm in norms)))
+    placed = dict(zip(grads, norms))
     zero = torch.zeros((), device=device)
     return torch.stack([placed.get(i, zero) for i in range(len(params))])

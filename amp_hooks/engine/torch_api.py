@@ -138,16 +138,13 @@ def can_refuse(optimizer: Any) -> bool:
 
 
 @contextmanager
-def refusing(optimizer: Any, found_inf: Tensor | None) -> Iterator[None]:
-    """Within it the step is not taken where ``found_inf`` is 1.0; None is for nothing.
+def refusing(optimizer: Any, found_inf: Tensor) -> Iterator[None]:
+    """Within it the step is not taken where ``found_inf`` is 1.0.
 
     Args:
         optimizer: One of :func:`can_refuse`.
         found_inf: 0-d float32.
     """
-    if found_inf is None:
-        yield
-        return
     optimizer.found_inf = found_inf
     try:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine import private, torch_api
 from ..engine.averaging import ema_hooks
 from ..engine.live_buffers import LiveBuffer, LiveBuffers, flat_views, is_flat
-from ..engine.run import bare_model, iter_wrappers
+from ..engine.run import iter_wrappers
 from ..engine.tensors import overlaps_itself
 
 
@@ -21,10 +21,14 @@ class AccumulationStart:
     An accumulation is the iterations that feed one optimizer step. The forward pass
     writes BatchNorm statistics long before anyone sees the gradients, and EMAHook
     averages in each of them.
+
+    Args:
+        runner: In training.
+        live: The buffers of its model.
     """
 
-    def __init__(self, runner: Runner) -> None:
-        self._live = LiveBuffers(bare_model(runner))
+    def __init__(self, runner: Runner, live: LiveBuffers) -> None:
+        self._live = live
         self._buffers, self._ema = FlatCopies([]), SavedTensors()
         self._saved: list[LiveBuffer] = []
         wrappers = [wrapper for _, wrapper in iter_wrappers(runner.optim_wrapper)]
@@ -89,12 +93,11 @@ class FlatCopies:
         for i, tensor in enumerate(tensors):
             if i not in copies:
                 copies[i] = torch.empty_like(tensor)
-                self._others.append((copies[i], tensor))
+                self._others.append((copies[i], tensor.detach()))
         self.copies = [copies[i] for i in range(len(tensors))]
 
-    @torch.no_grad()
     def save(self) -> None:
-        """Copy them."""
+        """Copy them. All of it is detached, so that no graph sees it."""
         for parts, whole in self._parts:
             torch.cat(parts, out=whole)
         for copy, tensor in self._others:

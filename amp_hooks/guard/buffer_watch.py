@@ -47,10 +47,10 @@ class BufferWatch:
         self._chosen_of: list[LiveBuffer] | None = None
         self._known: tuple[bool, set[str]] = (False, set())
 
-    def watch(self, model: nn.Module, by_design: ByDesign) -> None:
+    def watch(self, live: LiveBuffers, by_design: ByDesign) -> None:
         """Look at the floating-point buffers of a model from now on."""
         self._by_design = by_design
-        self._live = LiveBuffers(model)
+        self._live = live
 
     def end_iteration(self) -> str | None:
         """There is nothing to tell."""

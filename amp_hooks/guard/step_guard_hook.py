@@ -18,6 +18,7 @@ from ..engine.checks import (
     check_regexes,
 )
 from ..engine.hook import AmpHook
+from ..engine.live_buffers import LiveBuffers
 from ..engine.messages import WarnOnce, warn
 from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating, bare_model, iter_wrappers
@@ -151,7 +152,8 @@ class StepGuardHook(AmpHook):
         heads = runtime.watch_forward(HeadInputs)
         self.undo.callback(buffers.close)
         self.undo.callback(heads.close)
-        buffers.watch(model, runtime.by_design)
+        live = LiveBuffers(model)
+        buffers.watch(live, runtime.by_design)
         heads.watch(model, runtime.forward.trusts)
         several = dist.get_world_size() > 1
         alone = several and not is_model_wrapper(runner.model)
@@ -169,7 +171,7 @@ class StepGuardHook(AmpHook):
         self._first_steps = FirstSteps()
         before_step = self.guarded(self._first_steps.before_step)
         runtime.tap.on_step.append(before_step)
-        self._start = AccumulationStart(runner)
+        self._start = AccumulationStart(runner, live)
         self._start.save(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             self._policy.begin(name, wrapper)

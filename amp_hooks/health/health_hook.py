@@ -8,14 +8,13 @@ from typing import Any
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import Tensor
 
 from ..engine.checks import check_bool
 from ..engine.condition import Condition, State
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.run import iter_wrappers
+from ..engine.run import iter_wrappers, known_rates
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
@@ -169,8 +168,8 @@ class HealthHook(AmpHook):
         logged = terms.pop("loss", None)
         propagated = record.all("backward_loss")
         loss = sum(propagated) if propagated else logged
-        if loss is not None and self.health.level:
-            self._lifts[record.iter] = loss / self.health.level
+        if loss is not None and (level := self.health.level):
+            self._lifts[record.iter] = loss / level
             self._lifts.pop(record.iter - _LAST, None)
         lr = largest_lr(runner)
         self._iter = record.iter
@@ -283,12 +282,11 @@ class HealthHook(AmpHook):
 
 def largest_lr(runner: Runner) -> float | None:
     """The largest learning rate; None if it lives on a GPU, where to read it waits."""
-    rates = [
-        group["lr"]
-        for _, wrapper in iter_wrappers(runner.optim_wrapper)
-        for group in wrapper.optimizer.param_groups
-        if "lr" in group
-    ]
-    if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
-        return None
-    return max((float(lr) for lr in rates), default=None)
+    largest: list[float] = []
+    for _, wrapper in iter_wrappers(runner.optim_wrapper):
+        rates = known_rates(wrapper.optimizer.param_groups)
+        if rates is None:
+            return None
+        if rates:
+            largest.append(max(rates))
+    return max(largest, default=None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+
 MARGIN = 20  # iterations before an onset: the one that did it had come by then
 _MOST = 1000
 
@@ -23,8 +26,10 @@ class HighestRate:
 
     def rise(self, since: int | None) -> float:
         """That of now over the highest of before ``since``; 1 if it is not known."""
-        known = [lr for i, lr in self._rises if since and i <= since - MARGIN]
-        return max(1.0, self._now / known[-1]) if known else 1.0
+        if not since:
+            return 1.0
+        before = bisect_right(self._rises, (since - MARGIN, math.inf))
+        return max(1.0, self._now / self._rises[before - 1][1]) if before else 1.0
 
     def went_back(self, since: int | None) -> None:
         """What came shortly before ``since``, or later, has not gone well."""

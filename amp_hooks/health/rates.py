@@ -48,14 +48,14 @@ class Rates:
         return self._known(rate)
 
     def _known(self, rate: int) -> float | None:
-        levels = {
-            r: x.median for r, x in self._levels.items() if r >= rate - 1 and len(x)
-        }
-        if not levels:
-            return None
         # The next higher one stands for a rate not had; at worst the one just below.
-        near = min((r for r in levels if r >= rate), default=rate - 1)
-        level = levels[near]
+        near = rate
+        if not self._levels.get(rate):
+            known = [r for r, level in self._levels.items() if r >= rate - 1 and level]
+            if not known:
+                return None
+            near = min((r for r in known if r >= rate), default=rate - 1)
+        level = self._levels[near].median
         if self._visit < VISIT and near in self._before:
             level = max(level, self._before[near])
         return level

@@ -44,6 +44,9 @@ class Cause(NamedTuple):
     name: str = ""
 
 
+_NOTHING = Cause(0.0, "loss", None)
+
+
 class Symptoms:
     """Weighs each iteration against the healthy past.
 
@@ -171,6 +174,9 @@ class Symptoms:
 
     def worst(self) -> Cause:
         """What speaks most against the run."""
+        term = self._terms.worst
+        if term is None and self.none and not self._signs.suspect:
+            return _NOTHING
         since = self._start.since
         if since is not None and self.reference.start.early:
             # A hot start rises slowly: it began where no batch cost as little any more.
@@ -179,7 +185,6 @@ class Symptoms:
             Cause(self._recent.value, "loss", self._recent.since),
             Cause(self._start.value, "start", since),
         ]
-        term = self._terms.worst
         if term is not None:
             name, evidence = term
             causes.append(Cause(evidence.value, "term", evidence.since, name))

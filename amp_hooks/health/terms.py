@@ -135,12 +135,11 @@ class Terms:
     @property
     def worst(self) -> tuple[str, Evidence] | None:
         """The term that most speaks against, if any does."""
-        name = max(
-            self._terms, key=lambda n: self._terms[n].evidence.value, default=None
-        )
-        if name is None or self._terms[name].evidence.value <= 0:
-            return None
-        return name, self._terms[name].evidence
+        worst = None
+        for name, term in self._terms.items():
+            if term.evidence.value > (worst[1].value if worst else 0.0):
+                worst = name, term.evidence
+        return worst
 
     def rose_most(self, small: float) -> tuple[str, float] | None:
         """The term that rose most above its level, and by what factor."""

@@ -103,14 +103,14 @@ class GradNormMonitorHook(AmpHook):
             )
 
         def on_gradients(name: str, wrapper: OptimWrapper, norms: Tensor) -> None:
-            params = trained_parameters(wrapper)
-            if len(self._names.get(name, ())) != len(params):
+            if len(self._names.get(name, ())) != len(norms):
+                params = trained_parameters(wrapper)
                 self._names[name] = [names.get(id(p), "other") for p in params]
                 self._indices[name] = self._grouped(self._names[name])
             if self.adaptive_clip is not None:
                 total = torch.linalg.vector_norm(norms)
                 factor = self._clip(name).coefficient(total)
-                multiply_gradients(params, factor)
+                multiply_gradients(trained_parameters(wrapper), factor)
                 runtime.recorder.note("adaptive_clip", factor, name, reduce="min")
 
         runtime.tap.listeners.append(self.guarded(on_gradients))

@@ -161,15 +161,18 @@ class LogitWatch:
             return
         self.layers[name] = module
 
+        overflow = infinity_is_overflow(module)
+
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             # Gradients are off in evaluation.
             quiet = self.recorder.muted or not torch.is_grad_enabled()
             if quiet or self._recomputed(name):
                 return
-            for _, tensor in named_tensors(output):
+            plain = isinstance(output, Tensor)
+            for tensor in [output] if plain else dict(named_tensors(output)).values():
                 if tensor.is_floating_point():
                     self._limits[name] = largest_number(tensor)
-                    self._see(name, tensor.detach())
+                    self._see(name, tensor.detach(), overflow)
                     for listen in self.listeners:
                         listen(name, tensor)
 
@@ -189,16 +192,16 @@ class LogitWatch:
             return False
         return name in self._measured
 
-    def _see(self, name: str, logits: Tensor) -> None:
+    def _see(self, name: str, logits: Tensor, overflow: bool) -> None:
         """Measure them now, for the model may write to them, and count if need be.
 
         What is not finite is counted when the host knows that there is something; but
         now where infinities may be there by design, in every iteration.
         """
-        overflow = infinity_is_overflow(self.layers[name])
-        if not (overflow and logits.numel()):
+        empty = not logits.numel()
+        if empty or not overflow:
             self._note(name, logit_stats(logits))
-        if not logits.numel():
+        if empty:
             return
         version = private.version_of(logits)
 
@@ -235,14 +238,16 @@ def _tell(
     record: IterationRecord, name: str, logits: Tensor | None, peak: float
 ) -> None:
     """Add what is known of logits to a record; counts them if some are not finite."""
-    absmax, nan, inf = peak, 0.0, 0.0
-    if not math.isfinite(peak):
-        stats = [0.0, 0.0, 0.0]
-        if logits is not None:
-            stats = torch.stack(logit_stats(logits)).tolist()
-        absmax, nan, inf = stats
-        if not (nan or inf):
-            nan, inf = float(math.isnan(peak)), float(math.isinf(peak))
+    if math.isfinite(peak):
+        record.add("logit_absmax", peak, name)
+        for quantity in ("logit_nan", "logit_inf"):
+            record.values.setdefault(quantity, {}).setdefault(name, 0.0)
+        return
+    absmax = nan = inf = 0.0
+    if logits is not None:
+        absmax, nan, inf = torch.stack(logit_stats(logits)).tolist()
+    if not (nan or inf):
+        nan, inf = float(math.isnan(peak)), float(math.isinf(peak))
     record.add("logit_absmax", absmax, name)
     record.add("logit_nan", nan, name, "sum")
     record.add("logit_inf", inf, name, "sum")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,12 @@ def infinity_is_overflow(module: nn.Module) -> bool:
 
 def largest_number(logits: Tensor) -> float:
     """The largest finite number of the precision that the logits were computed in."""
-    return FP16_MAX if rehearsing_half() else torch.finfo(logits.dtype).max
+    return FP16_MAX if rehearsing_half() else _largest(logits.dtype)
+
+
+@lru_cache(maxsize=None)
+def _largest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).max
 
 
 @dataclass(frozen=True)

@@ -48,20 +48,23 @@ _WORST_ONLY: dict[str, Reduce] = {
 
 
 # One value each, which hooks add to the record.
-_COUNTS_AND_FLAGS = (
-    "nonfinite_total",
-    "vetoes_total",
-    "nan_terms_total",
-    "loss_now",
-    "loss_low",
-    "loss_high",
-    "loss_level",
-    "health",
-    "clamp_active",
-    "fallback_active",
-    "rollbacks_total",
-    "lr_factor",
-)
+_COUNTS_AND_FLAGS = {
+    quantity: f"amp/{quantity}"
+    for quantity in (
+        "nonfinite_total",
+        "vetoes_total",
+        "nan_terms_total",
+        "loss_now",
+        "loss_low",
+        "loss_high",
+        "loss_level",
+        "health",
+        "clamp_active",
+        "fallback_active",
+        "rollbacks_total",
+        "lr_factor",
+    )
+}
 
 
 def _latest(old: float, new: float) -> float:
@@ -162,36 +165,38 @@ SCALARS = {
 def scalars_of(record: IterationRecord) -> dict[str, float]:
     """What an iteration has to publish: finite floats under the contract's names."""
     out: dict[str, float] = {}
+    known = record.values
 
-    def put(name: str, value: float | None) -> None:
-        if value is not None and math.isfinite(value):
+    def put(name: str, value: float) -> None:
+        if math.isfinite(value):
             out[name] = float(value)
 
     def put_all(name: str, values: dict[str, float], worst: Reduce) -> None:
         """The worst of all under ``name``, and each under its own name beside it."""
-        if values:
-            put(f"amp/{name}", worst(values.values()))
+        if not values:
+            return
+        put(f"amp/{name}", worst(values.values()))
         for own, value in values.items():
             if own:
                 put(f"amp/{name}/{own}", value)
 
-    scales = record.values.get("scale", {})
+    scales = known.get("scale", {})
     put_all("scale_log2", {k: _log2(v) for k, v in scales.items()}, min)
-    put_all("skipped_total", record.values.get("skipped_total", {}), sum)
+    put_all("skipped_total", known.get("skipped_total", {}), sum)
     for name, worst in _WORST_ONLY.items():
         if values := record.all(name):
             put(f"amp/{name}", worst(values))
     finite = record.verdict.value in ("HEALTHY", "DIVERGED")
     put("amp/nonfinite", float(not finite))
-    for group, norm in record.values.get("gradnorm", {}).items():
+    for group, norm in known.get("gradnorm", {}).items():
         put(f"amp/gradnorm/{group}" if group else "amp/gradnorm", norm)
-    put_all("clip_max_norm", record.values.get("clip_max_norm", {}), min)
-    layers = record.values.get("logit_absmax", {})
-    put_all("cls_score_absmax", layers, max)
-    # 0 is the largest of no finite value at all, or of zeros: no point on a log axis.
-    log2 = {k: _log2_logit(v) for k, v in layers.items() if v}
-    put_all("cls_score_log2", log2, max)
+    put_all("clip_max_norm", known.get("clip_max_norm", {}), min)
+    layers = known.get("logit_absmax", {})
     if layers:
+        put_all("cls_score_absmax", layers, max)
+        # 0 is the largest of no finite value, or of zeros: no point on a log axis.
+        log2 = {k: _log2_logit(v) for k, v in layers.items() if v}
+        put_all("cls_score_log2", log2, max)
         put("amp/fp16_limit_log2", math.log2(FP16_MAX))
         put("amp/cls_score_nan", sum(record.all("logit_nan")))
         put("amp/cls_score_inf", sum(record.all("logit_inf")))
@@ -204,9 +209,10 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
         put("amp/clamp_limit_log2", math.log2(min(limits)))
     if clamped := record.all("clamped"):
         put("amp/clamped_fraction", max(clamped))
-    put_all("bad_boxes_total", record.values.get("bad_boxes_total", {}), sum)
-    for name in _COUNTS_AND_FLAGS:
-        put(f"amp/{name}", record.get(name))
+    put_all("bad_boxes_total", known.get("bad_boxes_total", {}), sum)
+    for quantity, name in _COUNTS_AND_FLAGS.items():
+        if quantity in known and (value := record.get(quantity)) is not None:
+            put(name, value)
     if propagated := record.all("backward_loss"):
         put("amp/loss", sum(propagated))
     return out
@@ -221,12 +227,11 @@ def _log2_logit(absmax: float) -> float:
     return math.log2(FP16_MAX) - headroom_bits(absmax)
 
 
-def merge_worst(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
-    """Merge two sets of scalars, keeping the worse value of each."""
-    merged = dict(old)
+def merge_worst(into: dict[str, float], new: dict[str, float]) -> None:
+    """Merge scalars into others, keeping the worse value of each."""
     for name, value in new.items():
-        merged[name] = _spec(name).worst(old[name], value) if name in old else value
-    return merged
+        old = into.get(name, value)
+        into[name] = value if old == value else _spec(name).worst(old, value)
 
 
 @lru_cache(maxsize=None)  # a run has but so many names

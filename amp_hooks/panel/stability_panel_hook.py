@@ -172,7 +172,7 @@ class StabilityPanelHook(AmpHook):
         self.nonfinite_total += not finite
         record.put("nonfinite_total", self.nonfinite_total)
         if self._publishes:
-            self._worst = merge_worst(self._worst, scalars_of(record))
+            merge_worst(self._worst, scalars_of(record))
 
     def _publish(self, runner: Runner, step: int) -> None:
         scalars = {legal_name(name): value for name, value in self._worst.items()}

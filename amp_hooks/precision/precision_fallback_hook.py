@@ -16,7 +16,7 @@ from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.out_of_memory import taken_back
 from ..engine.recorder import IterationRecord
-from ..engine.run import accumulating, active_scaler, bare_model, iter_wrappers
+from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Raised, Runtime
 from ..engine.verdict import Verdict
 from ..errors import SetupError
@@ -134,14 +134,13 @@ class PrecisionFallbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Fall back if need be, come back when it is time."""
-        ends = not accumulating(runner.optim_wrapper)
         if record.verdict in self.on_verdict and not record.get("gave_up"):
             # Once for all iterations of a step: they share what one of them did.
-            self._streak += ends or record.verdict is Verdict.RAISED
+            self._streak += record.step_due or record.verdict is Verdict.RAISED
         elif record.stepped or record.verdict.is_bad:
             self._streak = 0
         # Not within an accumulation: gradients of two scales do not add up.
-        if ends:
+        if record.step_due:
             self._decide(runner, runtime, record)
         record.put("fallback_active", float(self.precision is not None))
 

@@ -94,6 +94,8 @@ class TemporaryLR:
         One that somebody else has written meanwhile stays, unless it was made of the
         one that was applied: then what was done to that is done to what is put back.
         """
+        if not self._kept:
+            return
         with torch.no_grad():
             for group, lr, value, applied in self._kept:
                 if isinstance(lr, Tensor):

@@ -7,10 +7,10 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor
 
+from ..engine import private
 from ..engine.messages import warn
-from ..engine.run import iter_wrappers
+from ..engine.run import iter_wrappers, known_rates
 from . import messages
 from .held_rate import HeldRate
 from .learning_rate import TemporaryLR, recovered, scale_lr, warmup_factor
@@ -85,7 +85,7 @@ class LRPolicy:
         """
         self._temporary.undo()
         self._hold(runner)
-        if (factor := self._warmup(runner.iter)) != 1:
+        if (factor := self._warmup(private.iteration(runner))) != 1:
             self._temporary.apply(all_param_groups(runner), factor)
 
     def end_iteration(self) -> None:
@@ -95,7 +95,8 @@ class LRPolicy:
     def healthy(self, runner: Runner, iterations: int) -> bool:
         """Healthy iterations have passed; whether the learning rate was raised."""
         self._clean += iterations
-        self.trust.healthy(_rates(runner, self._warmup(runner.iter)), iterations)
+        factor = self._warmup(private.iteration(runner))
+        self.trust.healthy(_rates(runner, factor), iterations)
         enough = self._recover_after is not None and self._clean >= self._recover_after
         if self.total == 1 or not enough:
             return False
@@ -156,11 +157,10 @@ class LRPolicy:
 
 
 def _rates(runner: Runner, factor: float) -> list[float] | None:
-    rates = [group.get("lr") for group in all_param_groups(runner)]
-    # To read one that lives on a GPU would hold up every iteration.
-    if any(isinstance(lr, Tensor) and lr.device.type != "cpu" for lr in rates):
-        return None
-    return [float(lr) * factor for lr in rates if lr is not None]
+    rates = known_rates(all_param_groups(runner))
+    if rates is None or factor == 1:
+        return rates
+    return [lr * factor for lr in rates]
 
 
 class LRTrust:
@@ -196,7 +196,9 @@ class LRTrust:
             return
         last, self._last = self._last, list(rates)
         # By more than rounding: schedules compute each from the one before.
-        rose = any(new > old * (1 + 1e-9) for new, old in zip(rates, last))
+        rose = self._last != last and any(
+            new > old * (1 + 1e-9) for new, old in zip(rates, last)
+        )
         if rose or len(last) != len(rates):
             self._healthy = 0
         else:

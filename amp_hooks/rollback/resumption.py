@@ -58,8 +58,9 @@ class Resumption:
 
     def restore_rng(self) -> None:
         """Before the first iteration: what has been drawn since the start is undone."""
-        saved, self._rng = self._rng, []
-        set_rng_of_rank(saved)
+        if self._rng:
+            saved, self._rng = self._rng, []
+            set_rng_of_rank(saved)
 
     def begin(
         self, runner: Runner, resumed: bool, rollbacks: int, lr_factor: float

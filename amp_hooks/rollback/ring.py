@@ -98,6 +98,8 @@ class SnapshotRing(Generic[T]):
             ill: Asked then, too: while the run is ill it begins anew for ever.
         """
         waiting = [entry for entry in self.entries if entry.left > 0]
+        if not waiting and len(self.entries) <= self.keep:
+            return []  # nothing to prove, and none too many
         for entry in waiting:
             entry.left = max(0, entry.left - iterations)
             if entry.left == 0 and ill is not None and ill():

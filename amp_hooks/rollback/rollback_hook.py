@@ -13,7 +13,7 @@ from ..engine.checks import check_bool, check_int, check_number, check_optional_
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.run import accumulating, any_rank, bare_model
+from ..engine.run import any_rank, bare_model
 from ..engine.runtime import Runtime
 from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
@@ -238,32 +238,32 @@ class RollbackHook(AmpHook):
         self._lr.end_iteration()
         self._snapshots.clamp_needed |= bool(record.get("clamp_needed"))
         bad: list[str] = []
-        step_is_due = not accumulating(runner.optim_wrapper)
+        now = record.iter
         at_once = record.verdict is Verdict.DIVERGED
         if record.verdict.is_bad:
             # Once for all iterations of a step.
             raised = record.verdict is Verdict.RAISED
-            if (step_is_due or raised) and not record.get("gave_up"):
+            if (record.step_due or raised) and not record.get("gave_up"):
                 self._streak.add(True)
             bad = nonfinite_state(runner, self._ignore)
             if any_rank(bool(bad)):
                 record.verdict, at_once = Verdict.STATE_NONFINITE, True
         elif record.verdict is Verdict.HEALTHY and record.proves_something:
             self._streak.add(False)
-            iterations = runner.iter - self._judged
-            self._judged = runner.iter
+            iterations = now - self._judged
+            self._judged = now
             self._snapshots.healthy(iterations)
             if runtime.condition.well and self._lr.healthy(runner, iterations):
                 factor = self.total_lr_factor
-                runtime.emit("recover", runner.iter, record.verdict, lr_factor=factor)
-                warn(messages.lr_raised(self.recover_after, factor, runner.iter))
-        if step_is_due:
-            self._judged = runner.iter
+                runtime.emit("recover", now, record.verdict, lr_factor=factor)
+                warn(messages.lr_raised(self.recover_after, factor, now))
+        if record.step_due:
+            self._judged = now
         if at_once or self._streak.too_many:
             self._roll_back(record.verdict, bad)
-            runtime.averaging.undone = runner.iter
+            runtime.averaging.undone = now
         record.put("rollbacks_total", self.rollbacks)
-        record.put("lr_factor", self._lr.now(runner.iter))
+        record.put("lr_factor", self._lr.now(now))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Take back the policy state and the random number generators."""

@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from mmengine.runner import Runner
 
+from ..engine import private
 from ..engine.averaging import begin_with_the_weights
 from ..engine.run import accumulating, any_rank
 from ..engine.runtime import Runtime
@@ -54,7 +55,9 @@ class SnapshotSchedule:
             If there should have been one and the learned state is not finite, on this
             rank or another: what is not finite here. No snapshot is taken then.
         """
-        self._due |= runner.iter % self._interval == 0
+        self._due |= private.iteration(runner) % self._interval == 0
+        if not (self._due or self._after_rollback):
+            return None
         # In a new process nothing has been accumulated, wherever it was resumed.
         if not self._first and accumulating(runner.optim_wrapper):
             return None

@@ -43,6 +43,7 @@ class SecondOpinion:
         self, runner: Runner, store: SnapshotStore, guarded: Guard = unguarded
     ) -> None:
         self._runner, self._store = runner, store
+        self._runtime = Runtime.of(runner)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         model = bare_model(runner)
 
@@ -60,7 +61,7 @@ class SecondOpinion:
         """Take the hook away."""
         self._handle.remove()
         self._calls.clear()
-        Runtime.of(self._runner).second_opinion = None
+        self._runtime.second_opinion = None
 
     def __call__(self, ill: Condition) -> str:
         """Why it is not the weights, in words; '' if it is, or cannot be told.
@@ -93,7 +94,7 @@ class SecondOpinion:
         )
 
     def _note(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        muted = Runtime.of(self._runner).recorder.muted
+        muted = self._runtime.recorder.muted
         if model.training and torch.is_grad_enabled() and not muted:
             self._calls.append((args, kwargs))
             del self._calls[2:]
@@ -127,7 +128,7 @@ class SecondOpinion:
             torch.clear_autocast_cache()
 
     def _loss(self) -> float:
-        runtime, model = Runtime.of(self._runner), bare_model(self._runner)
+        runtime, model = self._runtime, bare_model(self._runner)
         runner_model: Any = model
         _, wrapper = next(iter_wrappers(self._runner.optim_wrapper))
         args, kwargs = self._calls[0]

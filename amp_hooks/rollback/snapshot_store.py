@@ -54,6 +54,7 @@ class SnapshotStore:
         ignore: Container[str],
     ) -> None:
         self._runner, self._ring = runner, ring
+        self._runtime = Runtime.of(runner)
         self._holder = Holder(runner, pinned, ignore)
         self._files = RollbackFiles(runner.work_dir, ring.keep)
         self._waiting: Snapshot | None = None  # for the writer
@@ -110,14 +111,15 @@ class SnapshotStore:
 
     def healthy(self, iterations: int) -> None:
         """Iterations that were not bad have passed."""
-        self._was_ill |= not self._condition.well
-        now = self._runner.iter
+        well = self._condition.well
+        self._was_ill |= not well
+        now = private.iteration(self._runner)
         proven = self._ring.healthy(
             now, iterations, self._clamp_needed_anywhere, self._ill_anywhere
         )
         for entry in proven:
             self._write_entry(entry)
-        if not self._condition.well:
+        if not (well and self._saved):
             return
         for saved in self._saved:
             saved[2] -= iterations
@@ -157,7 +159,6 @@ class SnapshotStore:
 
     def collect(self, wait: float = 0.0) -> None:
         """See what the writer has done, and give it what waits."""
-        runtime = Runtime.of(self._runner)
         for written in self._writer.collect(wait):
             first, last = self._outdated or (written.iter, -1)
             if written.error is not None:
@@ -174,7 +175,8 @@ class SnapshotStore:
                 self._outdated = None
             needed = {entry.iter for entry in self._ring.entries}
             self._files.add(written.path, written.iter, named, needed)
-            runtime.emit("snapshot", written.iter, Verdict.HEALTHY, file=written.path)
+            about = dict(file=written.path)
+            self._runtime.emit("snapshot", written.iter, Verdict.HEALTHY, **about)
         if self._waiting is not None and not self._writer.busy:
             waiting, self._waiting = self._waiting, None
             self._write(waiting)
@@ -211,7 +213,7 @@ class SnapshotStore:
 
     @property
     def _condition(self) -> Condition:
-        return Runtime.of(self._runner).condition
+        return self._runtime.condition
 
     def _ill_anywhere(self) -> bool:
         # Losses are each rank's own as well.
