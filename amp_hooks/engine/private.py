@@ -7,6 +7,7 @@ do. A test keeps private names out of every other module. Checked with mmengine 
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -255,3 +256,11 @@ def in_backward() -> bool:
 def without_function_modes() -> AbstractContextManager[Any]:
     """A context in which TorchFunctionModes see nothing."""
     return torch._C.DisableTorchFunction()
+
+
+def hub_state_without_history(hub: Any) -> dict[str, Any]:
+    """``MessageHub.state_dict()``, which copies all of the histories, without them."""
+    bare = copy.copy(hub)
+    bare._log_scalars = OrderedDict()
+    state: dict[str, Any] = bare.state_dict()
+    return state

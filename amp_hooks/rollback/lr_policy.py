@@ -14,6 +14,7 @@ from ..engine.run import iter_wrappers, known_rates
 from . import messages
 from .held_rate import HeldRate
 from .learning_rate import TemporaryLR, recovered, scale_lr, warmup_factor
+from .log_history import replace_latest
 
 
 class LRPolicy:
@@ -234,11 +235,9 @@ def all_schedulers(runner: Runner) -> list[Any]:
 
 def log_lr(runner: Runner) -> None:
     """Let the logs have the learning rate of now, where RuntimeInfoHook had another."""
-    scalars = runner.message_hub.log_scalars
     for name, rates in runner.optim_wrapper.get_lr().items():
-        if rates and (history := scalars.get(f"train/{name}")) is not None:
-            values, _ = history.data
-            values[-1:] = float(rates[0])
+        if rates:
+            replace_latest(runner.message_hub, f"train/{name}", float(rates[0]))
 
 
 def change_lr(runner: Runner, factor: float) -> None:

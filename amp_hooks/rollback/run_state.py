@@ -26,6 +26,7 @@ from ..engine.tensors import (
     overlaps_itself,
 )
 from .by_parameter import Layout, fit_state, fitting, layout_by_place, layout_of
+from .log_history import hub_state
 from .lr_policy import all_schedulers
 from .storable import ReadableParts
 
@@ -239,7 +240,7 @@ class RunCheckpoint:
         checkpoint = dict(
             meta=meta,
             state_dict=bare_model(runner).state_dict(),
-            message_hub=runner.message_hub.state_dict(),
+            message_hub=hub_state(runner.message_hub),
             optimizer=runner.optim_wrapper.state_dict(),
         )
         schedulers: Any = runner.param_schedulers
