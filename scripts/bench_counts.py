@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KEYS = ("host syncs", "copies", "recorder", "collectives", "kernels")
+KEYS = ("host syncs", "copies", "recorder", "collectives", "launches")
+
+# They launch nothing: memory, other names of the same memory, and a read.
+NO_LAUNCH = ("detach", "alias", "empty", "empty_like", "empty_strided", "new_empty")
+NO_LAUNCH += ("_local_scalar_dense", "lift_fresh", "is_same_size", "set_")
+NO_LAUNCH += ("_record_function_enter_new", "_record_function_exit")
+
+
+def launches_of(func, args):
+    """How many kernels a GPU would be given for an operator that runs on a CPU.
+
+    A foreach operator is one launch if its tensors are of one dtype and device, and as
+    many as there are tensors if not; so it is on CUDA.
+    """
+    name = func._schema.name.split("::")[-1]
+    if name.startswith("_foreach"):
+        lists = [a for a in args if isinstance(a, (list, tuple))]
+        tensors = [t for a in lists for t in a if isinstance(t, torch.Tensor)]
+        kinds = {(t.dtype, t.device) for t in tensors}
+        return 1 if len(kinds) == 1 else len(lists[0])
+    return int(not func.is_view and name not in NO_LAUNCH)
 
 
 class CountOperators(TorchDispatchMode):
-    """Counts operators, and those for which a GPU's host would wait."""
+    """Counts launches, and operators for which a GPU's host would wait."""
 
     WAITS = ("nonzero", "masked_select", "_unique2", "unique_dim", "equal")
 
     def __init__(self):
         super().__init__()
-        self.reads = self.waits = self.collectives = self.operators = 0
+        self.reads = self.waits = self.collectives = self.launches = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.split("::")[-1]
         self.collectives += func.namespace == "c10d"
-        self.operators += not func.is_view
+        self.launches += launches_of(func, args)
         self.reads += name == "_local_scalar_dense"
         by_mask = name == "index" and any(
             i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
@@ -45,16 +67,28 @@ class CountCopies(TorchFunctionMode):
 
 
 def count_on_gpu(events):
-    """Syncs, copies and kernels in a profile."""
-    syncs = copies = kernels = 0
+    """Syncs, copies and launches in a profile."""
+    syncs = copies = launches = 0
     for event in events:
         name = event.name
         if event.device_type == torch.autograd.DeviceType.CUDA:
             copies += name.startswith("Memcpy DtoH")
-            kernels += not name.startswith(("Memcpy", "Memset"))
+            launches += not name.startswith(("Memcpy", "Memset"))
         # cudaDeviceSynchronize is left out: it is this script's, and the profiler's.
         syncs += name in ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-    return {"host syncs": syncs, "copies": copies, "kernels": kernels}
+    return {"host syncs": syncs, "copies": copies, "launches": launches}
+
+
+def held_bytes():
+    """Of all tensors that Python knows, memory that several share counted once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        # Not isinstance, which asks proxies for the class of what they stand for.
+        if issubclass(type(thing), torch.Tensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def count(live, iterations):
@@ -72,7 +106,7 @@ def count(live, iterations):
         found = {
             "host syncs": read + operators.waits,
             "copies": read,
-            "kernels": operators.operators,
+            "launches": operators.launches,
         }
     found["recorder"] = live.transfers - before
     # Alone, a process has no reason for a collective. Two ranks, of which one is made

@@ -13,15 +13,19 @@ Time, one table per detector:
                      (CPU: time of the process, GPU: elapsed)
     ratio            of these two
     paired ratio     median over the pairs of blocks, with its quartiles
+    added ms         median of the differences
 Per iteration, what the row adds to a run without hooks, from iterations of their own:
     host syncs       waits of the host for the device. GPU: the driver's synchronizing
                      calls; CPU: operations that would wait on a GPU
     copies           device-to-host copies. GPU: the profiler's; CPU: values read
     recorder         copies that the recorder of amp_hooks says it made
     collectives      c10d operations, with a process group of two simulated ranks
-    kernels          GPU: kernels launched; CPU: ATen operators dispatched, no views
+    launches         GPU: kernels launched; CPU: operators for which a GPU would be
+                     given one, and a foreach operator as often as it would
+    MiB held         of tensors between two iterations, in any memory: RollbackHook's
+                     first snapshot, copies of buffers
 The run's age: the same at iteration 100 and at 1,000,000, with the hooks' own memory
-as full as in such a run; 'cost' is what the monitors add, in ms. A stock run slows
+as full as in such a run. A stock run slows
 down with age as well, because MMEngine copies its log history in every iteration: that
 is left out of the first two rows and in the third.
 
@@ -40,16 +44,16 @@ from statistics import median, quantiles
 
 import mmengine.device.utils
 import torch
-from bench_counts import KEYS, count
+from bench_counts import KEYS, count, held_bytes
 from bench_panel import publishing
 from bench_rivals import rows
-from bench_runs import DETECTORS, Live, build_model
+from bench_runs import DETECTORS, Live, build_batch, build_model
 from compare_runs import show
-from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
 
 OLD = 1_000_000
+TIMES = ("without", "with", "ratio", "paired ratio", "added ms")
 
 
 def alternate(pairs, args):
@@ -70,8 +74,10 @@ def timing(blocks):
         quantiles(paired, n=4, method="inclusive") if paired[1:] else paired * 3
     )
     a, b = min(without), min(with_)
+    added = median(sum(y) / len(y) - sum(x) / len(x) for x, y in zip(*blocks))
     spread = f"{median(paired):.3f} ({low:.3f} to {high:.3f})"
-    return a, b, [f"{a * 1e3:.1f}", f"{b * 1e3:.1f}", f"{b / a:.3f}", spread]
+    cells = [f"{a * 1e3:.4g}", f"{b * 1e3:.4g}", f"{b / a:.3f}", spread]
+    return a, b, [*cells, f"{added * 1e3:.2f}"]
 
 
 def added(counts, base):
@@ -82,29 +88,31 @@ def added(counts, base):
 def bench(detector, args):
     """Measure one detector and print its tables."""
     model = build_model(detector, args)
-    shape = (3, args.size, args.size)
-    batch = demo_mm_inputs(args.batch_size, [shape] * args.batch_size, num_classes=80)
+    batch = build_batch(detector, args)
     base = Live(model, [], batch, args)
     optimizer = base.runner.optim_wrapper.optimizer
     known = rows()
-    lives = {
-        key: Live(model, known[key][1], batch, args, optimizer) for key in args.rows
-    }
+    lives, held = {}, {}
+    for key in args.rows:
+        before = held_bytes()
+        lives[key] = Live(model, known[key][1], batch, args, optimizer)
+        held[key] = held_bytes() - before
     # Else each collection would walk the objects of all rows, whichever row it is in.
     gc.collect()
     gc.freeze()
     blocks = alternate({key: (base, live) for key, live in lives.items()}, args)
     name = DETECTORS[detector][0] + (" made tiny" if args.tiny else "")
     print(f"\n### {name}\n\n{header(args)}\n")
-    table = [["time of an iteration", "without", "with", "ratio", "paired ratio"]]
+    table = [["time of an iteration", *TIMES]]
     table += [[known[key][0], *timing(blocks[key])[2]] for key in args.rows]
     print(show(table), flush=True)
 
     stock = count(base, args.count_iters)
-    table = [["added per iteration", *KEYS]]
+    table = [["added per iteration", *KEYS, "MiB held"]]
     for key, live in lives.items():
-        table.append([known[key][0], *added(count(live, args.count_iters), stock)])
-    table.append(["(without hooks)", *added(stock, dict.fromkeys(KEYS, 0))])
+        counts = added(count(live, args.count_iters), stock)
+        table.append([known[key][0], *counts, f"{held[key] / 2**20:.2f}"])
+    table.append(["(without hooks)", *added(stock, dict.fromkeys(KEYS, 0)), ""])
     print("\n" + show(table), flush=True)
     losses = {live.loss for live in (base, *lives.values())}
     same = "yes" if len(losses) == 1 else f"no: {sorted(losses)}"
@@ -132,15 +140,13 @@ def age(model, batch, optimizer, args):
         for live in pairs[label]:
             live.grow_to(iteration, leave)
     blocks = alternate(pairs, args)
-    table = [["all monitors at iteration", "without", "with", "ratio", "paired ratio"]]
-    table[0] += ["cost", *KEYS]
+    table = [["all monitors at iteration", *TIMES, *KEYS]]
     fastest = {}
     for label, pair in pairs.items():
         without, with_, cells = timing(blocks[label])
         fastest[label] = without, with_
         counts = [count(live, args.count_iters) for live in pair]
-        cost = f"{(with_ - without) * 1e3:.1f}"
-        table.append([label, *cells, cost, *added(counts[1], counts[0])])
+        table.append([label, *cells, *added(counts[1], counts[0])])
     ratios = [b / a for a, b in zip(fastest[young], fastest[old])]
     print("\n" + show(table))
     print(

@@ -18,16 +18,13 @@ FORENSICS = [dict(type="amp_hooks.ForensicsHook")]
 BOXES = [dict(type="amp_hooks.BoxSanityHook")]
 # RollbackHook takes its first snapshot before the first iteration; the later ones,
 # which cost what writing a checkpoint costs, are left out.
-SUITE = [
-    *MONITORS,
-    *GUARD,
-    *FORENSICS,
-    *BOXES,
-    dict(type="amp_hooks.BadBatchHook"),
-    dict(type="amp_hooks.HeadClampHook"),
-    dict(type="amp_hooks.RollbackHook", interval=10**9),
-    dict(type="amp_hooks.StabilityPanelHook", interval=10),
-]
+ROLLBACK = dict(interval=10**9)
+
+
+def suite(**members):
+    """StabilityHook with all that acts in an iteration."""
+    kind = dict(type="amp_hooks.StabilityHook", preflight=None, rollback=ROLLBACK)
+    return [dict(kind, **members)]
 
 
 PANEL = "amp_hooks.StabilityPanelHook"
@@ -128,8 +125,19 @@ def rows() -> dict[str, tuple[str, list]]:
         "grad_norm": ("GradNormMonitorHook", MONITORS[2:]),
         "monitors": ("all monitors", MONITORS),
         "guard": ("StepGuardHook", GUARD),
+        "health": ("HealthHook", [dict(type="amp_hooks.HealthHook")]),
+        "clamp": ("HeadClampHook, off", [dict(type="amp_hooks.HeadClampHook")]),
+        "clamping": (
+            "HeadClampHook, on",
+            [dict(type="amp_hooks.HeadClampHook", when="always")],
+        ),
         "forensics": ("ForensicsHook", FORENSICS),
         "boxes": ("BoxSanityHook", BOXES),
+        "batches": ("BadBatchHook", [dict(type="amp_hooks.BadBatchHook")]),
+        "rollback": (
+            "RollbackHook, between snapshots",
+            [dict(type="amp_hooks.RollbackHook", **ROLLBACK)],
+        ),
         "panel_idle": (
             "monitors, idle panel",
             [*MONITORS, dict(type=PANEL, interval=10**9)],
@@ -142,7 +150,7 @@ def rows() -> dict[str, tuple[str, list]]:
             "the same with histograms in every iteration",
             [*MONITORS, dict(type=PANEL, interval=1, histogram_interval=1)],
         ),
-        "suite": ("whole suite, no snapshots", SUITE),
+        "suite": ("StabilityHook, between snapshots", suite(panel=dict(interval=10))),
         "check_loss": (
             "CheckInvalidLossHook(interval=1)",
             [dict(type="mmdet.CheckInvalidLossHook", interval=1)],

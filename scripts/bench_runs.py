@@ -9,20 +9,54 @@ import uuid
 import numpy as np
 import torch
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from amp_hooks.engine.runtime import Runtime
 
 DETECTORS = {
+    "classifier": ("classifier of five levels behind 6 BatchNorms, all tiny", ""),
     "faster_rcnn": ("Faster R-CNN R50-FPN", "faster-rcnn_r50_fpn"),
     "retinanet": ("RetinaNet R50-FPN", "retinanet_r50_fpn"),
 }
 
 
+class Classifier(BaseModel):
+    """So small that an iteration is nothing but Python and launches."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [(nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)) for _ in range(6)]
+        self.backbone = nn.Sequential(*[layer for pair in layers for layer in pair])
+        self.bbox_head = nn.Module()
+        self.bbox_head.fc_cls = nn.Linear(8, 4)
+        self.bbox_head.loss_cls = nn.CrossEntropyLoss()
+
+    def forward(self, inputs, data_samples=None, mode="loss"):
+        """The losses of a batch."""
+        head, features = self.bbox_head, self.backbone(inputs)
+        levels = [head.fc_cls(features).float() for _ in range(5)]
+        return dict(loss_cls=[head.loss_cls(x, data_samples) for x in levels])
+
+
+def build_batch(detector, args):
+    """What the data loader gives, in each iteration."""
+    if detector == "classifier":
+        seed(0)
+        return dict(inputs=torch.randn(8, 8), data_samples=torch.randint(4, (8,)))
+    shape = (3, args.size, args.size)
+    return demo_mm_inputs(args.batch_size, [shape] * args.batch_size, num_classes=80)
+
+
 def build_model(detector, args):
-    """The detector of mmdet's own config, not pretrained."""
+    """The detector of mmdet's own config, not pretrained; or the classifier."""
+    if detector == "classifier":
+        seed(0)
+        return Classifier().to(args.device)
     cfg = Config.fromstring(
         f"_base_ = 'mmdet::_base_/models/{DETECTORS[detector][1]}.py'", ".py"
     )
