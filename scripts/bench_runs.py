@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import uuid
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -95,6 +96,44 @@ def seed(number):
     torch.manual_seed(number)
 
 
+def build_runner(model, hooks, batches, args, iterations=10**8):
+    """With MMEngine's default hooks, and nothing that it does now and then."""
+    name = uuid.uuid4().hex  # the message hub and the visualizer are global by it
+    wrapper = dict(type="OptimWrapper")
+    if args.precision != "float32":
+        kind = "AmpOptimWrapper"
+        if args.device == "cpu":
+            kind = "amp_hooks.CpuAmpOptimWrapper"
+        wrapper = dict(type=kind, dtype=args.precision)
+        # A scale that neither overflows nor grows here: a skipped step is cheaper.
+        wrapper["loss_scale"] = dict(init_scale=1024.0)
+    # With a learning rate of 0 the weights stay, and with them what RPN proposes,
+    # what is sampled and what all that costs.
+    sgd = dict(type="SGD", lr=0.0, momentum=0.9, weight_decay=1e-4)
+    return Runner(
+        model=model,
+        work_dir=args.work_dir,
+        train_dataloader=DataLoader(batches, collate_fn=itemgetter(0)),
+        train_cfg=dict(by_epoch=False, max_iters=iterations, val_interval=10**8),
+        optim_wrapper=dict(**wrapper, optimizer=sgd),
+        default_hooks=dict(
+            logger=dict(type="LoggerHook", interval=10**8),
+            checkpoint=dict(type="CheckpointHook", interval=10**8, by_epoch=False),
+        ),
+        custom_hooks=copy.deepcopy(hooks),
+        visualizer=dict(
+            type="Visualizer",
+            vis_backends=[
+                dict(type="LocalVisBackend"),
+                dict(type="TensorboardVisBackend"),
+            ],
+        ),
+        log_processor=dict(by_epoch=False),
+        log_level="ERROR",
+        experiment_name=name,
+    )
+
+
 class Live:
     """A runner that stands between two iterations."""
 
@@ -102,43 +141,11 @@ class Live:
         self.batch, self.device = batch, args.device
         cuda = self.device == "cuda"
         self._clock = time.perf_counter if cuda else time.process_time
-        name = uuid.uuid4().hex  # the message hub and the visualizer are global by it
         # A module tree of its own, for the module hooks, around the same parameters:
         # other weights, or the same ones elsewhere in memory, would cost other times.
         memo = {id(p): p for p in model.parameters()}
-        wrapper = dict(type="OptimWrapper")
-        if args.precision != "float32":
-            kind = "AmpOptimWrapper"
-            if args.device == "cpu":
-                kind = "amp_hooks.CpuAmpOptimWrapper"
-            wrapper = dict(type=kind, dtype=args.precision)
-            # A scale that neither overflows nor grows here: a skipped step is cheaper.
-            wrapper["loss_scale"] = dict(init_scale=1024.0)
-        # With a learning rate of 0 the weights stay, and with them what RPN proposes,
-        # what is sampled and what all that costs.
-        sgd = dict(type="SGD", lr=0.0, momentum=0.9, weight_decay=1e-4)
-        self.runner = runner = Runner(
-            model=copy.deepcopy(model, memo),
-            work_dir=args.work_dir,
-            train_dataloader=DataLoader([batch]),
-            train_cfg=dict(by_epoch=False, max_iters=10**8, val_interval=10**8),
-            optim_wrapper=dict(**wrapper, optimizer=sgd),
-            default_hooks=dict(
-                logger=dict(type="LoggerHook", interval=10**8),
-                checkpoint=dict(type="CheckpointHook", interval=10**8, by_epoch=False),
-            ),
-            custom_hooks=copy.deepcopy(hooks),
-            visualizer=dict(
-                type="Visualizer",
-                vis_backends=[
-                    dict(type="LocalVisBackend"),
-                    dict(type="TensorboardVisBackend"),
-                ],
-            ),
-            log_processor=dict(by_epoch=False),
-            log_level="ERROR",
-            experiment_name=name,
-        )
+        own = copy.deepcopy(model, memo)
+        self.runner = runner = build_runner(own, hooks, [batch], args)
         # What Runner.train does before its loop.
         runner._train_loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

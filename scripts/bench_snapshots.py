@@ -10,13 +10,16 @@ iteration, a snapshot, a rollback, and a checkpoint as CheckpointHook saves it):
     snapshot            what training waits for: finite scan, copy to host memory
     in the background   writing, flushing, reading back and comparing the file
     rollback            restoring the state from host memory
-    MMEngine checkpoint Runner.save_checkpoint, for comparison
+    MMEngine checkpoint what CheckpointHook saves, for comparison
+    guarded             the same as RollbackHook has it saved: seen to be finite,
+                        flushed, read back, and only then given its name
 and the bytes that the snapshots hold in memory and on disk, at each round.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import os.path as osp
 import tempfile
@@ -117,6 +120,14 @@ def measure(live, args):
     runner, watch = live.runner, Stopwatch(args.device)
     (hook,) = [h for h in runner.hooks if type(h).__name__ == "RollbackHook"]
     folder = osp.join(args.work_dir, "rollback")
+    meta = dict(epoch=0, iter=runner.iter)
+    (theirs,) = [h for h in runner.hooks if type(h).__name__ == "CheckpointHook"]
+    guarded = partial(theirs._save_checkpoint_with_step, meta=meta)
+    unguarded = partial(type(theirs)._save_checkpoint_with_step, theirs, meta=meta)
+    saves = {
+        "MMEngine checkpoint": partial(unguarded, runner, runner.iter),
+        "guarded": partial(guarded, runner, runner.iter),
+    }
     held = []
     hook._snapshots.finish()
     for number in range(args.rounds):
@@ -125,10 +136,10 @@ def measure(live, args):
         watch("in the background", hook._snapshots.finish)
         target = hook._ring.entries[-1].item
         watch("rollback", partial(target.restore, runner))
-        watch(
-            "MMEngine checkpoint",
-            lambda: runner.save_checkpoint(args.work_dir, "plain.pth", by_epoch=False),
-        )
+        for name, save in saves.items():
+            watch(name, save)
+            for path in glob.glob(osp.join(args.work_dir, "iter_*.pth")):
+                os.remove(path)
         on_disk = sum(os.path.getsize(osp.join(folder, f)) for f in os.listdir(folder))
         in_memory = host_bytes([vars(entry.item) for entry in hook._ring.entries])
         held.append([str(number + 1), megabytes(in_memory), megabytes(on_disk)])

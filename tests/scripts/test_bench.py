@@ -85,7 +85,7 @@ def test_snapshots_hold_as_much_memory_in_each_round():
     lines = [line.strip("| ").split("|") for line in done.stdout.splitlines()]
     cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in lines}
     iteration = float(cells["iteration"][0])
-    for part in ("snapshot", "in the background", "rollback", "MMEngine checkpoint"):
+    for part in ("snapshot", "in the background", "rollback", "guarded"):
         ms, ratio = map(float, cells[part])
         assert ratio == pytest.approx(ms / iteration, abs=0.01, rel=0.01)
     # In the first rounds there are not yet as many as are kept.
