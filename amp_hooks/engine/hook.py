@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from . import private
+from . import private, torch_api
 from .checks import check_known_arguments, match_names
 from .ending import tell_how_it_ends
 from .failures import leaves
@@ -125,6 +125,7 @@ class AmpHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Attach to optimizer and model."""
         self.let_go()  # of an earlier training
+        torch_api.leave_uncompiled(__name__.partition(".")[0])
         runtime, self.undo = Runtime.of(runner), ExitStack()
         self.joined = runtime
         runtime.failures.register(self, self.undo.close)

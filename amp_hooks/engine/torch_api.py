@@ -246,14 +246,20 @@ def after_each_call(
 # --- torch.compile --------------------------------------------------------------------
 
 
-def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Called as it is, where torch.compile meets it; a decorator."""
-    if TORCH >= (2, 1):
-        disable: Any = torch.compiler.disable
-    else:  # which takes seconds to import, and is there if a model was compiled
-        dynamo = sys.modules.get("torch._dynamo")
-        disable = dynamo.disable if dynamo else lambda f: f
-    return disable(function)  # type: ignore[no-any-return]
+def leave_uncompiled(package: str) -> None:
+    """Let torch.compile pass over a package; what that calls of others is compiled.
+
+    It takes seconds to import, and is there if a model was compiled.
+    """
+    rules: Any = sys.modules.get(
+        "torch._dynamo.trace_rules" if TORCH >= (2, 2) else "torch._dynamo.skipfiles"
+    )
+    if rules is not None and package not in _UNCOMPILED:
+        _UNCOMPILED.add(package)
+        rules.add(sys.modules[package])
+
+
+_UNCOMPILED: set[str] = set()
 
 
 @contextmanager

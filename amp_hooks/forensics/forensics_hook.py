@@ -11,7 +11,6 @@ import mmengine.dist as dist
 from mmengine.runner import Runner
 from torch import nn
 
-from ..engine import torch_api
 from ..engine.checks import check_bool, check_int, check_iterations, check_number
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
@@ -117,7 +116,6 @@ class ForensicsHook(AmpHook):
         """See what the model is called with, and exceptions."""
         refuse_unsupported(self, runner)
 
-        @torch_api.not_compiled
         def on_call(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not self._training or runtime.recorder.muted:
                 return
