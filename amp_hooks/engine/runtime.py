@@ -52,6 +52,7 @@ class Runtime:
         errors: Sees the exceptions that leave ``train_step``.
         averaging: Leaves EMA and the like out after an iteration that was undone.
         blindness: What cannot be seen of this run.
+        fp32_fits: Not known to need more memory than a device has, on any rank.
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
             Below 1.0 it makes gradients smaller than they are, which cures nothing.
         raised: The exception that ended the present iteration and was dealt with.
@@ -90,6 +91,7 @@ class Runtime:
         self.condition = Condition()
         self.goes_back = False
         self.second_opinion: Callable[[Condition], str] | None = None
+        self.fp32_fits = True
         self.scale_floor = 1.0
         self.raised: Raised | None = None
         self.clamp_limits: list[float] = []

@@ -34,8 +34,9 @@ class PrecisionFallbackHook(AmpHook):
     iterations in a row with a verdict named in ``on_verdict``, training goes on in
     place in ``to``: same weights, optimizer state and position. BF16 has FP32's range
     at half its memory; where it does not help (one more rollback), or the device or an
-    operator lacks it, FP32 follows. The loss scaler is put away meanwhile and
-    checkpoints hold its state as it was, so that they remain good for FP16. After
+    operator lacks it, FP32 follows, unless pre-flight has seen that it has no memory for
+    the batch. The loss scaler is put away meanwhile and checkpoints hold its state as it
+    was, so that they remain good for FP16. After
     ``iters`` iterations the configured precision and the scaler come back; a scale that
     had collapsed then starts at its initial value. All of it happens between two
     optimizer steps.
@@ -197,7 +198,8 @@ class PrecisionFallbackHook(AmpHook):
         had = self._configured.dtypes
         tried = self.precision == "bfloat16" or torch.bfloat16 in had
         if self.to == "float32" or tried or not bfloat16_runs_on(device):
-            return None if self._no_room else "float32"
+            fits = Runtime.of(runner).fp32_fits and not self._no_room
+            return "float32" if fits else None
         return "bfloat16"
 
     def _fall_back(

@@ -18,6 +18,7 @@ from ..engine.finding import Finding, numbered
 from ..engine.headroom import headroom_bits
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
+from ..engine.run import any_rank
 from ..engine.runtime import Runtime
 from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
@@ -149,6 +150,8 @@ class AmpPreflightHook(AmpHook):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.findings = self._of_all_ranks(found)
+        # By the whole model: a fallback on one rank alone would leave the others.
+        runtime.fp32_fits = not any_rank(first is not None and not first.fits)
         seconds = round(time.perf_counter() - began, 1)
         text = self._tell(runner, seconds, first)
         done = self._remedy.act(runner, self.findings, first)

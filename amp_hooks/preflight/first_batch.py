@@ -63,7 +63,8 @@ class FirstBatch:
         wrappers: Each optimizer wrapper by its name.
         wrapper: The one whose precision is used.
         fp32: One that computes in FP32.
-        cut: FP32 has no memory for the whole batch.
+        cut: FP32 was run with fewer images.
+        fits: FP32 has memory for the whole batch, as far as is known.
         dtype: What training computes in.
         logits: Largest |logit| of each classifier layer in FP32, infinite if one is
             not finite.
@@ -84,7 +85,7 @@ class FirstBatch:
         self.dtype = "float32"
         self.logits: dict[str, float] = {}
         self.differences: dict[str, float] = {}
-        self.cut = False
+        self.cut, self.fits = False, True
         self.notes: list[str] = []
         self._runtime = Runtime.of(runner)
         self._batch = self._of_fp32 = data_batch
@@ -103,6 +104,7 @@ class FirstBatch:
                 try:
                     return self.run(self.fp32, 1.0)
                 except torch.cuda.OutOfMemoryError:
+                    self.fits = False
                     if images < 2:
                         raise
                 images //= 2
@@ -113,7 +115,8 @@ class FirstBatch:
             self.logits = layers.close()
             if self.cut:
                 self.notes.append(
-                    f"FP32 has memory for {images} of the batch's {most} images"
+                    f"FP32 has memory for {images} of the batch's {most} images, so "
+                    "training will not fall back to it"
                 )
             if layers.failed:
                 self.notes.append(f"not all logits were looked at: {layers.failed}")

@@ -51,6 +51,19 @@ def test_fp32_does_not_fit(tmp_path, loop):
     assert all(p.isfinite().all() for p in runner.model.parameters())
 
 
+@pytest.mark.parametrize("loop", [dict(iters=20), dict(epochs=1)], ids=str)
+def test_what_preflight_has_seen_not_to_fit_is_not_tried(tmp_path, loop):
+    preflight = dict(type="amp_hooks.AmpPreflightHook")
+    hooks = [preflight, NAN, ROLLBACK, FALLBACK, dict(type="amp_hooks.StepGuardHook")]
+    options = dict(model=NoRoomForFloats, dtype="bfloat16", log_level="WARNING")
+    runner = small.build(tmp_path, hooks, **options, **loop)
+    runner.train()
+    assert helpers.ledger(runner, "fallback") == []
+    assert len(helpers.ledger(runner, "rollback")) == 3
+    assert runner.iter == (loop.get("iters") or 32)
+    assert "training will not fall back to it" in helpers.log(runner)
+
+
 def test_losses_in_fp32_do_not_fit(tmp_path):
     clamp = dict(type="amp_hooks.HeadClampHook", trigger=1.0, limit=1.0)
     runner = small.build(
