@@ -15,7 +15,7 @@ from gpu_check.rows import UNKNOWN, Row, judged
 def check(machine: Card, place: Path) -> Iterator[Row]:
     """Of detectors of one and of two stages, by the profiler."""
     iterations = machine.pick(5, 1)
-    unit = "operators" if machine.rehearsed else "kernels"
+    unit = "launches" if machine.rehearsed else "kernels"
     for detector in ("retinanet", "faster_rcnn"):
         size = machine.pick((320, 2), (64, 1))
         make = runs.standing(machine, place, *size, "float16", detector)
@@ -28,11 +28,11 @@ def verdict(
 ) -> Row:
     """A clean iteration has one packed copy more, and no collective."""
     what = f"launches and copies in an iteration, {detector}"
-    if not without["kernels"]:
+    if not without["launches"]:
         return Row(what, "the profiler sees nothing of the device", UNKNOWN)
     more = {key: round(with_[key] - without[key], 2) for key in KEYS}
     found = (
-        f"{without['kernels']:g} {unit} without, {more['kernels']:g} more with the "
+        f"{without['launches']:g} {unit} without, {more['launches']:g} more with the "
         f"suite; {more['copies']:g} copies to the host more, "
         f"{more['collectives']:g} collectives"
     )

@@ -85,7 +85,7 @@ def cross_check(
     )
     what = f"the same, counted twice, {precision}"
     numbers = dict(profiled=profiled, warned=warned)
-    if not profiled[0]["kernels"]:
+    if not profiled[0]["launches"]:
         return Row(what, "the profiler sees nothing of the device", UNKNOWN, numbers)
     # More than torch warns of: something of ours waits behind its back.
     return judged(what, found, seen["host syncs"] < warned + 0.5, **numbers)

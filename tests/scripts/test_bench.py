@@ -75,7 +75,7 @@ def test_what_the_panel_writes_is_timed(tables):
 def test_age_adds_nothing_to_the_counts(tables):
     rows = tables["all monitors at iteration"]
     young, old = rows["100"], rows["1,000,000"]
-    for count in ("host syncs", "copies", "recorder", "collectives", "kernels"):
+    for count in ("host syncs", "copies", "recorder", "collectives", "launches"):
         assert young[count] == old[count]
 
 

@@ -278,8 +278,8 @@ def test_waits_of_ours_are_named_and_limited():
     ("kernels", "syncs", "result"), [(50, 1, OK), (50, 2, FAILED), (0, 0, UNKNOWN)]
 )
 def test_what_torch_does_not_warn_of_is_found_by_the_profiler(kernels, syncs, result):
-    without = {"host syncs": 7, "copies": 3, "kernels": kernels}
-    with_ = {"host syncs": 7 + syncs, "copies": 4, "kernels": kernels}
+    without = {"host syncs": 7, "copies": 3, "launches": kernels}
+    with_ = {"host syncs": 7 + syncs, "copies": 4, "launches": kernels}
     row = check_waits.cross_check("float16", {"a": 7}, {"a": 8}, [without, with_])
     assert row.result == result
 
@@ -287,13 +287,13 @@ def test_what_torch_does_not_warn_of_is_found_by_the_profiler(kernels, syncs, re
 @pytest.mark.parametrize(
     ("more", "result"),
     [
-        (dict(copies=1, kernels=90), OK),
+        (dict(copies=1, launches=90), OK),
         (dict(copies=2), FAILED),
         (dict(collectives=1), FAILED),
     ],
 )
 def test_a_clean_iteration_has_one_copy_and_no_collective(more, result):
-    without = dict.fromkeys(KEYS, 0) | dict(copies=3, kernels=700)
+    without = dict.fromkeys(KEYS, 0) | dict(copies=3, launches=700)
     with_ = without | {key: without[key] + number for key, number in more.items()}
     row = check_launches.verdict("retinanet", "kernels", without, with_)
     assert row.result == result
