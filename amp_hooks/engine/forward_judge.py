@@ -70,7 +70,7 @@ class ForwardJudge:
 
     def _measure(self, seen: list[Seen]) -> None:
         # What has never been finite is not asked to be.
-        self._flags += self._peaks.measure(
+        self._flags += self._peaks.note(
             seen,
             counts=lambda one: not one.name or self.trusts(one.name),
             harmless=lambda one: one.masks or one.name in self.clamped,

@@ -1,4 +1,4 @@
-"""Measure many tensors of a forward pass at once: the largest magnitude of each."""
+"""The peaks of a forward pass, looked at together: what is largest in each tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import torch_api
 from .recorder import FlightRecorder, IterationRecord
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -16,26 +15,23 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclass(eq=False)
 class Seen:
-    """Tensors that were seen in a forward pass and are to be measured.
+    """A tensor that was seen in a forward pass, and measured.
 
     Attributes:
-        name: Where; '' if they must be finite from the first iteration on.
-        tensors: Of one device, detached, none of them empty.
-        tell: Called as ``tell(record, peaks)`` when the host knows: of each tensor
-            the largest magnitude, NaN or infinite if a value is.
+        name: Where; '' if it must be finite from the first iteration on.
+        peak: Its largest magnitude, 0-d float32; NaN or infinite if a value is.
+        tell: Called as ``tell(record, peak)`` when the host knows.
         masks: An infinity may be there by design.
-        measured: The tensors are such magnitudes already, 0-d float32.
     """
 
     name: str
-    tensors: list[Tensor]
-    tell: Callable[[IterationRecord, list[float]], None]
+    peak: Tensor
+    tell: Callable[[IterationRecord, float], None]
     masks: bool = False
-    measured: bool = False
 
 
 class Peaks:
-    """Measures what was seen, in four launches for all of one dtype.
+    """Brings peaks home, and says on the device whether they are as they must be.
 
     Args:
         recorder: Brings the numbers home.
@@ -43,17 +39,17 @@ class Peaks:
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self._recorder = recorder
-        self._measured: list[list[Seen]] = []
+        self._noted: list[list[Seen]] = []
         self._zeros: dict[torch.device, Tensor] = {}
         self._caps: dict[tuple[torch.device, tuple[float, ...]], Tensor] = {}
 
-    def measure(
+    def note(
         self,
         seen: Sequence[Seen],
         counts: Callable[[Seen], bool],
         harmless: Callable[[Seen], bool],
     ) -> list[Tensor]:
-        """Measure them without waiting for it.
+        """Remember them without waiting, in two or three launches for all.
 
         Args:
             seen: What there is.
@@ -63,42 +59,34 @@ class Peaks:
         Returns:
             0-d float32 tensors: 0 if what counts is finite, else NaN.
         """
-        groups: dict[tuple[torch.device, torch.dtype], list[Seen]] = {}
+        by_device: dict[torch.device, list[Seen]] = {}
         for one in seen:
-            first = one.tensors[0]
-            groups.setdefault((first.device, first.dtype), []).append(one)
+            by_device.setdefault(one.peak.device, []).append(one)
         flags = []
-        for (device, _), group in groups.items():
+        for device, group in by_device.items():
             strict = [one for one in group if counts(one)]
             if len(strict) < len(group):  # what counts comes first
                 group = [*strict, *(one for one in group if one not in strict)]
-            peaks = _peaks_of(group)
-            self._recorder.note("peaks", peaks, str(len(self._measured)))
-            self._measured.append(group)
+            peaks = torch.stack([one.peak for one in group])
+            self._recorder.note("peaks", peaks, str(len(self._noted)))
+            self._noted.append(group)
             if strict:
-                caps = [
-                    FLOAT32_MAX if harmless(one) else torch.inf
-                    for one in strict
-                    for _ in one.tensors
-                ]
+                caps = [FLOAT32_MAX if harmless(s) else torch.inf for s in strict]
                 flags.append(self._flag(device, peaks[: len(caps)], tuple(caps)))
         return flags
 
     def tell(self, record: IterationRecord) -> None:
         """The host knows the numbers: let those who saw the tensors know them."""
         known = record.vectors.get("peaks", {})
-        measured, self._measured = self._measured, []
-        for place, group in enumerate(measured):
+        noted, self._noted = self._noted, []
+        for place, group in enumerate(noted):
             for peaks in known.get(str(place), []):
-                start = 0
-                for one in group:
-                    end = start + len(one.tensors)
-                    one.tell(record, peaks[start:end])
-                    start = end
+                for one, peak in zip(group, peaks):
+                    one.tell(record, peak)
 
     def clear(self) -> None:
         """Let go of every tensor."""
-        self._measured.clear()
+        self._noted.clear()
         self._zeros.clear()
         self._caps.clear()
 
@@ -115,11 +103,3 @@ class Peaks:
             zeros = self._zeros[device] = torch.zeros(len(peaks), device=device)
         # 0 * inf and 0 * NaN are NaN.
         return torch.dot(peaks, zeros[: len(peaks)])
-
-
-def _peaks_of(group: Sequence[Seen]) -> Tensor:
-    """In their order, 1-d float32."""
-    raw = [t for one in group if not one.measured for t in one.tensors]
-    found = iter(torch_api.peaks_of(raw) if raw else [])
-    peaks = [t if one.measured else next(found) for one in group for t in one.tensors]
-    return torch.stack(peaks).float()

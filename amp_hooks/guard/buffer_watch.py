@@ -14,7 +14,7 @@ from ..engine.live_buffers import LiveBuffer, LiveBuffers, flat_views, is_flat
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
-from ..engine.tensors import measurable, nonfinite_names
+from ..engine.tensors import measurable, nonfinite_names, peak_of
 
 
 class BufferWatch:
@@ -78,10 +78,11 @@ class BufferWatch:
             return []
         self._choose(self._live.now())
         # One tensor in the place of many: a norm of each takes longer than the copy.
-        seen = [torch.cat(parts) for parts in self._parts]
+        peaks = [peak_of(torch.cat(parts)) for parts in self._parts]
         if self._others:
-            seen += torch_api.without_negative(self._others)
-        return [Seen("", [tensor], self._tell) for tensor in seen]
+            raw = torch_api.peaks_of(torch_api.without_negative(self._others))
+            peaks += [peak.float() for peak in raw]
+        return [Seen("", peak, self._tell) for peak in peaks]
 
     def _choose(self, live: list[LiveBuffer]) -> None:
         """Those that must be finite; of buffers that may mask a part."""
@@ -103,8 +104,8 @@ class BufferWatch:
         kinds = torch_api.kinds_of(flat).values()
         self._parts = [[flat[i] for i in kind] for kind in kinds]
 
-    def _tell(self, record: IterationRecord, peaks: list[float]) -> None:
-        self._faulty |= not all(map(math.isfinite, peaks))
+    def _tell(self, record: IterationRecord, peak: float) -> None:
+        self._faulty |= not math.isfinite(peak)
 
     def close(self) -> None:
         """Let go of the model."""

@@ -115,13 +115,13 @@ class HeadInputs:
             return
         trusted = self.trusts(name)
 
-        def tell(record: IterationRecord, peaks: list[float]) -> None:
-            record.add("head_peak", peaks[0], name)
+        def tell(record: IterationRecord, peak: float) -> None:
+            record.add("head_peak", peak, name)
 
         for kind in torch_api.kinds_of(predictions).values():
             same = [predictions[i] for i in kind]
             peak = make_finite(same) if trusted else _peak(same)
-            self._seen.append(Seen(name, [peak], tell, measured=True))
+            self._seen.append(Seen(name, peak, tell))
 
 
 @torch.no_grad()

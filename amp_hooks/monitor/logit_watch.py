@@ -205,13 +205,12 @@ class LogitWatch:
             return
         version = private.version_of(logits)
 
-        def tell(record: IterationRecord, peaks: list[float]) -> None:
+        def tell(record: IterationRecord, peak: float) -> None:
             if overflow:
                 as_it_was = private.version_of(logits) == version
-                _tell(record, name, logits if as_it_was else None, peaks[0])
+                _tell(record, name, logits if as_it_was else None, peak)
 
-        peak = [peak_of(logits)]
-        self._seen.append(Seen(name, peak, tell, masks=not overflow, measured=True))
+        self._seen.append(Seen(name, peak_of(logits), tell, masks=not overflow))
 
     def _note(self, name: str, stats: LogitStats) -> None:
         self.recorder.note("logit_absmax", stats.absmax, name)

@@ -34,12 +34,11 @@ class PrecisionFallbackHook(AmpHook):
     iterations in a row with a verdict named in ``on_verdict``, training goes on in
     place in ``to``: same weights, optimizer state and position. BF16 has FP32's range
     at half its memory; where it does not help (one more rollback), or the device or an
-    operator lacks it, FP32 follows, unless pre-flight has seen that it has no memory for
-    the batch. The loss scaler is put away meanwhile and checkpoints hold its state as it
-    was, so that they remain good for FP16. After
-    ``iters`` iterations the configured precision and the scaler come back; a scale that
-    had collapsed then starts at its initial value. All of it happens between two
-    optimizer steps.
+    operator lacks it, FP32 follows, unless pre-flight has seen that it does not fit in
+    memory. The loss scaler is put away meanwhile and checkpoints hold its state as it
+    was, so that they remain good for FP16. After ``iters`` iterations the configured
+    precision and the scaler come back; a scale that had collapsed then starts at its
+    initial value. All of it happens between two optimizer steps.
 
     Args:
         after_rollbacks (int): Rollbacks, since the last change of precision, that cause
