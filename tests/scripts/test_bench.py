@@ -90,3 +90,33 @@ def test_snapshots_hold_as_much_memory_in_each_round():
         assert ratio == pytest.approx(ms / iteration, abs=0.01, rel=0.01)
     # In the first rounds there are not yet as many as are kept.
     assert cells["3"] == cells["4"]
+
+
+def test_start_and_end_are_timed():
+    options = "--detectors classifier --rounds 1 --threads 1"
+    done = processes.script("bench_start.py", *options.split())
+    cells = re.findall(
+        r"\| ([\w -]+?) +\| (-?\d+\.\d\d) +\| (-?\d.*?)% +\|", done.stdout
+    )
+    assert [name for name, *_ in cells] == ["start and end", "pre-flight"]
+
+
+def test_the_page_holds_what_the_benchmarks_have_printed(tmp_path):
+    """What is kept is not run again."""
+    for name in ("classifier", "detectors", "snapshots", "start"):
+        (tmp_path / f"{name}.md").write_text(f"\n### of {name}\n\n| 1 |\n")
+    page = tmp_path / "cost.md"
+    arguments = ("--kept", str(tmp_path), "--out", str(page))
+    done = processes.script("cost_page.py", *arguments)
+    assert "bench_" not in done.stderr
+    found = re.findall(r"^(?:##|###) (.*)$", page.read_text(), re.M)
+    assert found == [
+        "An iteration that is nothing but launches",
+        "of classifier",
+        "An iteration of a detector",
+        "of detectors",
+        "Snapshots, rollbacks, checkpoints",
+        "of snapshots",
+        "Once in a run",
+        "of start",
+    ]
