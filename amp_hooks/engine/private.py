@@ -7,7 +7,10 @@ do. A test keeps private names out of every other module. Checked with mmengine 
 
 from __future__ import annotations
 
+import ast
 import copy
+import importlib.util
+import os.path as osp
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -140,8 +143,20 @@ def base_configs(config: Any, path: str) -> Iterator[str]:
         config: The class ``mmengine.config.Config``.
         path: Of the file.
     """
-    for name in config._get_base_files(path):
-        yield config._get_cfg_path(name, path)[0]
+    if not config._is_lazy_import(path):
+        for name in config._get_base_files(path):
+            yield config._get_cfg_path(name, path)[0]
+        return
+    with open(path, encoding="utf-8") as f:
+        parsed = ast.parse(f.read())
+    for name in config._get_base_modules(parsed.body):
+        module = name.lstrip(".")
+        if level := len(name) - len(module):
+            up = [".."] * (level - 1)
+            file = osp.join(osp.dirname(path), *up, module.replace(".", "/") + ".py")
+            yield osp.normpath(file)
+        elif (spec := importlib.util.find_spec(module)) and spec.origin:
+            yield spec.origin
 
 
 def is_pure_python(config: Any) -> bool | None:

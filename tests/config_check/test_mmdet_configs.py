@@ -181,6 +181,54 @@ def test_a_pure_python_config(tmp_path):
     ]
 
 
+CHAIN = {
+    "schedule": """
+from mmengine.optim import OptimWrapper
+from torch.optim import SGD
+
+train_cfg = dict(by_epoch=True, max_epochs=12)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.02))
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+""",
+    "rtmdet_l_8xb32_300e": """
+from mmengine.config import read_base
+from torch.optim import AdamW
+
+with read_base():
+    from .{folder}schedule import *
+
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=0.004))
+train_dataloader = dict(batch_size=32)
+""",
+    "mine": """
+from mmengine.config import read_base
+
+with read_base():
+    from .{folder}rtmdet_l_8xb32_300e import *
+
+auto_scale_lr.update(dict(enable=True))
+""",
+}
+
+
+@pytest.mark.parametrize("folder", ["", ".base."])
+def test_a_chain_of_pure_python_configs(tmp_path, folder):
+    """The bases are followed as those of a text config: RTMDet's fault is found."""
+    for name, text in CHAIN.items():
+        place = tmp_path / ("base" if folder and name != "mine" else "own")
+        place.mkdir(exist_ok=True)
+        own = folder if name == "mine" else ""
+        (place / f"{name}.py").write_text(text.replace("{folder}", own))
+    cfg = Config.fromfile(tmp_path / "own" / "mine.py")
+    (found,) = [
+        finding
+        for finding in check(cfg, facts_of_config(cfg, 2))
+        if finding.name == "auto_scale_base"
+    ]
+    assert "base_batch_size=16 was inherited, and lr=0.004 of AdamW" in found.what
+    assert "256 images, as the name of rtmdet_l_8xb32_300e.py says" in found.what
+
+
 def test_its_lines_are_pure_python_too(tmp_path):
     (tmp_path / "pure.py").write_text(PURE)
     cfg = Config.fromfile(tmp_path / "pure.py")
