@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
@@ -37,16 +38,26 @@ def tell_how_it_ends(runner: Runner) -> None:
             for hook in runner.hooks:
                 let_go = getattr(hook, "let_go", None)
                 if let_go is not None and hook not in runtime.failures.off:
-                    runtime.failures.call(hook, let_go, otherwise=None)
+                    _bear(runtime, hook, let_go)
             # The last checkpoint has been written by now.
-            runtime.failures.call(runtime, tell_abort, runner, e, otherwise=None)
-            runtime.failures.call(runtime, runtime.abandon, otherwise=None)
+            _bear(runtime, runtime, tell_abort, runner, e)
+            _bear(runtime, runtime, runtime.abandon)
             raise
         finally:
             _TELLING.discard(loop)
             undo()
 
     undo = wrap(loop, "run", run)
+
+
+def _bear(
+    runtime: Runtime, owner: object, what: Callable[..., object], *args: object
+) -> None:
+    """Whatever we raise now, on however many ranks, the exception is the user's."""
+    try:
+        what(*args)
+    except Exception as e:
+        runtime.failures.bear(owner, what.__name__, e)
 
 
 def tell_abort(runner: Runner, error: BaseException) -> None:

@@ -362,6 +362,27 @@ def test_of_several_ranks_none_is_left_waiting(monkeypatch, hook, borne):
     assert (owner in failures_of_ours.off) == borne
 
 
+@pytest.mark.parametrize("part", ["let_go", "emit", "abandon"])
+def test_an_exception_of_the_users_own_stays_it_on_several_ranks(
+    tmp_path, monkeypatch, part
+):
+    """Whatever of ours fails when training has ended with it."""
+
+    class Wrong(small.Small):
+        def losses(self, features, logits, y):
+            if self.calls == 3:
+                world_size = "amp_hooks.engine.failures.dist.get_world_size"
+                monkeypatch.setattr(world_size, lambda: 2)
+                owner = all_hooks.StepGuardHook if part == "let_go" else Runtime
+                monkeypatch.setattr(owner, part, breaks([]))
+                raise KeyError("of the user's own")
+            return super().losses(features, logits, y)
+
+    runner = small.build(tmp_path, [SUITE], model=Wrong, iters=8)
+    with pytest.raises(KeyError, match="of the user's own"):
+        runner.train()
+
+
 class Rate(small.Hook):
     """Learning rates as training has them at the end of iterations."""
 
