@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import is_
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,38 +42,49 @@ class LiveBuffers:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [
-            (path, module, buffers, tuple(buffers), private.is_norm(module))
+            (path, module, buffers, private.is_norm(module))
             for path, module in model.named_modules()
             if (buffers := private.buffers_of(module))
         ]
         self._kept: list[LiveBuffer] = []
         self._tensors: list[Tensor | None] = []
-        self._place: tuple[list[int], list[Any]] | None = None
+        self._place: tuple[list[int], list[int]] | None = None
 
-    def now(self) -> list[LiveBuffer]:
-        """Those that there are; the same list as long as they are the same."""
+    def now(self, memory: bool = True) -> list[LiveBuffer]:
+        """Those that there are; the same list as long as they are the same.
+
+        Args:
+            memory: See as well whether one lies elsewhere than before; if not, that is
+                seen the next time. A model may have hundreds.
+        """
         tensors: list[Tensor | None] = []
-        for _, module, buffers, names, norm in self._modules:
+        for _, module, buffers, norm in self._modules:
             # Frozen BatchNorm, which most detectors have, updates nothing.
             if not norm or module.training:
-                tensors += map(buffers.get, names)
+                tensors += buffers.values()
         same = len(tensors) == len(self._tensors)
         same = same and all(map(is_, tensors, self._tensors))
-        present = [t for t in tensors if t is not None]
-        try:
-            place = [t.data_ptr() for t in present], [t.shape for t in present]
-        except RuntimeError:  # a sparse one has no memory of its own
-            place = None
+        if same and not memory:
+            return self._kept
+        place = _place([t for t in tensors if t is not None])
         if not same or place is None or place != self._place:
             self._tensors, self._place = tensors, place
             self._kept = [
                 LiveBuffer(f"{path}.{name}" if path else name, module, name, t, norm)
-                for path, module, buffers, names, norm in self._modules
+                for path, module, buffers, norm in self._modules
                 if not norm or module.training
-                for name in names
-                if (t := buffers.get(name)) is not None
+                for name, t in buffers.items()
+                if t is not None
             ]
         return self._kept
+
+
+def _place(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]] | None:
+    """Where they are and how many values they have, if all have memory of their own."""
+    try:
+        return [t.data_ptr() for t in tensors], [t.numel() for t in tensors]
+    except RuntimeError:  # a sparse one
+        return None
 
 
 def is_flat(tensor: Tensor) -> bool:

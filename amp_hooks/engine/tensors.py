@@ -124,12 +124,12 @@ def nonfinite_flag(x: Tensor) -> Tensor:
 
 def gradient_values(params: Sequence[Tensor]) -> dict[int, Tensor]:
     """The gradients that there are, by index; of a sparse one its values."""
-    found = {}
-    for i, p in enumerate(params):
-        if p.grad is not None:  # under no_grad, or it would have to be detached
-            grad = p.grad
-            # Coalesced, since entries of one row are summed by the optimizer.
-            found[i] = grad.coalesce().values() if grad.is_sparse else grad
+    # Under no_grad, or they would have to be detached.
+    grads = [p.grad for p in params]
+    found = {i: grad for i, grad in enumerate(grads) if grad is not None}
+    for i in [i for i, grad in found.items() if grad.is_sparse]:
+        # Coalesced, since entries of one row are summed by the optimizer.
+        found[i] = found[i].coalesce().values()
     return found
 
 

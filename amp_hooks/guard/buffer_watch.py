@@ -76,7 +76,7 @@ class BufferWatch:
         """All of them, as the forward pass has left them."""
         if not backward or self._live is None:
             return []
-        self._choose(self._live.now())
+        self._choose(self._live.now(memory=False))
         # One tensor in the place of many: a norm of each takes longer than the copy.
         peaks = [peak_of(torch.cat(parts)) for parts in self._parts]
         if self._others:
