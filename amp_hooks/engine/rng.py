@@ -32,6 +32,7 @@ class _NumpysGenerator:
     def __init__(self) -> None:
         self._state: Any = None
         self._memory = b""
+        self._paired = False  # there, half of a pair has been waiting
 
     def state(self) -> Any:
         """As ``numpy.random.get_state`` gives it; not to be written to."""
@@ -41,14 +42,20 @@ class _NumpysGenerator:
         if not isinstance(generator, np.random.MT19937):
             return np.random.get_state(legacy=False)  # noqa: NPY002
         memory = ctypes.string_at(generator.ctypes.state_address, 4 * (_WORDS + 1))
-        # One of two normal numbers that were drawn together is used without a trace.
-        half_used = self._state is None or self._state[3]
-        if memory != self._memory or half_used:
+        # Of two normal numbers that were drawn together the second leaves no trace in
+        # this memory when it is used, nor when it is given back.
+        moved = memory != self._memory
+        if moved or self._paired:
             self._state = np.random.get_state()  # noqa: NPY002
+            self._paired = bool(self._state[3]) or (self._paired and not moved)
             _, words, place, *_ = self._state
             known = words.tobytes() + int(place).to_bytes(4, sys.byteorder)
             self._memory = memory if memory == known else b""
         return self._state
+
+    def forget(self) -> None:
+        """Ask anew, for somebody has set the state."""
+        self._memory = b""
 
 
 _NUMPYS = _NumpysGenerator()
@@ -69,6 +76,7 @@ def restore_rng(states: States) -> None:
     random.setstate(python)
     if numpy is not None:
         np.random.set_state(numpy)  # noqa: NPY002
+        _NUMPYS.forget()
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda)

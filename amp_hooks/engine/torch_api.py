@@ -252,11 +252,12 @@ def leave_uncompiled(package: str) -> None:
     It takes seconds to import, and is there if a model was compiled.
     """
     rules: Any = sys.modules.get(
-        "torch._dynamo.trace_rules" if TORCH >= (2, 2) else "torch._dynamo.skipfiles"
+        "torch._dynamo.trace_rules" if TORCH >= (2, 3) else "torch._dynamo.skipfiles"
     )
-    if rules is not None and package not in _UNCOMPILED:
+    add = getattr(rules, "add", None)
+    if add is not None and package not in _UNCOMPILED:
         _UNCOMPILED.add(package)
-        rules.add(sys.modules[package])
+        add(sys.modules[package])
 
 
 _UNCOMPILED: set[str] = set()

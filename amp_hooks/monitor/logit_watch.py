@@ -169,7 +169,7 @@ class LogitWatch:
             if quiet or self._recomputed(name):
                 return
             plain = isinstance(output, Tensor)
-            for tensor in [output] if plain else dict(named_tensors(output)).values():
+            for _, tensor in [("", output)] if plain else named_tensors(output):
                 if tensor.is_floating_point():
                     self._limits[name] = largest_number(tensor)
                     self._see(name, tensor.detach(), overflow)

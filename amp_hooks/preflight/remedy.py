@@ -96,6 +96,12 @@ class Remedy:
         if self._on_fail == "bf16" and not any_rank(not _bf16_runs(first)):
             precision = "bfloat16"
         runtime = Runtime.of(runner)
+        if precision == "float32" and not runtime.fp32_fits:
+            warn(
+                f"training keeps its precision in spite of {reason}: FP32 has no "
+                "memory for the batch. Make the batch smaller."
+            )
+            return None
         if fallbacks:
             fallbacks[0].leave(runner, runtime, Verdict.HEALTHY, precision, reason)
             return precision

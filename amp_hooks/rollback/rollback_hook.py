@@ -262,6 +262,7 @@ class RollbackHook(AmpHook):
         if at_once or self._streak.too_many:
             self._roll_back(record.verdict, bad)
             runtime.averaging.undone = now
+            record.step_due = True  # the accumulation begins anew
         record.put("rollbacks_total", self.rollbacks)
         record.put("lr_factor", self._lr.now(now))
 

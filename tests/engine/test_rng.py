@@ -42,6 +42,18 @@ def test_of_a_normal_number_that_is_used_without_a_trace():
     assert second[1][3] == 0
 
 
+def test_of_a_number_that_is_given_back():
+    """The same words, with and without the other one of the pair."""
+    np.random.standard_normal()
+    for restores in (restore_rng, lambda states: np.random.set_state(states[1])):
+        first = capture_rng()
+        assert first[1][3] == 1
+        np.random.standard_normal()
+        assert capture_rng()[1][3] == 0
+        restores(first)
+        assert capture_rng()[1][3] == 1
+
+
 @pytest.mark.skipif(
     not hasattr(np.random, "set_bit_generator"), reason="since numpy 1.24"
 )

@@ -134,3 +134,29 @@ def test_a_clamp_that_was_asked_for_is_not_taken_away(tmp_path):
 )  # fmt: skip
 def test_what_is_out_of_memory(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+class OverflowsInHalf(NoRoomForFloats):
+    """Loses its logits in BF16, and does not fit in FP32 as a whole batch."""
+
+    def losses(self, features, logits, y):
+        if self.in_fp32(features, logits):
+            if len(y) > 4 and torch.is_grad_enabled():
+                raise torch.cuda.OutOfMemoryError(MESSAGE)
+        else:
+            logits = logits * torch.inf
+        return small.Small.losses(self, features, logits, y)
+
+
+@pytest.mark.parametrize("on_fail", ["fp32", "bf16"])
+def test_preflight_does_not_go_there_either(tmp_path, on_fail):
+    hook = dict(type="amp_hooks.AmpPreflightHook", on_fail=on_fail)
+    options = dict(model=OverflowsInHalf, dtype="bfloat16", log_level="WARNING")
+    runner = small.build(tmp_path, [hook], iters=6, **options)
+    runner.train()
+    (line,) = helpers.ledger(runner, "preflight")
+    assert line["fails"]
+    assert line["done"] == "told"
+    assert helpers.ledger(runner, "fallback") == []
+    assert runner.iter == 6
+    assert "FP32 has no memory for the batch" in helpers.log(runner)

@@ -4,7 +4,7 @@ from mmengine.hooks import Hook
 
 import amp_hooks
 from amp_hooks.precision.lower_precision import bfloat16_runs_on
-from tests import helpers
+from tests import helpers, small
 
 
 def fallback(**kwargs):
@@ -299,3 +299,43 @@ def test_a_device_that_does_not_tell_of_bf16_has_none():
 def test_wrong_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         amp_hooks.PrecisionFallbackHook(**arguments)
+
+
+class Boom(small.Hook):
+    """A forward pass that raises because of NaN, in some iterations."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, at):
+        self.at = at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        runner.model.boom = runner.iter in self.at
+
+
+class Explosive(small.Small):
+    def losses(self, features, logits, y):
+        if self.boom:
+            raise FloatingPointError("NaN in the loss")
+        return super().losses(features, logits, y)
+
+
+def test_a_rollback_in_the_midst_of_an_accumulation(tmp_path):
+    """No gradient waits any more then, so the precision may change at once."""
+    hooks = [
+        Boom(range(12, 14)),
+        dict(type="amp_hooks.StepGuardHook"),
+        dict(type="amp_hooks.RollbackHook", interval=4, patience=2, probation=0),
+        dict(type="amp_hooks.PrecisionFallbackHook", after_rollbacks=1, to="float32"),
+    ]
+    runner = small.build(
+        tmp_path,
+        hooks,
+        model=Explosive,
+        dtype="bfloat16",
+        iters=40,
+        wrapper=dict(accumulative_counts=4),
+    )
+    runner.train()
+    (back,), (away,) = (helpers.ledger(runner, e) for e in ("rollback", "fallback"))
+    assert back["iter"] == away["iter"] == 13

@@ -1,11 +1,13 @@
 """Nothing is found in healthy recipes, and several processes agree on what is."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner
 
-from tests import helpers
+from tests import helpers, small
 from tests.integration.test_ddp import run_on_two_ranks, train_on_two_ranks
 from tests.test_suite import small_recipe
 
@@ -19,6 +21,38 @@ def assert_nothing_found(runner):
     hook = helpers.hook_of(runner, "AmpPreflightHook")
     assert hook.findings == []
     assert hook.notes == []
+
+
+class Noise(BaseDataPreprocessor):
+    """Draws one of a pair of numbers; the data loader has drawn the other one."""
+
+    def forward(self, data, training=False):
+        data = super().forward(data, training)
+        data["x"] = data["x"] + 0.1 * np.random.standard_normal()  # noqa: NPY002
+        return data
+
+
+class Noisy(small.Small):
+    def __init__(self):
+        super().__init__()
+        self.data_preprocessor = Noise()
+
+
+class Draw(small.Hook):
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        np.random.standard_normal()  # noqa: NPY002
+
+
+def test_numpys_generator_goes_on_as_without_it(tmp_path):
+    """It makes normal numbers in pairs, and keeps the second where nobody sees it."""
+    losses = []
+    for hooks in ([], [PREFLIGHT]):
+        seen = small.Seen()
+        small.build(tmp_path, [Draw(), seen, *hooks], model=Noisy, iters=6).train()
+        losses.append(seen.losses)
+    assert losses[0] == losses[1]
 
 
 # --- healthy recipes ------------------------------------------------------------------
