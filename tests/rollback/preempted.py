@@ -176,7 +176,7 @@ def go(
     seen = Batches()
     seen.runner = runner
     runner.register_hook(seen)
-    runner.register_hook(Kill(kill))
+    runner.register_hook(kill if isinstance(kill, Hook) else Kill(kill))
     with contextlib.suppress(Killed):
         runner.train()
     return seen
