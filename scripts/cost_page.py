@@ -35,15 +35,20 @@ RUNS = {
         "--batch-size 2 --rounds 5",
         "--tiny --size 64 --rounds 1",
     ),
-    "start": ("bench_start.py", "--rounds 2", "--tiny --size 64 --rounds 1"),
+    "start": (
+        "bench_start.py",
+        "--detectors retinanet --rounds 2",
+        "--tiny --size 64 --rounds 1",
+    ),
 }
 
 PAGE = """# What it costs
 
-Made by `python scripts/cost_page.py`, all of it in one run on one machine; the heading
-of each table says which. Every number is that of a run with our hooks beside the same
-run without them, on the same weights and batch, in turn. Not yet measured on a GPU:
-there `scripts/gpu_check.sh` measures it.
+Made by `python scripts/cost_page.py`; the heading of each table says on what. Every
+number is that of a run with our hooks beside the same run without them, in one process,
+on the same weights and batch, in turn. *Nothing, again* shows the noise, which is large
+where the machine has other work to do. Not yet measured on a GPU: there
+`scripts/gpu_check.sh` measures it.
 
 - **launches**: operators for which a GPU would be given a kernel. **host syncs**: where
   the host of a GPU would wait. **copies**: values brought to the host. **recorder**:
@@ -68,7 +73,7 @@ share: seeing loss, gradients and step, and one copy to the host.
 *guarded* is what CheckpointHook's own saving takes under `RollbackHook`: the state is
 seen to be finite, the file is flushed, read back and compared with its checksums, and
 only then does it get its name. That stays on the training thread, because hooks and
-scripts look for the file when the save returns; at one save an epoch it is nothing.
+scripts look for the file when the save returns; there is one save an epoch.
 {snapshots}
 ## Once in a run
 {start}"""
