@@ -246,21 +246,16 @@ def after_each_call(
 # --- torch.compile --------------------------------------------------------------------
 
 
-def leave_uncompiled(package: str) -> None:
-    """Let torch.compile pass over a package; what that calls of others is compiled.
+_UNCOMPILED: set[str] = set()
 
-    It takes seconds to import, and is there if a model was compiled.
-    """
-    rules: Any = sys.modules.get(
-        "torch._dynamo.trace_rules" if TORCH >= (2, 3) else "torch._dynamo.skipfiles"
-    )
-    add = getattr(rules, "add", None)
+
+def leave_uncompiled(package: str) -> None:
+    """Let torch.compile, once imported, pass over a package, not over what it calls."""
+    name = "trace_rules" if TORCH >= (2, 3) else "skipfiles"
+    add = getattr(sys.modules.get(f"torch._dynamo.{name}"), "add", None)
     if add is not None and package not in _UNCOMPILED:
         _UNCOMPILED.add(package)
         add(sys.modules[package])
-
-
-_UNCOMPILED: set[str] = set()
 
 
 @contextmanager
