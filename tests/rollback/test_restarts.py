@@ -36,7 +36,7 @@ def test_a_rank_that_is_killed_five_times(tmp_path):
         command = [*one, f"--max-restarts={restarts}", *two, *program]
         # Else torch's agent keeps the addresses of the dead in its store, and those
         # that it starts anew look for them there.
-        apart = dict(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", timeout=300)
+        apart = dict(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
         processes.run(*command, tmp_path / name, name, cwd=helpers.ROOT, **apart)
     whole, killed = (torch.load(tmp_path / d / "end.pth") for d in ("whole", "killed"))
     assert (whole["restarts"], killed["restarts"]) == (0, RESTARTS)
