@@ -42,15 +42,12 @@ import gc
 import tempfile
 from statistics import median, quantiles
 
-import mmengine.device.utils
 import torch
 from bench_counts import KEYS, count, held_bytes
 from bench_panel import publishing
 from bench_rivals import rows
-from bench_runs import DETECTORS, Live, build_batch, build_model
+from bench_runs import DETECTORS, Live, build_batch, build_model, prepare
 from compare_runs import show
-from mmdet.utils import register_all_modules
-from mmengine.logging import MMLogger
 
 OLD = 1_000_000
 TIMES = ("without", "with", "ratio", "paired ratio", "added ms")
@@ -208,12 +205,7 @@ def parse():
 def main():
     """Measure and print."""
     args = parse()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    mmengine.device.utils.DEVICE = args.device  # where Runner puts the model
-    register_all_modules()
-    # Or it tells how each of the parameters was initialised.
-    MMLogger.get_current_instance().setLevel("ERROR")
+    prepare(args)
     with tempfile.TemporaryDirectory() as args.work_dir:
         for detector in args.detectors:
             bench(detector, args)

@@ -7,11 +7,14 @@ import time
 import uuid
 from operator import itemgetter
 
+import mmengine.device.utils
 import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
@@ -42,6 +45,16 @@ class Classifier(BaseModel):
         head, features = self.bbox_head, self.backbone(inputs)
         levels = [head.fc_cls(features).float() for _ in range(5)]
         return dict(loss_cls=[head.loss_cls(x, data_samples) for x in levels])
+
+
+def prepare(args):
+    """The process, for all that is measured in it."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    mmengine.device.utils.DEVICE = args.device  # where Runner puts the model
+    register_all_modules()
+    # Or it tells how each of the parameters was initialised.
+    MMLogger.get_current_instance().setLevel("ERROR")
 
 
 def build_batch(detector, args):

@@ -27,13 +27,9 @@ import time
 from functools import partial
 from statistics import median
 
-import mmengine.device.utils
 import torch
-from bench_runs import DETECTORS, Live, build_model
+from bench_runs import DETECTORS, Live, build_batch, build_model, prepare
 from compare_runs import show
-from mmdet.testing import demo_mm_inputs
-from mmdet.utils import register_all_modules
-from mmengine.logging import MMLogger
 
 from amp_hooks.rollback.host_copy import host_bytes
 
@@ -86,13 +82,8 @@ def megabytes(number):
 def main():
     """Measure and print."""
     args = parse()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    mmengine.device.utils.DEVICE = args.device
-    register_all_modules()
-    MMLogger.get_current_instance().setLevel("ERROR")
-    shape = (3, args.size, args.size)
-    batch = demo_mm_inputs(args.batch_size, [shape] * args.batch_size, num_classes=80)
+    prepare(args)
+    batch = build_batch(args.detector, args)
     hooks = [
         dict(type="EMAHook"),
         dict(

@@ -19,12 +19,8 @@ import tempfile
 import time
 from statistics import median
 
-import mmengine.device.utils
-import torch
-from bench_runs import DETECTORS, build_batch, build_model, build_runner
+from bench_runs import DETECTORS, build_batch, build_model, build_runner, prepare
 from compare_runs import show
-from mmdet.utils import register_all_modules
-from mmengine.logging import MMLogger
 
 ITERATIONS = 3
 OF = 1000
@@ -72,11 +68,7 @@ def main():
     add("--threads", type=int, help="default: torch's own choice")
     add("--tiny", action="store_true", help="a narrow R18, to try the script")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    mmengine.device.utils.DEVICE = args.device
-    register_all_modules()
-    MMLogger.get_current_instance().setLevel("ERROR")
+    prepare(args)
     for detector in args.detectors:
         measure(detector, args)
 

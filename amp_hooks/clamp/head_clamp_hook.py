@@ -122,7 +122,6 @@ class HeadClampHook(AmpHook):
         self.clean = 0
         self._no_room = False  # for losses in FP32
         self._warned = False
-        self._applied = False  # to the layers
         self._layers: list[str] = []
         self._guard: HeadGuard | None = None
 
@@ -175,7 +174,7 @@ class HeadClampHook(AmpHook):
         """Switch on by need, off after a clean stretch."""
         if self.when == "triggered":
             self._decide(runtime, record)
-        if self.active or self._applied:
+        if self.active or (self._guard is not None and self._guard.on):
             self._apply(runner, runtime)
         # Of several clamps in one config, the one that is on.
         active = max(float(self.active), record.get("clamp_active") or 0.0)
@@ -276,7 +275,6 @@ class HeadClampHook(AmpHook):
         return True
 
     def _apply(self, runner: Runner, runtime: Runtime) -> None:
-        self._applied = self.active
         if self._guard is not None:
             self._guard.on = self.active
         clamps = [h for h in runner.hooks if isinstance(h, HeadClampHook)]

@@ -72,9 +72,7 @@ class Failures:
         try:
             return what(*args, **kwargs)
         except Exception as e:
-            if leaves(e, owner):
-                raise
-            self.bear(owner, _function(what).__name__, e)
+            self.bear_or_raise(owner, _function(what).__name__, e)
             return otherwise
 
     def guarded(
@@ -91,12 +89,16 @@ class Failures:
             try:
                 return what(*args, **kwargs)
             except Exception as e:
-                if leaves(e, owner):
-                    raise
-                self.bear(owner, function.__name__, e)
+                self.bear_or_raise(owner, function.__name__, e)
                 return otherwise
 
         return guarded
+
+    def bear_or_raise(self, owner: Any, where: str, error: Exception) -> None:
+        """Bear an exception that is being dealt with, if it is ours to bear."""
+        if leaves(error, owner):
+            raise
+        self.bear(owner, where, error)
 
     def bear(self, owner: Any, where: str, error: Exception) -> None:
         """Switch the owner off, and tell it, once."""

@@ -13,7 +13,6 @@ from mmengine.runner import Runner
 from . import private, torch_api
 from .checks import check_known_arguments, match_names
 from .ending import tell_how_it_ends
-from .failures import leaves
 from .messages import warn
 from .recorder import IterationRecord
 from .run import bare_model
@@ -43,9 +42,7 @@ def on_event(hook: AmpHook, event: str, runner: Runner, *args: Any, **more: Any)
         try:
             return getattr(type(hook), event)(hook, runner, *args, **more)
         except Exception as e:
-            if leaves(e, hook):
-                raise
-            failures.bear(hook, event, e)
+            failures.bear_or_raise(hook, event, e)
     if event == "after_train":
         hook.end(runner)
     return None

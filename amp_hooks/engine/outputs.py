@@ -25,7 +25,7 @@ def close_with_losses(
             continue
         if isinstance(value, Tensor):
             if value.numel() == 1:
-                recorder.note("loss", value.reshape(()) if value.ndim else value, name)
+                recorder.note("loss", value.reshape(()), name)
         elif isinstance(value, (int, float)):
             numbers[name] = float(value)
     record = recorder.close(iteration)

@@ -171,6 +171,14 @@ def is_pure_python(config: Any) -> bool | None:
         return None
 
 
+def hub_state_without_history(hub: Any) -> dict[str, Any]:
+    """``MessageHub.state_dict()``, which copies all of the histories, without them."""
+    bare = copy.copy(hub)
+    bare._log_scalars = OrderedDict()
+    state: dict[str, Any] = bare.state_dict()
+    return state
+
+
 # --- torch ----------------------------------------------------------------------------
 
 
@@ -271,11 +279,3 @@ def in_backward() -> bool:
 def without_function_modes() -> AbstractContextManager[Any]:
     """A context in which TorchFunctionModes see nothing."""
     return torch._C.DisableTorchFunction()
-
-
-def hub_state_without_history(hub: Any) -> dict[str, Any]:
-    """``MessageHub.state_dict()``, which copies all of the histories, without them."""
-    bare = copy.copy(hub)
-    bare._log_scalars = OrderedDict()
-    state: dict[str, Any] = bare.state_dict()
-    return state

@@ -89,19 +89,13 @@ class IterationRecord:
 
     def put(self, quantity: str, value: float, name: str = "") -> None:
         """Add a host number that a hook decided on."""
-        of_quantity = self.values.get(quantity)
-        if of_quantity is None:
-            self.values[quantity] = {name: value}
-        else:
-            of_quantity[name] = value
+        self.values.setdefault(quantity, {})[name] = value
 
     def add(
         self, quantity: str, value: float, name: str = "", reduce: str = "max"
     ) -> None:
         """The same, beside what is there: ``'max'``, ``'min'`` or ``'sum'``."""
-        of_quantity = self.values.get(quantity)
-        if of_quantity is None:
-            of_quantity = self.values[quantity] = {}
+        of_quantity = self.values.setdefault(quantity, {})
         old = of_quantity.get(name)
         if old is not None and not math.isnan(value):
             value = old if math.isnan(old) else _REDUCE[reduce]((old, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Callable, Protocol
 
@@ -181,12 +182,12 @@ class StepTap:
                 return None
             self._inside = True
             refused = state.get("refused")
+            told: AbstractContextManager[Any] = nullcontext()
+            if refused is not None:
+                told = torch_api.refusing(wrapper.optimizer, refused)
             try:
-                if refused is None:
+                with told:
                     result = original(*args, **kwargs)
-                else:
-                    with torch_api.refusing(wrapper.optimizer, refused):
-                        result = original(*args, **kwargs)
             finally:
                 self._inside = False
             self.stepping = False

@@ -282,11 +282,9 @@ class HealthHook(AmpHook):
 
 def largest_lr(runner: Runner) -> float | None:
     """The largest learning rate; None if it lives on a GPU, where to read it waits."""
-    largest: list[float] = []
-    for _, wrapper in iter_wrappers(runner.optim_wrapper):
-        rates = known_rates(wrapper.optimizer.param_groups)
-        if rates is None:
-            return None
-        if rates:
-            largest.append(max(rates))
-    return max(largest, default=None)
+    rates = known_rates(
+        group
+        for _, wrapper in iter_wrappers(runner.optim_wrapper)
+        for group in wrapper.optimizer.param_groups
+    )
+    return max(rates) if rates else None

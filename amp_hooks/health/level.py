@@ -57,7 +57,7 @@ class Level:
 
     def excess(self, small: float, level: float, clip: float, credit: float) -> float:
         """Mean height over a level, each clipped: 0 for symmetry about it."""
-        over = [math.asinh(value / small) - level for value in self._past]
+        over = [height(value, small) - level for value in self._past]
         return sum([max(-credit, min(clip, x)) for x in over]) / len(self._past)
 
     def shift(self, by: float) -> None:

@@ -168,8 +168,7 @@ class LogitWatch:
             quiet = self.recorder.muted or not torch.is_grad_enabled()
             if quiet or self._recomputed(name):
                 return
-            plain = isinstance(output, Tensor)
-            for _, tensor in [("", output)] if plain else named_tensors(output):
+            for _, tensor in named_tensors(output):
                 if tensor.is_floating_point():
                     self._limits[name] = largest_number(tensor)
                     self._see(name, tensor.detach(), overflow)

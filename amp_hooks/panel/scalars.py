@@ -211,7 +211,7 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
         put("amp/clamped_fraction", max(clamped))
     put_all("bad_boxes_total", known.get("bad_boxes_total", {}), sum)
     for quantity, name in _COUNTS_AND_FLAGS.items():
-        if quantity in known and (value := record.get(quantity)) is not None:
+        if (value := record.get(quantity)) is not None:
             put(name, value)
     if propagated := record.all("backward_loss"):
         put("amp/loss", sum(propagated))

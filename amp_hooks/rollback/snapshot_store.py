@@ -283,9 +283,7 @@ class SnapshotStore:
             self._waiting = snapshot
             return
         path = self._files.path_of(snapshot.iter)
-        self._writer.start(
-            snapshot.checkpoint, path, Runtime.of(self._runner).saver(path)
-        )
+        self._writer.start(snapshot.checkpoint, path, self._runtime.saver(path))
 
 
 def _rng_of_all_ranks() -> list[dict[str, Any]]:
