@@ -13,11 +13,13 @@ import mmengine.dist as dist
 import torch
 
 from ..errors import OnPurpose
-from .messages import warn
+from .agreement import all_ranks_come_to
+from .messages import warn, warn_on_any_rank
 
 T = TypeVar("T")
 
 _LONGEST = 4000  # characters of a traceback in the log
+_DISTRIBUTED = osp.dirname(torch.distributed.__file__)
 _PACKAGE = osp.dirname(osp.dirname(osp.abspath(__file__)))
 
 
@@ -28,7 +30,8 @@ class Failures:
     raised is off from then on: it is not called any more, and what it had put into the
     model, the optimizer and the runner is taken away. Training goes on as if it had not
     been there. Exceptions :class:`.OnPurpose`, and errors of the device, which belong
-    to whatever ran on it before, go on their way.
+    to whatever ran on it before, go on their way; so does what fails on one of several
+    ranks only, if they do it together.
 
     Attributes:
         calm: Nothing has failed.
@@ -96,23 +99,48 @@ class Failures:
 
     def bear_or_raise(self, owner: Any, where: str, error: Exception) -> None:
         """Bear an exception that is being dealt with, if it is ours to bear."""
-        if leaves(error, owner):
+        if not self.is_ours(owner, where, error):
             raise
         self.bear(owner, where, error)
+
+    def is_ours(self, owner: Any, where: str, error: Exception) -> bool:
+        """Whether to bear an exception in our code, on this rank or on all of them.
+
+        Of what several ranks do together none can fail alone: the others would wait for
+        it, or go on with other weights. Where all fail alike, all go on without.
+        """
+        if isinstance(error, OnPurpose):
+            return False
+        if of_the_device(error) or of_another_rank(error):
+            return False
+        together = getattr(owner, "together", True) and dist.get_world_size() > 1
+        if not together or owner in self.off:
+            return True
+        name, at = _name(owner), f"{where} ({place(error)})"
+        if all_ranks_come_to(f"{name} {at}"):
+            return True
+        warn_on_any_rank(
+            f"{name} failed in {at} on this rank, and not on all of them, which do "
+            "this together: the run ends. This is a fault of amp_hooks; please report "
+            "it with the traceback, and until it is mended leave it out of "
+            "custom_hooks."
+        )
+        return False
 
     def bear(self, owner: Any, where: str, error: Exception) -> None:
         """Switch the owner off, and tell it, once."""
         if owner in self.off:
             return
         everything = id(owner) in self._essential
-        name = "amp_hooks" if everything else type(owner).__name__
+        name = "amp_hooks" if everything else _name(owner)
         text = f"{type(error).__name__}: {error}"
         where = f"{where} ({place(error)})"
         known = dict(self._undo) if everything else {}
         known.setdefault(id(owner), self._undo.pop(id(owner), (owner, None)))
         # The last to come is the first to go.
         left = [e for ending in reversed(known.values()) for e in self._end(*ending)]
-        warn(
+        tell = warn if getattr(owner, "together", True) else warn_on_any_rank
+        tell(
             f"{name} failed in {where}: {text}. This is a fault of amp_hooks, not of "
             f"the run, which goes on without {name}. "
             + "".join(f"It could not be taken away whole ({e}). " for e in left)
@@ -147,15 +175,16 @@ def of_the_device(error: BaseException) -> bool:
     return isinstance(error, kinds) or str(error).startswith("CUDA error")
 
 
-def leaves(error: BaseException, owner: Any = None) -> bool:
-    """Whether an exception in our code is none of ours to bear.
+def of_another_rank(error: BaseException) -> bool:
+    """Whether a collective has failed, for another rank is gone or has not come."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = bool(frames) and frames[-1].filename.startswith(_DISTRIBUTED)
+    return inside and isinstance(error, RuntimeError)
 
-    That of what several ranks do together is not, where there are several: the others
-    would wait for this one, or go on with other weights.
-    """
-    if isinstance(error, OnPurpose) or of_the_device(error):
-        return True
-    return getattr(owner, "together", True) and dist.get_world_size() > 1
+
+def _name(owner: Any) -> str:
+    """Of a part of a hook its own, else that of its class."""
+    return str(getattr(owner, "name", type(owner).__name__))
 
 
 def _function(what: Callable[..., Any]) -> Any:

@@ -20,6 +20,7 @@ from .runtime import Runtime
 from .safe_load import allow_mmengine_checkpoints
 
 CHECKPOINT_KEY = "amp_hooks"
+SAVING = "before_save_checkpoint"  # which MMEngine calls on rank 0 alone
 
 
 def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
@@ -32,17 +33,31 @@ def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
     match_names(type(hook).__name__, "targets", targets, names)
 
 
+class OnRank0:
+    """A part of a hook that rank 0 does alone: if it fails, the rest goes on.
+
+    Attributes:
+        name: For messages and the ledger.
+    """
+
+    together = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 def on_event(hook: AmpHook, event: str, runner: Runner, *args: Any, **more: Any) -> Any:
     """What MMEngine calls: one of the hook's events, whose failures are borne."""
     # Finding it is a good part of what an event costs.
     failures = (hook.joined or Runtime.of(runner)).failures
     if not hook.borne:
         return getattr(type(hook), event)(hook, runner, *args, **more)
-    if failures.calm or hook not in failures.off:
+    owner = hook.saving if event == SAVING else hook
+    if failures.calm or not (hook in failures.off or owner in failures.off):
         try:
             return getattr(type(hook), event)(hook, runner, *args, **more)
         except Exception as e:
-            failures.bear_or_raise(hook, event, e)
+            failures.bear_or_raise(owner, event, e)
     if event == "after_train":
         hook.end(runner)
     return None
@@ -62,9 +77,10 @@ class AmpHook(Hook):
 
     # What the config gave, for the ledger.
     arguments: dict[str, Any]
+    saving: OnRank0
     # Whether its exceptions are told and borne, or end the run.
     borne = True
-    # Whether several ranks do it together: a failure on one of them ends the run.
+    # Whether several ranks do it together: a failure on some of them ends the run.
     together = True
     # The runtime, while it is attached.
     joined: Runtime | None = None
@@ -76,6 +92,7 @@ class AmpHook(Hook):
         allow_mmengine_checkpoints()
         hook = super().__new__(cls)
         hook.arguments = kwargs
+        hook.saving = OnRank0(f"{cls.__name__}.{SAVING}")
         for name in dir(cls):
             if name.startswith(("before_", "after_")) and name != "after_record":
                 event = getattr(cls, name)

@@ -26,5 +26,10 @@ class WarnOnce:
 
 
 def warn(message: str) -> None:
-    """Log a warning through the runner's logger."""
+    """Log a warning through the runner's logger, which rank 0 alone shows."""
     print_log(f"[amp_hooks] {message}", logger="current", level=logging.WARNING)
+
+
+def warn_on_any_rank(message: str) -> None:
+    """Log what may be true of this rank only: as an error, which all show."""
+    print_log(f"[amp_hooks] {message}", logger="current", level=logging.ERROR)

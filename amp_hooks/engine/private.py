@@ -279,3 +279,13 @@ def in_backward() -> bool:
 def without_function_modes() -> AbstractContextManager[Any]:
     """A context in which TorchFunctionModes see nothing."""
     return torch._C.DisableTorchFunction()
+
+
+def store_of_the_ranks() -> Any:
+    """Where the ranks have found each other; ``None`` without several.
+
+    A key can be set and looked for there outside all collectives.
+    """
+    if not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.distributed_c10d._get_default_store()

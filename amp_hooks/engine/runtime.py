@@ -22,7 +22,7 @@ from .by_design import ByDesign
 from .condition import Condition
 from .describe import describe_run, utc_now
 from .error_tap import ErrorTap, Raised
-from .failures import Failures, leaves
+from .failures import Failures
 from .files import Save
 from .forward_judge import ForwardJudge
 from .harmless import HarmlessLosses
@@ -139,9 +139,8 @@ class Runtime:
         try:
             return self._new_record(runner, outputs)
         except Exception as e:
-            if not leaves(e):
-                self.failures.bear(self, "record", e)  # the one who asks is off as well
-            raise
+            self.failures.bear_or_raise(self, "record", e)
+            raise  # the one who asks is off as well
 
     def _new_record(self, runner: Runner, outputs: Any) -> IterationRecord:
         self.forward.measure()  # what no backward pass was seen of
@@ -219,12 +218,12 @@ class Runtime:
     def emit(self, event: str, iteration: int, verdict: Verdict, **fields: Any) -> None:
         """Write a ledger line (rank 0) and tell the listeners.
 
-        A disk that refuses the line costs the line, not the run.
+        A line that cannot be written, for the disk or for itself, costs the line.
         """
         if dist.is_main_process():
             try:
                 self._ledger.write(iteration, event, verdict.value, **fields)
-            except OSError as e:
+            except Exception as e:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
         line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
         self.aborted |= event == "abort"

@@ -12,7 +12,6 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..engine import private
-from ..engine.failures import leaves
 from ..engine.files import publish
 from ..engine.messages import warn
 from ..engine.patch import replace
@@ -117,11 +116,12 @@ class CheckpointGuard:
             try:
                 self._transact(hook, lambda view: original(view, *args, **kwargs))
             except Exception as e:
-                if leaves(e):
+                failures = Runtime.of(self._runner).failures
+                if not failures.is_ours(self, name, e):
                     raise
                 # An exception of the hook's own comes again, and is not ours to bear.
                 original(runner, *args, **kwargs)
-                Runtime.of(self._runner).failures.bear(self, name, e)
+                failures.bear(self, name, e)
 
         return save
 
