@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from ..engine import private
 from ..engine.by_design import ByDesign
+from ..engine.failures import traceback_of
 from ..engine.messages import warn
 from ..engine.run import bare_model
 from ..engine.safe_load import allow_mmengine_checkpoints
@@ -25,10 +26,6 @@ from .disk import Pointer, same_file
 from .save_attempt import is_local
 
 _TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")  # CheckpointHook's defaults
-
-
-class _Unusable(RuntimeError):
-    """There are checkpoints, and none can be used."""
 
 
 def choose_resume(runner: Runner) -> str | None:
@@ -46,7 +43,7 @@ def choose_resume(runner: Runner) -> str | None:
         do anyway.
 
     Raises:
-        RuntimeError: On every rank, if there are checkpoints and none can be used.
+        NoCheckpointError: On every rank, if there are checkpoints and none can be used.
     """
     loop = private.train_loop(runner)
     begins = isinstance(loop, BaseLoop) and loop.iter == 0  # and no test run
@@ -61,15 +58,17 @@ def choose_resume(runner: Runner) -> str | None:
                 answer[0] = _choose(runner)
             else:
                 _check(runner, str(private.load_from(runner)))
-        except Exception as e:
-            answer[1] = str(e) if isinstance(e, _Unusable) else repr(e)
+        except NoCheckpointError as e:
+            answer[1] = e
+        except Exception as e:  # ours: MMEngine then goes on as it would without us
+            answer[1] = RuntimeError(f"{e!r} on rank 0\n{traceback_of(e)}")
         answer[2] = allowed_enums()
     dist.broadcast_object_list(answer)
     path, error, enums = answer
     for name in enums:
         allow_enum(name)
     if error is not None:
-        raise NoCheckpointError(error)
+        raise error
     if path is not None:
         private.set_load_from(runner, path)  # MMEngine resumes from it
     return path
@@ -79,7 +78,7 @@ def _check(runner: Runner, path: str) -> None:
     if not osp.isfile(path):
         return  # an address, or MMEngine says that it is missing
     if words := damage(path, ByDesign.of_new(bare_model(runner))):
-        raise _Unusable(
+        raise NoCheckpointError(
             f"load_from={path!r} with resume=True: {words}. Name another checkpoint, "
             "or leave load_from out: the newest good one is then found by itself."
         )
@@ -125,7 +124,7 @@ def _choose(runner: Runner) -> str | None:
             "Delete the file, or put a good copy in its place."
         )
         passed.append(f"{path}: {words}")
-    raise _Unusable(
+    raise NoCheckpointError(
         f"resume=True, but no checkpoint of {runner.work_dir} can be used. "
         f"{'; '.join(passed)}. Put a good copy in the place of one, name another "
         "(load_from=..., or --resume PATH), or, to start from the beginning, delete "

@@ -478,6 +478,24 @@ def test_a_failed_rollback_hook_is_no_good_end(tmp_path, monkeypatch):
     assert named.exists()
 
 
+def test_a_choice_of_checkpoint_that_failed_leaves_it_to_stock(tmp_path, monkeypatch):
+    """MMEngine resumes from what last_checkpoint names."""
+    first = runner_of(tmp_path, [SUITE])
+    first.train()
+    monkeypatch.setattr("amp_hooks.rollback.resume._find", breaks([]))
+    told = []
+    monkeypatch.setattr("amp_hooks.engine.failures.warn", told.append)
+    again = small.build(
+        tmp_path, [SUITE], iters=ITERS + 2, work_dir=first.work_dir, resume=True
+    )
+    again.train()
+    assert again.iter == ITERS + 2
+    assert small.ledger(again, "start")[-1]["iter"] == ITERS
+    (text,) = told
+    assert "RollbackHook failed in before_run" in text
+    assert "Broken('on purpose') on rank 0" in text
+
+
 def test_a_clamp_that_failed_excuses_no_infinity(tmp_path, monkeypatch):
     runner, calls = runner_of(tmp_path, [SUITE]), []
     decided = []
