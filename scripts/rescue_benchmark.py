@@ -20,9 +20,9 @@ that need no loss scale are tried in every precision, in BF16 but for two-stage
 detectors, for which mmcv has no NMS there on a CPU.
 
 Cells that are done, by --quick as well, are kept in --out and run again only if their
-config or code has changed, or what they begin with. In the end there are rescue.json,
-rescue.md, which explains its columns, and rescue.png. --done makes them of the cells
-that there are.
+config or code has changed, or what they begin with; so are those of --known, such as
+docs/rescue.json. In the end there are rescue.json, rescue.md, which explains its
+columns, and rescue.png. --done makes them of the cells that there are.
 
 Exit status 1 if a run of amp_hooks ended with an error or below 0.95 of the clean runs'
 mAP, but for those that pre-flight had named and the report calls lost, or if it
@@ -39,7 +39,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from apart import one_thread_each, run_apart
@@ -74,14 +74,15 @@ def main() -> None:
     out = Path(args.out)
     length = Length(args.images, args.epochs, args.pretrain_epochs)
     prepare(out, length)
+    if args.known:
+        take(Path(args.known), out)
     wanted = cells(
         args.detectors, args.faults, args.policies, args.precisions, args.seeds
     )
     if args.done:
         wanted = [c for c in wanted if is_done(c, length, out)]
     else:
-        first = map(pretraining, dict.fromkeys(c.detector for c in wanted))
-        run_missing([*first, *wanted], length, out, args.jobs)
+        run_missing(wanted, length, out, args.jobs)
     results = [json.loads(result_path(out, c).read_text()) for c in wanted]
     about = machine()
     everything = dict(about=about, length=asdict(length), results=results)
@@ -101,6 +102,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small part of it")
     parser.add_argument("--out", default="work_dirs/rescue")
+    parser.add_argument("--known", help="a rescue.json with cells that are done")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS)
     parser.add_argument("--faults", nargs="*", choices=FAULTS)
@@ -145,6 +147,14 @@ def prepare(out: Path, length: Length) -> None:
     write_text(str(about), json.dumps(asdict(length)))
 
 
+def take(known: Path, out: Path) -> None:
+    """Put the results of a rescue.json beside those that are there."""
+    for result in json.loads(known.read_text())["results"]:
+        cell = Cell(**{field.name: result[field.name] for field in fields(Cell)})
+        if not (path := result_path(out, cell)).exists():
+            write_text(str(path), json.dumps(result, indent=1))
+
+
 def is_done(cell: Cell, length: Length, out: Path) -> bool:
     """Whether there is a result of this very run."""
     path = result_path(out, cell)
@@ -156,25 +166,24 @@ def is_done(cell: Cell, length: Length, out: Path) -> bool:
     return bool(known == fingerprint(cell, length))
 
 
-def forget_outdated(wanted: list[Cell], length: Length, out: Path) -> list[Cell]:
-    """Remove results of other configs or beginnings; returns cells without a result."""
-    for cell in wanted:
-        if is_done(cell, length, out):
-            continue
-        path = result_path(out, cell)
-        path.unlink(missing_ok=True)
-        if cell.fault == PRETRAIN:
-            for other in path.parent.glob(f"{cell.detector}.*.json"):
-                other.unlink()
-    return [c for c in wanted if not result_path(out, c).exists()]
+def without_result(wanted: list[Cell], length: Length, out: Path) -> list[Cell]:
+    """Cells that are to be run; results of other configs or code are removed."""
+    missing = [c for c in wanted if not is_done(c, length, out)]
+    for cell in missing:
+        result_path(out, cell).unlink(missing_ok=True)
+    return missing
 
 
 def run_missing(wanted: list[Cell], length: Length, out: Path, jobs: int) -> None:
     """Run the cells that have no result, some side by side."""
-    missing = forget_outdated(wanted, length, out)
-    print(f"{len(wanted)} runs, {len(missing)} of them to be made", flush=True)
-    first = [c for c in missing if c.fault == PRETRAIN]
-    then = [c for c in missing if c.fault != PRETRAIN]
+    then = without_result(wanted, length, out)
+    beginnings = [pretraining(name) for name in dict.fromkeys(c.detector for c in then)]
+    first = without_result(beginnings, length, out)
+    print(
+        f"{len(wanted)} runs, {len(then)} of them to be made, and before them "
+        f"{len(first)} that they begin with",
+        flush=True,
+    )
     began, done = time.time(), 0
     with ThreadPoolExecutor(jobs) as pool:
         for batch in (first, then):
@@ -182,7 +191,8 @@ def run_missing(wanted: list[Cell], length: Length, out: Path, jobs: int) -> Non
                 done += 1
                 minutes = (time.time() - began) / 60
                 print(
-                    f"[{done}/{len(missing)}, {minutes:.0f} min] {tell(out, cell)}",
+                    f"[{done}/{len(first) + len(then)}, {minutes:.0f} min] "
+                    + tell(out, cell),
                     flush=True,
                 )
 

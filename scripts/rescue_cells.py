@@ -228,6 +228,8 @@ def fingerprint(cell: Cell, length: Length) -> str:
     """Of what a cell's result depends on, the same in every folder."""
     everything, injected = cell.policy in ("clamp", *OURS), cell.fault in INJECTED
     code = _code("" if everything else "inject" if injected else None)
+    if cell.fault != PRETRAIN:
+        code += fingerprint(pretraining(cell.detector), length)
     return digest(make_config(cell, length, "out", "work_dir"), code)
 
 
