@@ -4,6 +4,7 @@
     nox --list
     nox -s torch-2.1            # or several; all of them take hours and 30 GB
     nox -s torch-2.1 -- -k resume
+    nox -s docs                 # the site, in build/site
 
 A session downloads its torch (3 to 5 GB, for PyPI's have CUDA in them; 200 MB with an
 index of CPU wheels in PIP_EXTRA_INDEX_URL), compiles mmcv's operators for it (3 minutes
@@ -129,3 +130,13 @@ def session_of(name: str, stack: Stack) -> None:
 
 for name, stack in STACKS.items():
     session_of(name, stack)
+
+
+@nox.session(name="docs", python="3.11", venv_backend="venv")
+def site(session: nox.Session) -> None:
+    """The site in both languages, in build/site; a warning is an error."""
+    session.install("torch", ".[docs]", "--constraint", "scripts/constraints.txt")
+    for language in ("en", "zh_cn"):
+        options = ["-q", "-W", "--keep-going", "-c", "docs", "-D"]
+        where = [f"docs/{language}", f"build/site/{language}"]
+        session.run("sphinx-build", *options, f"language={language}", *where)

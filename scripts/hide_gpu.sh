@@ -10,7 +10,7 @@ print("built with", get_compiling_cuda_version(), torch.cuda.is_available())' | 
     export CUDA_VISIBLE_DEVICES=
     HIDDEN="CUDA_VISIBLE_DEVICES= "
     echo "[gpu] mmcv has operators for the CPU only, so the GPU is hidden and this runs on" \
-        "the CPU. For the GPU: AMP_HOOKS_CUDA=1 (README, 'See it')" ;;
+        "the CPU. For the GPU: AMP_HOOKS_CUDA=1 (docs/en/get_started.md)" ;;
 "built with not available "*) echo "[gpu] none is used: mmcv has operators for the CPU" ;;
 "built with "*" True") echo "[gpu] used: mmcv has operators for CUDA" ;;
 "built with "*) echo "[gpu] none is visible; mmcv has operators for CUDA and for the CPU" ;;

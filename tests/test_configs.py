@@ -170,10 +170,10 @@ def test_both_loops_both_precisions_and_every_family_occur():
     assert {cfg.optim_wrapper.dtype for cfg in read} == {"float16", "bfloat16"}
 
 
-def test_the_readme_lists_every_recipe():
-    readme = (helpers.ROOT / "README.md").read_text()
+def test_the_page_lists_every_recipe():
+    page = (helpers.ROOT / "docs/en/recipes.md").read_text()
     for path in (*DIGITS, *COCO):
-        assert f"| `{path.name}` |" in readme
+        assert f"| `{path.name}` |" in page
 
 
 def test_the_learning_rate_follows_the_number_of_images():

@@ -51,8 +51,8 @@ class HeadClampHook(AmpHook):
     showed, for the next one: logits at the ``trigger``, non-finite losses or logits (or
     an exception because of NaN), or an ``early_warning``, which only
     :class:`ClsScoreMonitorHook` in the same config gives. It is switched off after
-    ``release_after`` iterations in a row that were finite, with every |logit| inside
-    the limit. Between limit and trigger it stays what it is.
+    ``release_after`` iterations in a row that were finite, with every ``|logit|``
+    inside the limit. Between limit and trigger it stays what it is.
 
     **Other modules.** ``targets`` may name any module that returns floating-point
     tensors, to protect a residual sum before a norm, say. A module runs in FP32 as a
@@ -63,7 +63,7 @@ class HeadClampHook(AmpHook):
     second HeadClampHook into the config.
 
     Args:
-        limit (float): Largest |logit| let through. A sigmoid is 0 or 1 to FP32
+        limit (float): Largest ``|logit|`` let through. A sigmoid is 0 or 1 to FP32
             precision beyond about 17, a softmax beyond about 104. Defaults to 100.0.
         mode (str): The gradient beyond the limit. 'soft': zero only where it would
             drive the logit further out, so that the layer can find its way back.
@@ -71,8 +71,8 @@ class HeadClampHook(AmpHook):
             The values are the same. Defaults to 'soft'.
         when (str): 'triggered' switches it on by need, 'always' keeps it on. Defaults
             to 'triggered'.
-        trigger (float or dict): With 'triggered': a |logit| above this switches it on;
-            1000 is 6 doublings below the largest FP16 number. Or
+        trigger (float or dict): With 'triggered': a ``|logit|`` above this switches it
+            on; 1000 is 6 doublings below the largest FP16 number. Or
             ``dict(headroom_bits=6.0)``: so many doublings below the largest number of
             the precision that the layer computes in. Defaults to 1000.0.
         early_warning (bool): With 'triggered': an early warning switches it on.

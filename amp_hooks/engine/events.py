@@ -14,7 +14,7 @@ class Event:
     """A kind of line in ``stability.jsonl``.
 
     Attributes:
-        meaning: One line for the README's table.
+        meaning: One line for the table of docs/en/ledger.md.
         words: The sentence that tells a person about a line.
         fields: Meaning of each field that a line has beside ``iter``, ``event`` and
             ``verdict``. Those whose meaning begins with 'if' may be missing.

@@ -22,7 +22,7 @@ from .logits import Forecast, LogitTrend
 
 @HOOKS.register_module()
 class ClsScoreMonitorHook(AmpHook):
-    """Records the largest |cls_score| of every classifier layer in each iteration.
+    """Records the largest ``|cls_score|`` of every classifier layer in each iteration.
 
     The layers are found by themselves in the first training iteration: those whose
     output is nearest, in the autograd graph, to what a classification loss

@@ -30,7 +30,7 @@ class Scalar:
     Attributes:
         worst: Merges values since the last publication so that no spike is lost.
         unit: What it is measured in.
-        meaning: One line for the README's table.
+        meaning: One line for the table of docs/en/scalars.md.
     """
 
     worst: Callable[[float, float], float]

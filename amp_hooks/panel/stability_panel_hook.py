@@ -37,17 +37,17 @@ class StabilityPanelHook(AmpHook):
     """Publishes the ``amp/*`` scalars and lays out TensorBoard's Custom Scalars tab.
 
     What is published depends on the other hooks that are attached; the table of
-    scalars is in the README. Each publication holds the worst value since the last, so
-    no spike falls between two points; an overflow, a clamp or a rollback is published
-    at once. Values are finite and ``step`` is ``runner.iter + 1``, as in MMEngine's own
-    curves. All scalars of a publication go to each backend in one call; one that fails
-    costs its own points. What MLflow would refuse in the name of a group or an
-    optimizer is replaced. In MLflow and Neptune, where ``amp/gradnorm`` cannot stand
-    beside ``amp/gradnorm/backbone``, the second is ``amp/gradnorm.backbone``.
+    scalars is in docs/en/scalars.md. Each publication holds the worst value since the
+    last, so no spike falls between two points; an overflow, a clamp or a rollback is
+    published at once. Values are finite and ``step`` is ``runner.iter + 1``, as in
+    MMEngine's own curves. All scalars of a publication go to each backend in one call;
+    one that fails costs its own points. What MLflow would refuse in the name of a group
+    or an optimizer is replaced. In MLflow and Neptune, where ``amp/gradnorm`` cannot
+    stand beside ``amp/gradnorm/backbone``, the second is ``amp/gradnorm.backbone``.
 
     **Charts**, in the category 'amp_hooks stability': the loss; loss scale with the
     steps skipped in a row; unscaled gradient norm, total and per group, with the clip
-    line; |cls_score| per head in log2, with the FP16 limit and the clamp limit;
+    line; ``|cls_score|`` per head in log2, with the FP16 limit and the clamp limit;
     headroom in bits; non-finite iterations, vetoes and rollbacks; non-finite, clamp and
     fallback as flags; learning-rate factor; learning rate.
 

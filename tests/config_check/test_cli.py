@@ -15,11 +15,11 @@ def test_silence(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_findings_as_the_readme_shows_them(capsys):
+def test_findings_as_the_page_shows_them(capsys):
     assert cli.main([HOT]) == 1
     shown = capsys.readouterr().out
-    readme = (helpers.ROOT / "README.md").read_text()
-    block = readme.split("scripts/check_config.py CONFIG", 1)[1].split("```\n", 2)[2]
+    page = (helpers.ROOT / "docs/en/before_training.md").read_text()
+    block = page.split("scripts/check_config.py CONFIG", 1)[1].split("```\n", 2)[2]
     assert shown.splitlines() == block.split("```")[0].splitlines()
 
 

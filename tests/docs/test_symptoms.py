@@ -6,7 +6,7 @@ import pytest
 
 from tests import helpers
 
-PAGE = (helpers.ROOT / "docs/symptoms.md").read_text()
+PAGE = (helpers.ROOT / "docs/en/symptoms.md").read_text()
 QUOTES = {
     title: [
         quote for _, quote in re.findall(r"^(```text)\n(.*?)^```$", text, re.M | re.S)

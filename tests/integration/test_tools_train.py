@@ -264,6 +264,6 @@ def test_amp_without_a_gpu_says_what_mmengine_says(digits, tmp_path):
     assert not (work_dir / "rollback").exists()
     assert not (work_dir / "last_checkpoint").exists()
     # And what to type here instead is in the docs.
-    page = (helpers.ROOT / "docs/symptoms.md").read_text()
+    page = (helpers.ROOT / "docs/en/symptoms.md").read_text()
     (row,) = [line for line in page.splitlines() if "only available training" in line]
     assert REHEARSED in row

@@ -297,14 +297,14 @@ def test_what_is_compared_is_of_one_precision_and_length():
 
 def test_what_the_pages_show_is_what_was_measured():
     docs = helpers.ROOT / "docs"
-    # README.md's table is that of the page, whichever version of the script made it.
-    page, readme = ((docs / "rescue.md").read_text(), helpers.ROOT / "README.md")
+    page, told = (docs / "en" / f"{p}.md" for p in ("rescue", "what_it_saves"))
+    page, told = page.read_text(), told.read_text()
     tables = [part for part in page.split("\n\n") if part.startswith("|")]
-    assert tables[0] in readme.read_text()
+    assert tables[0] in told
     measured = json.loads((docs / "rescue.json").read_text())
     results = measured["results"]
     if "precision" not in results[0]:
-        assert "has not been run to its end yet" in readme.read_text()
+        assert "has not been run to its end yet" in told
         return
     names = [f.name for f in fields(Cell)]
     made = [Cell(**{name: r[name] for name in names}) for r in results]
@@ -312,11 +312,11 @@ def test_what_the_pages_show_is_what_was_measured():
     assert made == [cell for cell in every if cell in made]
     if made != every:
         said = f"{len(made)} of its {len(every)} runs"
-        assert said in " ".join(readme.read_text().split())
+        assert said in " ".join(told.split())
     assert measured["length"] == asdict(Length())
-    assert (docs / "rescue.md").read_text() == markdown(results, measured["about"])
-    # README_zh-CN.md's numbers are compared with README.md's by test_readme_zh.py.
-    assert summary(results) in (helpers.ROOT / "README.md").read_text()
+    assert page == markdown(results, measured["about"])
+    # The Chinese page's numbers are compared with these by test_pages_zh.py.
+    assert summary(results) in told
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
-"""README_zh-CN.md says what README.md says, section by section.
+"""Each Chinese page says what the English one says, section by section.
 
 Compared is what no language changes: order, numbers, code, names, links, tables. A
-change of prose alone is not noticed. Fenced blocks are identical, so test_readme.py,
-which trains with each config block of README.md, trains with those of README_zh-CN.md.
+change of prose alone is not noticed. Fenced blocks are identical, so test_pages.py,
+which trains with each config block of the English pages, trains with those of both.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 from collections import Counter
@@ -15,14 +16,20 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from amp_hooks.panel.scalars import SCALARS
 from tests import helpers
 
 ENGLISH, CHINESE = "README.md", "README_zh-CN.md"
-TEXT = {n: (helpers.ROOT / n).read_text(encoding="utf-8") for n in (ENGLISH, CHINESE)}
 LANGUAGES = {
     ENGLISH: f"English | [简体中文]({CHINESE})",
     CHINESE: f"[English]({ENGLISH}) | 简体中文",
+}
+DOCS = helpers.ROOT / "docs"
+# What a script writes is included as it is.
+NAMES = sorted(p.name for p in (DOCS / "en").glob("*.md"))
+NAMES = [name for name in NAMES if name not in ("cost.md", "rescue.md", "index.md")]
+PAGES = {
+    "README": (helpers.ROOT / ENGLISH, helpers.ROOT / CHINESE),
+    **{name: (DOCS / "en" / name, DOCS / "zh_cn" / name) for name in NAMES},
 }
 HAN = "\u4e00-\u9fff"
 # TensorBoard; MLflow, but not GPUs; FP16 and R50, but not x0.1.
@@ -69,6 +76,8 @@ def parse(text):
         blocks = sections[-1].blocks if sections else []
         starts = {"|": "table row", "- ": "list item", "```": line}
         kind = next((k for s, k in starts.items() if line.startswith(s)), "paragraph")
+        if re.match(r"\d+\. ", line):
+            kind = "list item"
         if fence:
             fence.lines.append(line)
             fence = None if line == "```" else fence
@@ -104,8 +113,11 @@ def said(block):
     found = {
         "cells": ["|"] * len(row),
         "first cell": row[:1] if re.fullmatch(r"`[^`]*`", row[0]) else [],
-        # Where one within the page leads is another word in each language.
-        "links": re.findall(r"\]\((#|[^)]+)", text),
+        # Where one within a page leads is another word in each language.
+        "links": [
+            link.replace("docs/zh_cn/", "docs/en/")
+            for link in re.findall(r"\]\((https?:[^)]+|#|[^)#]+)", text)
+        ],
         "code": set(re.findall(r"`[^`]*`", text)),
         "numbers": numbers,
         "names": set(re.findall(NAME, prose)),
@@ -152,12 +164,17 @@ def differences(en, zh):
                         yield f"{left.head}: {what} in {name} only: {only}"
 
 
-EN, ZH = parse(TEXT[ENGLISH]), parse(TEXT[CHINESE])
+@functools.lru_cache(maxsize=None)
+def sections(page):
+    """Of both languages."""
+    assert all(path.exists() for path in PAGES[page]), page
+    return [parse(path.read_text(encoding="utf-8")) for path in PAGES[page]]
 
 
 def test_each_names_the_other_under_its_title():
-    for name, line in LANGUAGES.items():
-        assert TEXT[name].startswith(f"# amp_hooks\n\n{line}\n\n")
+    for path in PAGES["README"]:
+        line = LANGUAGES[path.name]
+        assert path.read_text("utf-8").startswith(f"# amp_hooks\n\n{line}\n\n")
 
 
 def check(en, zh):
@@ -179,35 +196,39 @@ def check(en, zh):
         )
 
 
-@pytest.mark.parametrize(
-    ("en", "zh"),
-    [pytest.param(*pair, id=(pair[0] or pair[1]).title) for pair in pairs(EN, ZH)],
-)
-def test_a_section_says_the_same(en, zh):
-    check(en, zh)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_the_same(page):
+    for en, zh in pairs(*sections(page)):
+        check(en, zh)
 
 
-def test_links_lead_to_the_same_places():
-    anchors = {slug(en.title): slug(zh.title) for en, zh in pairs(EN, ZH) if en and zh}
-    en, zh = (re.findall(r"\]\(#([^)]+)\)", TEXT[name]) for name in TEXT)
-    assert [anchors[a] for a in en] == zh
-    for path in re.findall(r"\]\((?!https?:|#)([^)#]+)", TEXT[CHINESE]):
-        assert (helpers.ROOT / path).exists(), path
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_the_same_places(page):
+    ours, theirs = (_anchors(path) for path in PAGES[page])
+    for (where, english), (there, chinese) in zip(ours, theirs):
+        titles = {
+            slug(en.title): slug(zh.title)
+            for en, zh in pairs(*sections(where))
+            if en and zh
+        }
+        assert (there, titles[english]) == (where, chinese)
 
 
-def test_scalars_keep_name_and_unit():
-    rows = [b.lines[0] for s in ZH for b in s.blocks if b.kind == "table row"]
-    for name, scalar in SCALARS.items():
-        assert [f"`{name}`", scalar.unit] in [cells(row)[:2] for row in rows], name
+def _anchors(path):
+    """Page and anchor of each link within this language."""
+    found = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text("utf-8"))
+    own = "README" if path.parent == helpers.ROOT else path.name
+    return [(page.rpartition("/")[2] or own, anchor) for page, anchor in found]
 
 
-def test_chinese_typography():
+@pytest.mark.parametrize("page", PAGES)
+def test_chinese_typography(page):
     """A space between Chinese and Latin, full-width punctuation, one line a paragraph.
 
     GitHub shows a line break in a paragraph as a space, which Chinese has none of.
     """
     wrong = rf"[{HAN}][A-Za-z0-9`,;:?!()]|[A-Za-z0-9`,;:?!][{HAN}]"
-    for block in itertools.chain.from_iterable(s.blocks for s in ZH):
+    for block in itertools.chain.from_iterable(s.blocks for s in sections(page)[1]):
         if not block.kind.startswith("```"):
             assert len(block.lines) == 1, block.head
             prose = re.sub(r"\*|\]\([^)]+\)", "", block.lines[0])

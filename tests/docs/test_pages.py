@@ -1,4 +1,4 @@
-"""What the README shows is what the code does."""
+"""What README and pages show is what the code does."""
 
 import copy
 import inspect
@@ -20,8 +20,14 @@ from amp_hooks.panel.scalars import SCALARS
 from amp_hooks.registry import HOOKS, OPTIM_WRAPPERS
 from tests import helpers
 
-README = (helpers.ROOT / "README.md").read_text()
-PAGES = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").rglob("*.md"))]
+DOCS = helpers.ROOT / "docs"
+# Blocks of the Chinese pages are the same: test_pages_zh.py.
+PAGES = [helpers.ROOT / "README.md", *sorted((DOCS / "en").glob("*.md"))]
+BOTH = [
+    *PAGES,
+    helpers.ROOT / "README_zh-CN.md",
+    *sorted((DOCS / "zh_cn").glob("*.md")),
+]
 # Every fenced block as (page and line, tag, content).
 FENCES = [
     (f"{page.name}:{page.read_text()[: m.start()].count(chr(10)) + 1}", m[1], m[2])
@@ -114,35 +120,42 @@ def test_every_command_attaches_what_it_names(command):
         assert isinstance(HOOKS.build(cfg.default_hooks.stability), StabilityHook)
 
 
+def text(name):
+    return (DOCS / "en" / name).read_text()
+
+
 def test_links_between_pages_lead_somewhere():
-    for page in PAGES:
+    for page in BOTH:
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
             path, _, anchor = target.partition("#")
             file = (page.parent / path) if path else page
-            assert file.exists(), (page.name, target)
+            assert file.exists(), (page, target)
             if anchor:
                 titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
                 slugs = [
                     re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles
                 ]
-                assert anchor in slugs, (page.name, target)
+                assert anchor in slugs, (page, target)
 
 
 def test_the_table_of_scalars_is_complete():
+    page = text("scalars.md")
     for name, scalar in SCALARS.items():
-        assert f"| `{name}` | {scalar.unit} | {scalar.meaning} |" in README
+        assert f"| `{name}` | {scalar.unit} | {scalar.meaning} |" in page
 
 
 def test_the_table_of_events_is_complete():
+    page = text("ledger.md")
     for name, event in EVENTS.items():
         fields = "; ".join(f"`{f}`: {text}" for f, text in event.fields.items())
         fields = fields.replace("|", "\\|")  # or GitHub takes it for a cell's end
-        assert f"| `{name}` | {event.meaning} | {fields} |" in README
+        assert f"| `{name}` | {event.meaning} | {fields} |" in page
 
 
 @pytest.mark.parametrize("name", [n for n in amp_hooks.__all__ if n.endswith("Hook")])
 def test_the_table_of_hooks_gives_the_real_defaults(name):
-    row = re.search(rf"^\| `{name}` \|.*\| (.*) \|$", README, re.MULTILINE)
+    assert f"| `{name}` |" in PAGES[0].read_text() or name == "StabilityHook"
+    row = re.search(rf"^\| `{name}` \|.*\| (.*) \|$", text("hooks.md"), re.MULTILINE)
     cls = HOOKS.get(name)
     hook = cls(**helpers.REQUIRED.get(name, {}))
     shown = dict(re.findall(r"`(\w+)(?:=([^`]+))?`", row[1]))
@@ -170,11 +183,29 @@ def test_the_table_of_health_has_the_real_thresholds():
         "clamped logits": (t.CLAMPED_PATIENCE,),
     }
     for what, values in told.items():
-        (cell,) = re.findall(rf"^\| {what} \| (.*?) \|", README, re.MULTILINE)
+        row = rf"^\| {what} \| (.*?) \|"
+        (cell,) = re.findall(row, text("health.md"), re.MULTILINE)
         numbers = [float(number) for number in re.findall(r"[\d.]*\d", cell)]
         assert set(values) <= set(numbers), what
     assert (t.CLAMPED, t.METRIC_FALLEN) == (0.5, 0.1)  # told in words
 
 
-def test_nothing_unfinished():
-    assert "@@" not in README
+@pytest.mark.parametrize("page", BOTH, ids=str)
+def test_nothing_unfinished(page):
+    assert "@@" not in page.read_text()
+
+
+def test_the_readme_is_short():
+    assert all(
+        len(page.read_text().splitlines()) <= 150
+        for page in BOTH
+        if page.parent == helpers.ROOT
+    )
+
+
+def test_every_page_is_in_the_index_of_its_language():
+    for language in ("en", "zh_cn"):
+        index = (DOCS / language / "index.md").read_text()
+        entries = re.findall(r"^(\w[\w-]*)$", index, re.MULTILINE)
+        pages = {page.stem for page in (DOCS / language).glob("*.md")}
+        assert sorted(entries) == sorted(pages - {"index"})
