@@ -1,4 +1,4 @@
-"""``python -m amp_hooks COMMAND``: one door to the package's command lines."""
+"""``amp-hooks COMMAND``, or ``python -m amp_hooks COMMAND``: one door to all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from .engine.command_line import USAGE
 COMMANDS = {
     "report": "amp_hooks.report.cli",
     "check-config": "amp_hooks.config_check.cli",
+    "check-annotations": "amp_hooks.data.cli",
+    "replay": "amp_hooks.forensics.cli",
 }
-_HELP = f"""usage: python -m amp_hooks {{{",".join(COMMANDS)}}} ...
+_HELP = f"""usage: amp-hooks {{{",".join(COMMANDS)}}} ...
 
-  report        explain a run from the files it left
-  check-config  find what is known to hurt training in a config
+  report             explain a run from the files it left
+  check-config       find what is known to hurt training in a config
+  check-annotations  find the boxes and annotations that do
+  replay             run a bad batch that was kept again, in other precisions
 
-'python -m amp_hooks COMMAND --help' tells the arguments and the exit status.
+'amp-hooks COMMAND --help' tells the arguments and the exit status: 0 good, 1 findings
+or recovered, 2 lost, 64 and above an error of use. 'python -m amp_hooks' is the same.
 """
 
 
@@ -33,6 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = f"there is no command {command!r}" if command else "name a command"
         print(f"{_HELP}\nerror: {problem}", file=sys.stderr)
         return USAGE
-    prog = f"python -m amp_hooks {command}"
+    prog = f"amp-hooks {command}"
     status: int = import_module(COMMANDS[command]).main(given[1:], prog)
     return status

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from compare_runs import show
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
@@ -24,6 +23,7 @@ from mmengine.structures import InstanceData
 
 from amp_hooks import BoxSanityHook
 from amp_hooks.data.box_check import check_boxes
+from amp_hooks.engine.command_line import markdown_table
 
 # Images, boxes of each, with masks.
 BATCHES = [
@@ -80,7 +80,7 @@ def main() -> None:
         kind = f"boxes with bitmaps of {args.size} pixels" if masks else "boxes"
         label = f"{images} images of {boxes} {kind}"
         rows.append([label, f"{min(times):.2f}", f"{median(times):.2f}"])
-    print(show(rows))
+    print(markdown_table(rows))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ from bench_counts import KEYS, count, held_bytes
 from bench_panel import publishing
 from bench_rivals import rows
 from bench_runs import DETECTORS, Live, build_batch, build_model, prepare
-from compare_runs import show
+
+from amp_hooks.engine.command_line import markdown_table
 
 OLD = 1_000_000
 TIMES = ("without", "with", "ratio", "paired ratio", "added ms")
@@ -102,7 +103,7 @@ def bench(detector, args):
     print(f"\n### {name}\n\n{header(args)}\n")
     table = [["time of an iteration", *TIMES]]
     table += [[known[key][0], *timing(blocks[key])[2]] for key in args.rows]
-    print(show(table), flush=True)
+    print(markdown_table(table), flush=True)
 
     stock = count(base, args.count_iters)
     table = [["added per iteration", *KEYS, "MiB held"]]
@@ -110,12 +111,12 @@ def bench(detector, args):
         counts = added(count(live, args.count_iters), stock)
         table.append([known[key][0], *counts, f"{held[key] / 2**20:.2f}"])
     table.append(["(without hooks)", *added(stock, dict.fromkeys(KEYS, 0)), ""])
-    print("\n" + show(table), flush=True)
+    print("\n" + markdown_table(table), flush=True)
     losses = {live.loss for live in (base, *lives.values())}
     same = "yes" if len(losses) == 1 else f"no: {sorted(losses)}"
     print(f"\nSame loss in every row: {same}", flush=True)
     lives.clear()
-    print("\n" + show(publishing(model, batch, optimizer, args)), flush=True)
+    print("\n" + markdown_table(publishing(model, batch, optimizer, args)), flush=True)
     age(model, batch, optimizer, args)
     gc.unfreeze()
 
@@ -145,7 +146,7 @@ def age(model, batch, optimizer, args):
         counts = [count(live, args.count_iters) for live in pair]
         table.append([label, *cells, *added(counts[1], counts[0])])
     ratios = [b / a for a, b in zip(fastest[young], fastest[old])]
-    print("\n" + show(table))
+    print("\n" + markdown_table(table))
     print(
         f"\nIteration {old} over iteration {young}: {ratios[0]:.3f} without hooks, "
         f"{ratios[1]:.3f} with all monitors",

@@ -29,8 +29,8 @@ from statistics import median
 
 import torch
 from bench_runs import DETECTORS, Live, build_batch, build_model, prepare
-from compare_runs import show
 
+from amp_hooks.engine.command_line import markdown_table
 from amp_hooks.rollback.host_copy import host_bytes
 
 
@@ -146,8 +146,8 @@ def measure(live, args):
     for part, times in watch.times.items():
         middle = median(times)
         table.append([part, f"{middle * 1e3:.1f}", f"{middle / per_iteration:.2f}"])
-    print(show(table))
-    print("\n" + show([["round", "MiB in memory", "MiB on disk"], *held]))
+    print(markdown_table(table))
+    print("\n" + markdown_table([["round", "MiB in memory", "MiB on disk"], *held]))
 
 
 if __name__ == "__main__":

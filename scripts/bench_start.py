@@ -20,7 +20,8 @@ import time
 from statistics import median
 
 from bench_runs import DETECTORS, build_batch, build_model, build_runner, prepare
-from compare_runs import show
+
+from amp_hooks.engine.command_line import markdown_table
 
 ITERATIONS = 3
 OF = 1000
@@ -52,7 +53,7 @@ def measure(detector, args):
     for name, before, after in zip(list(RUNS)[1:], times, times[1:]):
         added = after - before
         table.append([name, f"{added:.2f}", f"{added / whole:.2%}"])
-    print(show(table), flush=True)
+    print(markdown_table(table), flush=True)
 
 
 def main():

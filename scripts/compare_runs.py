@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from mmengine.runner import find_latest_checkpoint
 
+from amp_hooks.engine.command_line import markdown_table
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
 from amp_hooks.engine.tensors import nonfinite_names
 
@@ -112,17 +113,6 @@ def rows(runs: dict[str, Run]) -> list[list[str]]:
     ]
 
 
-def show(table: list[list[str]]) -> str:
-    """Align the columns; the result is also valid Markdown."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
-        for row in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
-
-
 def failures(stock: Run, guarded: Run, map50: float) -> list[str]:
     """What the demo claims and these two runs do not show."""
     bad = stock.bad_losses
@@ -160,7 +150,7 @@ def main() -> None:
             runs[name] = read_run(Path(folder))
         except FileNotFoundError as e:
             sys.exit(f"error: {e}")
-    print(show(rows(runs)))
+    print(markdown_table(rows(runs)))
     if args.check is not None:
         missing = failures(*list(runs.values())[:2], args.check)
         for claim in missing:

@@ -54,7 +54,7 @@ $PY -W ignore scripts/compare_runs.py "stock AMP=$OUT/stock" \
 echo
 say "$((SECONDS - READY)) s after set-up ($((SECONDS - STARTED)) s in all)"
 echo "See why:"
-echo "    $PY -m amp_hooks.report $OUT/guarded --html $OUT/guarded.html"
+echo "    $PY -m amp_hooks report $OUT/guarded --html $OUT/guarded.html"
 echo "See it in the browser (tab 'Custom Scalars'):"
 echo "    .venv/bin/tensorboard --logdir $OUT"
 echo "Go on from the auto-rollback checkpoint of a killed run:"

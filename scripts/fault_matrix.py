@@ -34,12 +34,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from compare_runs import show
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from small_detectors import R18, ROOT, every_box_counts, on_digits
 from torch import Tensor
 
+from amp_hooks.engine.command_line import markdown_table
 from amp_hooks.engine.runtime import Runtime
 from amp_hooks.engine.tensors import named_tensors
 from amp_hooks.rollback.run_state import learned_state
@@ -307,7 +307,7 @@ def with_guard(args: argparse.Namespace, data: str) -> bool:
             for d in args.detectors
         ]
         table.append([fault, *cells])
-    print(f"\n### With StepGuardHook and RollbackHook\n\n{show(table)}")
+    print(f"\n### With StepGuardHook and RollbackHook\n\n{markdown_table(table)}")
     return any("FAILED" in cell for row in table for cell in row)
 
 
@@ -320,7 +320,7 @@ def without_guard(args: argparse.Namespace, data: str) -> None:
             for precision in args.precisions
         ]
         table.append([name, *cells])
-    print(f"\n### Without ({args.without})\n\n{show(table)}")
+    print(f"\n### Without ({args.without})\n\n{markdown_table(table)}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ from typing import Any
 
 import torch
 from apart import one_thread_each, run_apart
-from compare_runs import show
 from healthy_cases import (
     DETECTORS,
     ILL,
@@ -58,6 +57,7 @@ from healthy_pair import compare
 from rescue_benchmark import prepare, run_missing
 from rescue_cells import Length, machine, pretraining
 
+from amp_hooks.engine.command_line import markdown_table
 from amp_hooks.engine.files import write_text
 
 PAGE = """\
@@ -193,7 +193,7 @@ def markdown(results: list[dict[str, Any]], about: str) -> str:
         differ=sum(map(differs, results)),
         errors=sum(bool(r["error"]) for r in results),
         watched=sum(bool(r["watches"]) for r in results),
-        table=show(table),
+        table=markdown_table(table),
     )
 
 

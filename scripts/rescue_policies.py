@@ -83,11 +83,12 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
 
 
 class ObserveHook(Hook):
-    """Which losses were finite, and how long each iteration took."""
+    """Which losses were finite, how long it took, and the mAP of the last evaluation."""
 
     priority = 100  # after everybody
 
     def __init__(self) -> None:
+        self.map = 0.0
         self.bad: list[int] = []
         self.undone_before: set[int] = set()  # iterations that began with a rollback
         self._rollbacks = 0
@@ -119,6 +120,13 @@ class ObserveHook(Hook):
         self.iters = runner.iter + 1
         self.wall = time.perf_counter() - self._began[0]
         self.cpu = time.process_time() - self._began[1]
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Note the mAP: 0 where nothing is found, for mmdet gives none then."""
+        value = float((metrics or {}).get("coco/bbox_mAP", 0.0))
+        self.map = value if math.isfinite(value) and value >= 0 else 0.0
 
 
 def _rollbacks(runner: Runner) -> int:

@@ -65,17 +65,13 @@ def train(cell: Cell, length: Length, out: Path) -> dict[str, Any]:
     if cell.fault != "nan_term":  # whose steps are taken
         lost |= set(observe.bad)
     scores = runner.message_hub.log_scalars
-    final = None if error else 0.0  # mmdet gives no mAP where nothing is found
-    if not error and "val/coco/bbox_mAP" in scores:
-        value = float(scores["val/coco/bbox_mAP"].data[0][-1])
-        final = value if math.isfinite(value) and value >= 0 else 0.0
     about = verdict(work_dir, ledger) if ledger else {}
     shutil.rmtree(work_dir, ignore_errors=True)
     return dict(
         about,
         finished=not error,
         error=error,
-        map=final,
+        map=None if error else observe.map,
         iters=observe.iters,
         bad=len(observe.bad),
         lost=len(lost),

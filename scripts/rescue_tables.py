@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict
 
-from compare_runs import show
 from rescue_cells import CLEAN, FAULTS, INJECTED, OURS, POLICIES, PRECISIONS
+
+from amp_hooks.engine.command_line import markdown_table
 
 SAVED = 0.95  # of the mAP of the clean runs
 
@@ -129,7 +130,7 @@ def summary(results: list[Result]) -> str:
         own = [r for r in results if (r["long"], r["precision"], r["policy"]) == kind]
         if own:
             rows.append(_row(table, own, *kind))
-    return show(rows)
+    return markdown_table(rows)
 
 
 def _row(
@@ -173,7 +174,7 @@ def every_cell(results: list[Result]) -> str:
         for policy in policies:
             row.append(cell_words(table, [r for r in own if r["policy"] == policy]))
         rows.append(row)
-    return show(rows)
+    return markdown_table(rows)
 
 
 def by_row(results: list[Result]) -> dict[tuple[Any, ...], list[Result]]:

@@ -77,7 +77,9 @@ def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "check_config.py") -> int:
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "amp-hooks check-config"
+) -> int:
     """Print the findings; returns the exit status."""
     args = parse_args(arguments, prog)
     return or_failed(lambda: _check(args))

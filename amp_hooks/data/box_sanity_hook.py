@@ -242,6 +242,6 @@ def _remedy(action: str = "warn") -> str:
     drop = "" if action == "drop" else "BoxSanityHook(action='drop') leaves them out; "
     return (
         f"{drop}dict(type='FilterAnnotations', min_gt_bbox_wh=(1, 1)) in the pipeline "
-        "filters small ones, and scripts/check_annotations.py looks through the "
+        "filters small ones, and 'amp-hooks check-annotations' looks through the "
         "annotation file."
     )

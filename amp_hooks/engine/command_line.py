@@ -42,3 +42,14 @@ def print_out(text: str) -> None:
     except BrokenPipeError:
         # The reader, head say, has seen enough; Python must not complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def markdown_table(table: list[list[str]]) -> str:
+    """Align the columns; the result is also valid Markdown."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
+        for row in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)

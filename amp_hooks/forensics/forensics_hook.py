@@ -50,7 +50,7 @@ class ForensicsHook(AmpHook):
 
     Written to ``<work_dir>/<timestamp>/faults/iter_<N>/``: ``report.txt``,
     ``report.json``, ``batch.pth`` and ``weights.pth``. With
-    ``scripts/replay_fault.py`` the batch is run again, in other precisions. One line of
+    ``amp-hooks replay`` the batch is run again, in other precisions. One line of
     the log and the ledger's ``forensics`` line tell the conclusion. The next incident
     is looked into once a healthy step has been taken.
 

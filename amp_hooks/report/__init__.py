@@ -1,4 +1,4 @@
-"""Explain a run from the files it left: ``python -m amp_hooks.report WORK_DIR``.
+"""Explain a run from the files it left: ``amp-hooks report WORK_DIR``.
 
 ``read`` makes plain data of a work_dir (``history.py``); ``judge`` and ``show`` are
 pure functions over that data: what happened (``incidents.py``), how it ended

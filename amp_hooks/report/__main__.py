@@ -1,4 +1,4 @@
-"""``python -m amp_hooks.report WORK_DIR``."""
+"""``python -m amp_hooks.report WORK_DIR``: ``amp-hooks report``."""
 
 import sys
 

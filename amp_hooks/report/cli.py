@@ -55,9 +55,7 @@ def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace
     return parser.parse_args(arguments)
 
 
-def main(
-    arguments: Sequence[str] | None = None, prog: str = "python -m amp_hooks.report"
-) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "amp-hooks report") -> int:
     """Print the report; returns the exit status."""
     args = parse_args(arguments, prog)
     return or_failed(lambda: _report(args))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from compare_runs import show
+from amp_hooks.engine.command_line import markdown_table
 
 OK, FAILED, UNKNOWN, MEASURED = "ok", "FAILED", "cannot tell", "measured"
 
@@ -62,4 +62,4 @@ def table(rows: Sequence[Row]) -> str:
         name, before = ("" if row.check == before else row.check), row.check
         found = row.found.replace("|", "/").replace("\n", " ")
         lines.append([name, row.what, found, row.result])
-    return show(lines)
+    return markdown_table(lines)

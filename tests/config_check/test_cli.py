@@ -1,4 +1,4 @@
-"""``scripts/check_config.py``: output and exit status."""
+"""``amp-hooks check-config``: output and exit status."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_findings_as_the_page_shows_them(capsys):
     assert cli.main([HOT]) == 1
     shown = capsys.readouterr().out
     page = (helpers.ROOT / "docs/en/before_training.md").read_text()
-    block = page.split("scripts/check_config.py CONFIG", 1)[1].split("```\n", 2)[2]
+    block = page.split("amp-hooks check-config CONFIG", 1)[1].split("```\n", 2)[2]
     assert shown.splitlines() == block.split("```")[0].splitlines()
 
 
@@ -128,7 +128,7 @@ def test_resume(build, tmp_path, capsys):
 
 
 def test_the_script():
-    done = processes.script("check_config.py", HOT, status=1)
+    done = processes.python("-m", "amp_hooks", "check-config", HOT, status=1)
     assert done.stdout.startswith("1. optim_wrapper.optimizer.lr=0.15 for 4 images")
 
 

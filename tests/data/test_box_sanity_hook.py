@@ -116,7 +116,7 @@ def test_raise_names_image_box_and_flaw_before_the_iteration(train, build):
     with pytest.raises(
         ValueError,
         match=r"BoxSanityHook: boxes that are not sound: \S+000003.jpg box 0 zero "
-        r"width or height \(.*action='drop'.*check_annotations",
+        r"width or height \(.*action='drop'.*check-annotations",
     ):
         train([boxes(action="raise")], spoiled=BAD[:1], iters=12)
     runner = build.made[-1]

@@ -162,9 +162,9 @@ def test_as_a_program_on_a_terminal_that_knows_ascii_only(work_dirs):
     assert b"\033" not in done.stdout  # no colour into a pipe
 
 
-def test_the_script_is_the_same_program(work_dirs, tmp_path):
+def test_the_command_is_the_same_program(work_dirs, tmp_path):
     out = tmp_path / "report.html"
-    program = ["scripts/stability_report.py", work_dirs("rescued"), "--html", out]
+    program = ["-m", "amp_hooks", "report", work_dirs("rescued"), "--html", out]
     call(*program, status=1)
     assert out.stat().st_size > 10_000
 

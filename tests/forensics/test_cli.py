@@ -1,10 +1,11 @@
-"""scripts/replay_fault.py, called as a user calls it."""
+"""``amp-hooks replay``, called as a user calls it."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from amp_hooks.forensics import cli
 from tests import helpers, processes
 
 HOOKS = [
@@ -32,17 +33,16 @@ def overflown(build, tmp_path):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """The script's main, and what it has printed and returned."""
-    monkeypatch.syspath_prepend(str(helpers.ROOT / "scripts"))
-    import replay_fault
+def call(capsys):
+    """The command's main, and what it has printed and returned."""
 
     def run(*args, status=0):
-        monkeypatch.setattr("sys.argv", ["replay_fault.py", *map(str, args)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            replay_fault.main()
-        assert int(end.value.code) == status
+        try:
+            ended = cli.main([str(a) for a in args])
+        except SystemExit as e:
+            ended = e.code
+        assert ended == status
         return capsys.readouterr()
 
     return run
@@ -55,7 +55,7 @@ def cells(output):
 
 
 def test_every_precision_and_remedy(overflown):
-    done = processes.script("replay_fault.py", *overflown)
+    done = processes.python("-m", "amp_hooks", "replay", *overflown)
     assert "iteration 2, FORWARD_NONFINITE" in done.stdout
     report = json.loads((overflown[0] / "report.json").read_text())
     assert (report["kind"], report["module"]) == ("overflow", "bbox_head.retina_cls")
@@ -93,9 +93,9 @@ def test_what_no_precision_cures(build, tmp_path, call):
 
 def test_what_is_missing_is_said(overflown, tmp_path, call):
     folder, config = overflown
-    assert "faults/iter_N" in call(folder.parent, config, status=2).err
-    assert "none.py" in call(folder, tmp_path / "none.py", status=2).err
+    assert "faults/iter_N" in call(folder.parent, config, status=64).err
+    assert "none.py" in call(folder, tmp_path / "none.py", status=64).err
     other = helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16.py"
-    assert "not the config of that run" in call(folder, other, status=2).err
+    assert "not the config of that run" in call(folder, other, status=64).err
     (folder / "weights.pth").unlink()
-    assert "--weights" in call(folder, config, status=2).err
+    assert "--weights" in call(folder, config, status=64).err

@@ -1,20 +1,10 @@
-"""Run a kept fault again and say in which precision, with which remedy, it is finite.
-
-    python scripts/replay_fault.py WORK_DIR/TIMESTAMP/faults/iter_N CONFIG [--fp32]
-        [--clamp]
-
-The folder is ForensicsHook's; CONFIG is the run's. Without --fp32 and --clamp all of
-them are tried: the run's precision, FP32 and BF16, each without and with the classifier
-layers clamped as HeadClampHook does. A fault that was injected does not repeat here.
-Exit status: 0 if what was asked for is finite (of several: if one is), 1 if not, 2 for
-a usage error.
-"""
+"""Run a kept fault again and say with which precision and remedy it is finite."""
 
 from __future__ import annotations
 
 import argparse
 import pickle
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,17 +13,32 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from amp_hooks import CpuAmpOptimWrapper, FlightRecorder, HeadClampHook
-from amp_hooks.clamp.head_guard import HeadGuard
-from amp_hooks.forensics.dump import (
-    WEIGHTS,
-    load_call,
-    load_report,
-    load_weights,
-    to_device,
-)
-from amp_hooks.forensics.replay import Call, Replay, run_call
-from amp_hooks.forensics.report import brief
+from ..clamp.head_clamp_hook import HeadClampHook
+from ..clamp.head_guard import HeadGuard
+from ..engine.command_line import Parser, or_failed
+from ..engine.recorder import FlightRecorder
+from ..precision.cpu_amp import CpuAmpOptimWrapper
+from .dump import WEIGHTS, load_call, load_report, load_weights, to_device
+from .replay import Call, Replay, run_call
+from .report import brief
+
+_DESCRIPTION = """\
+Run a kept fault again and say in which precision, with which remedy, it is finite.
+
+FOLDER is ForensicsHook's; CONFIG is the run's. Without --fp32 and --clamp all of them
+are tried: the run's precision, FP32 and BF16, each without and with the classifier
+layers clamped as HeadClampHook does. A fault that was injected does not repeat here.
+"""
+_EPILOG = """\
+example:
+  amp-hooks replay work_dirs/RUN/TIMESTAMP/faults/iter_N CONFIG
+
+exit status:
+  0   what was asked for is finite (of several: one is)
+  1   it is not
+  64  wrong arguments, or what was kept cannot be used
+  70  the replay itself failed
+"""
 
 
 def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:
@@ -60,11 +65,20 @@ def run(
         guard.remove()
 
 
-def main() -> None:
-    """Load the fault, try what was asked for, print one line each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="of ForensicsHook: faults/iter_N")
-    parser.add_argument("config", type=Path, help="the run's config file")
+def main(arguments: Sequence[str] | None = None, prog: str = "amp-hooks replay") -> int:
+    """Load the fault, try what was asked for; returns the exit status."""
+    parser = Parser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="of ForensicsHook: faults/iter_N"
+    )
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG", help="the run's config file"
+    )
     parser.add_argument("--fp32", action="store_true", help="only in FP32")
     parser.add_argument("--clamp", action="store_true", help="only with the head clamp")
     parser.add_argument(
@@ -77,7 +91,12 @@ def main() -> None:
         action="store_true",
         help="the batch holds classes of your own; reading it may run code",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    return or_failed(lambda: replay(parser, args))
+
+
+def replay(parser: Parser, args: argparse.Namespace) -> int:
+    """The same, of arguments that are in order; prints a line for each try."""
     if not args.config.is_file():
         parser.error(f"there is no config {args.config}")
     try:
@@ -114,12 +133,10 @@ def main() -> None:
             finite.append(result.finite)
             name = dtype + (" with the head clamp" if clamp else "")
             print(f"{name:30} {brief(result)}")
-    sys.exit(not any(finite))
+    return 0 if any(finite) else 1
 
 
-def load_model(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path
-) -> nn.Module:
+def load_model(parser: Parser, args: argparse.Namespace, folder: Path) -> nn.Module:
     """The run's model with the weights of the fault, in training mode."""
     cfg = Config.fromfile(args.config)
     init_default_scope(cfg.get("default_scope", "mmdet"))
@@ -138,7 +155,3 @@ def load_model(
     except RuntimeError as e:
         parser.error(f"{args.config} is not the config of that run: {e}")
     return model.cuda().train() if torch.cuda.is_available() else model.train()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Pictures for check_annotations.py: images with their bad boxes."""
+"""Pictures of images with their bad boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from amp_hooks.data.coco_records import is_number
+from .coco_records import is_number
 
 EXAMPLES = 3  # of a kind, in a table
 _SMALLEST = 480  # pixels: smaller images are enlarged, or nothing could be read

@@ -1,4 +1,4 @@
-"""scripts/check_annotations.py, called as a user calls it."""
+"""``amp-hooks check-annotations``, called as a user calls it."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import cv2
 import pytest
 
+from amp_hooks.data import cli
 from amp_hooks.data.coco_records import KINDS
 from tests import helpers, processes
 from tests.data.bad_boxes import voc
@@ -16,14 +17,12 @@ from tests.data.coco_made import healthy, plant
 
 
 @pytest.fixture
-def check(monkeypatch, capsys):
+def check(capsys):
     """In this process, which has imported everything already."""
-    monkeypatch.syspath_prepend(str(helpers.ROOT / "scripts"))
-    import check_annotations
 
     def check(*args):
         try:
-            status = check_annotations.main([str(a) for a in args])
+            status = cli.main([str(a) for a in args])
         except SystemExit as e:
             status = e.code
         shown = capsys.readouterr()
@@ -107,7 +106,9 @@ def test_a_hundred_thousand_boxes_and_the_fixed_copy_trains(
 
 def test_a_healthy_file(digits):
     """As a user calls it."""
-    done = processes.script("check_annotations.py", digits / "train.json")
+    done = processes.python(
+        "-m", "amp_hooks", "check-annotations", digits / "train.json"
+    )
     assert done.returncode == 0
     assert "24 images" in done.stdout
     assert "no findings" in done.stdout
@@ -255,7 +256,8 @@ def test_a_data_set_without_samples(check, digits, tmp_path):
 
 
 def test_a_failure_of_the_check_is_no_finding(check, digits, monkeypatch):
-    monkeypatch.setattr("check_annotations.check_coco", lambda *args: 1 / 0)
+    broken = "amp_hooks.data.annotation_file.check_coco"
+    monkeypatch.setattr(broken, lambda *args: 1 / 0)
     done = check(digits / "train.json")
     assert done.returncode == 70
     assert "ZeroDivisionError" in done.stderr

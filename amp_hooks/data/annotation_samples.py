@@ -1,4 +1,4 @@
-"""Samples of a config's training data for check_annotations.py."""
+"""Samples of a config's training data, looked at for the command line."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from annotation_pictures import EXAMPLES, BadImage
-from compare_runs import show
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
 from mmengine.utils import ProgressBar
 
-from amp_hooks.data.box_check import FlawedImage, check_boxes
-from amp_hooks.data.boxes import FLAWS, NAMES, flaw_words
-from amp_hooks.engine.batches import boxes_of, data_samples
+from ..engine.batches import boxes_of, data_samples
+from ..engine.command_line import markdown_table
+from .annotation_pictures import EXAMPLES, BadImage
+from .box_check import FlawedImage, check_boxes
+from .boxes import FLAWS, NAMES, flaw_words
 
 _USUAL = 1000  # samples
 
@@ -101,7 +101,7 @@ def check_samples(
     print(file=sys.stderr)
     print(f"\n### {name}: {number} samples after augmentation, {boxes} boxes\n")
     if counts:
-        print(show(_table(counts, first, min_size)) + "\n")
+        print(markdown_table(_table(counts, first, min_size)) + "\n")
     if odd:
         print(f"passed over, no (x1, y1, x2, y2): {', '.join(sorted(odd))}")
     print(f"{sum(counts.values()) or 'no'} findings")
