@@ -16,6 +16,7 @@ from .data.bad_batch_hook import BadBatchHook
 from .data.box_sanity_hook import BoxSanityHook
 from .engine.checks import check_known_arguments
 from .engine.hook import AmpHook
+from .engine.of_others import has, is_among
 from .engine.run import iter_wrappers
 from .forensics.forensics_hook import ForensicsHook
 from .guard.step_guard_hook import StepGuardHook
@@ -236,8 +237,8 @@ class StabilityHook(Hook):
         """See whether a fallback that was not asked for could act; say what is on."""
         if self._auto and (why := self._why_no_fallback(runner)):
             self._left_out["precision_fallback"] = why
-            for hook in self.members["precision_fallback"]:
-                runner.hooks.remove(hook)
+            gone = self.members["precision_fallback"]
+            runner.hooks[:] = [h for h in runner.hooks if not is_among(h, gone)]
             self.members["precision_fallback"] = []
         on = [name for name, hooks in self.members.items() if hooks]
         off = [f"{name} ({why})" for name, why in self._left_out.items()]
@@ -251,7 +252,7 @@ class StabilityHook(Hook):
         if not self.members["rollback"]:
             return "rollback is off, so there is nothing to count"
         wrappers = iter_wrappers(runner.optim_wrapper)
-        if not any(hasattr(wrapper, "cast_dtype") for _, wrapper in wrappers):
+        if not any(has(wrapper, "cast_dtype") for _, wrapper in wrappers):
             kind = type(runner.optim_wrapper).__name__
             return f"{kind} computes in FP32, there is no mixed precision to leave"
         return ""

@@ -83,7 +83,7 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
 
 
 class ObserveHook(Hook):
-    """Which losses were finite, how long it took, and the mAP of the last evaluation."""
+    """Which losses were finite, how long it took, and the last evaluation's mAP."""
 
     priority = 100  # after everybody
 

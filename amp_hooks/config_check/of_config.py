@@ -106,7 +106,8 @@ def _wrapper(name: str, part: Mapping[str, Any]) -> WrapperFacts:
 
 def _hooks(cfg: Mapping[str, Any]) -> Iterator[HookFacts]:
     defaults: dict[str, Any] = {n: dict(type=t) for n, t in _DEFAULT_HOOKS.items()}
-    defaults.update(cfg.get("default_hooks") or {})
+    given = cfg.get("default_hooks")
+    defaults.update(given if isinstance(given, Mapping) else {})
     for hook in [*defaults.values(), *items_of(cfg.get("custom_hooks"))]:
         if isinstance(hook, Mapping) and "type" in hook:
             yield from _hook(hook)
@@ -121,7 +122,11 @@ def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
         priority = getattr(cls, "priority", "NORMAL")
     mro = cls.__mro__ if cls else ()
     names = {str(kind).rsplit(".", 1)[-1], *(c.__name__ for c in mro)}
-    yield HookFacts(frozenset(names), get_priority(priority), arguments)
+    try:
+        place = get_priority(priority)
+    except (KeyError, TypeError, ValueError):  # which the runner refuses by itself
+        place = get_priority("NORMAL")
+    yield HookFacts(frozenset(names), place, arguments)
     if "StabilityHook" not in names:
         return
     for argument, member in MEMBERS.items():

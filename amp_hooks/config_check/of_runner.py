@@ -12,6 +12,7 @@ from ..engine import private
 from ..engine.config_values import dig
 from ..engine.describe import batch_size
 from ..engine.hook import AmpHook
+from ..engine.of_others import attribute, has
 from ..engine.run import active_scaler, iter_wrappers
 from ..rollback.checkpoint_file import read_header
 from .facts import MIXED, Facts, HookFacts, WrapperFacts, number
@@ -48,9 +49,9 @@ def facts_of_runner(runner: Runner) -> Facts:
 
 def _wrapper(name: str, wrapper: OptimWrapper) -> WrapperFacts:
     scaler = active_scaler(wrapper)
-    half = scaler is not None or hasattr(wrapper, "cast_dtype")
+    half = scaler is not None or has(wrapper, "cast_dtype")
     # Without a cast_dtype it is autocast's own, on a GPU.
-    dtype = str(getattr(wrapper, "cast_dtype", None) or "float16")
+    dtype = str(attribute(wrapper, "cast_dtype") or "float16")
     dtype = dtype.rsplit(".", 1)[-1]
     clip = wrapper.clip_grad_kwargs
     return WrapperFacts(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine.batches import boxes_of, data_samples, image_of, image_size
+from ..engine.of_others import attribute
 from ..engine.packed import PackedSample
 from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, flaw_words
 
@@ -130,8 +131,8 @@ def _on_host(tensors: list[Tensor]) -> Floats:
 
 
 def _masks_of(instances: Any) -> Any:
-    masks = getattr(instances, "masks", None)
-    masks = getattr(masks, "masks", masks)  # of mmdet's BitmapMasks, PolygonMasks
+    masks = attribute(instances, "masks")
+    masks = attribute(masks, "masks", masks)  # of mmdet's BitmapMasks, PolygonMasks
     if isinstance(masks, Tensor):
         return np.asarray(masks) if masks.device.type == "cpu" else None
     return masks if isinstance(masks, (np.ndarray, list)) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .messages import warn
+from .of_others import is_among
 from .patch import wrap
 from .run import bare_model, iter_wrappers, trained_parameters
+from .tensors import is_named_tuple
 
+_EVERY = 20  # iterations, after which hooks are looked at again
 _DEEP = 3  # containers within each other, and objects of the user's own
 _LONG = 10_000  # more are no tensors of a model
 
@@ -53,7 +56,7 @@ def begin_with_the_weights(runner: Runner) -> None:
                 average.copy_(weights[name])
 
 
-def keepers_of_a_copy(runner: Runner) -> dict[Hook, str]:
+def keepers_of_a_copy(runner: Runner) -> list[tuple[Hook, str]]:
     """Hooks that keep tensors shaped like what is trained, and the attribute.
 
     Whatever their class: an average of one's own is a module, or a dict or list of
@@ -67,15 +70,26 @@ def keepers_of_a_copy(runner: Runner) -> dict[Hook, str]:
         for p in trained_parameters(wrapper)
         if p.requires_grad
     )
-    kept: dict[Hook, str] = {}
+    kept = []
     for hook in runner.hooks if trained else ():
         if type(hook).after_train_iter is Hook.after_train_iter:
             continue
         for name, value in list(vars(hook).items()):
             others = (t for t in _tensors(value) if t.data_ptr() not in live)
             if not trained - Counter(t.shape for t in others):
-                kept.setdefault(hook, name)
+                kept.append((hook, name))
+                break
     return kept
+
+
+def _attributes(runner: Runner) -> Iterator[tuple[int, str, int, int]]:
+    """What hooks hold that may be an average, in a form that tells if it is another."""
+    for hook in runner.hooks:
+        if type(hook).after_train_iter is not Hook.after_train_iter:
+            for name, value in vars(hook).items():
+                if not isinstance(value, (int, float, str, bool, type(None))):
+                    several = isinstance(value, (dict, list, tuple, deque))
+                    yield id(hook), name, id(value), len(value) if several else 0
 
 
 def _tensors(thing: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -88,9 +102,10 @@ def _tensors(thing: Any, depth: int = 0) -> Iterator[Tensor]:
         thing, (Runner, BaseLoop, Optimizer, BaseOptimWrapper, Hook, type)
     ):
         return  # their tensors are the run's own
-    elif isinstance(thing, (Mapping, list, tuple)):
+    elif isinstance(thing, (Mapping, list, tuple, deque)):
         # Not of classes of the user's own, which may load what they are asked for.
-        plain = type(thing) in (dict, OrderedDict, list, tuple)
+        plain = type(thing) in (dict, OrderedDict, list, tuple, deque)
+        plain |= is_named_tuple(thing)
         values = thing.values() if isinstance(thing, Mapping) else thing
         for value in list(values) if plain and len(thing) <= _LONG else ():
             yield from _tensors(value, depth + 1)
@@ -115,6 +130,7 @@ class Averaging:
         self.undone = -1
         self.judges: list[Hook] = []
         self._owners: list[Hook] = []
+        self._looked: set[tuple[int, str, int, int]] = set()
         self._judged: dict[int, int] = {}  # by the hook's id: the iteration
         self._wrapped: list[Hook] = []
         self._undo = ExitStack()
@@ -126,21 +142,35 @@ class Averaging:
             self._wrap(hook)
         self.look(runner)
 
+    def look_again(self, runner: Runner, iterations: int) -> None:
+        """Now and then: an average may be begun at any time.
+
+        Args:
+            runner: The run.
+            iterations: Since training began.
+        """
+        if iterations == 3 or iterations % _EVERY == 0:
+            self.look(runner)
+
     def look(self, runner: Runner) -> None:
         """Look for hooks that keep an average of their own, and tell of each once."""
         if not self._owners:
             return
+        there = set(_attributes(runner))
+        if there <= self._looked:
+            return
+        self._looked |= there
         try:
             keepers = keepers_of_a_copy(runner)
         except Exception:  # of objects of the user's own, or parameters without a shape
             return
-        for hook, attribute in keepers.items():
-            if hook in self._wrapped or hook in self.judges:
+        for hook, name in keepers:
+            if is_among(hook, self._wrapped) or is_among(hook, self.judges):
                 continue
             self._wrap(hook, always=True)
             warn(
                 f"{type(hook).__name__} keeps a copy of the model in its attribute "
-                f"{attribute!r}. If that is an average of weights: it is taken when "
+                f"{name!r}. If that is an average of weights: it is taken when "
                 "the iteration has been judged, and so of what was left standing; but "
                 "no rollback takes it back, and no snapshot holds it, as they do with "
                 "an EMAHook. This is said once."
@@ -156,9 +186,10 @@ class Averaging:
         for hooks in (self._wrapped, self._owners, self.judges):
             hooks.clear()
         self._judged.clear()
+        self._looked.clear()
 
     def _wrap(self, hook: Hook, always: bool = False) -> None:
-        if hook in self._wrapped:
+        if is_among(hook, self._wrapped):
             return
 
         def after_train_iter(
@@ -179,6 +210,6 @@ class Averaging:
             return
         last = max((place.get(id(owner), -1) for owner in self._owners), default=-1)
         for judge in runner.hooks[place[id(hook)] + 1 : last + 1]:
-            if judge in self.judges and not self.has_acted(judge, runner.iter):
+            if is_among(judge, self.judges) and not self.has_acted(judge, runner.iter):
                 judge.after_train_iter(runner, *args, **kwargs)
                 self._judged[id(judge)] = runner.iter

@@ -11,6 +11,7 @@ from typing import Any, Dict, List
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from .of_others import attribute
 from .packed import metas_of, packed_samples, table_of
 from .tensors import named_tensors
 
@@ -24,7 +25,7 @@ def image_of(sample: Any) -> tuple[str, Any] | None:
     The name is its path (``img_path``), else made of its id (``img_id``, of mmdet, or
     ``sample_idx``); ``None`` if it has neither.
     """
-    get = sample.get if isinstance(sample, dict) else partial(getattr, sample)
+    get = sample.get if isinstance(sample, dict) else partial(attribute, sample)
     path, image_id = get("img_path", None), None
     for key in ("img_id", "sample_idx"):
         if image_id is None:
@@ -121,9 +122,7 @@ class Contents:
             for value in tree:
                 self._note(value)
             return
-        if isinstance(tree, BaseDataElement) or isinstance(
-            getattr(tree, "tensor", None), Tensor
-        ):
+        if isinstance(tree, BaseDataElement) or _has_tensor(tree):
             tree = vars(tree)  # which holds the fields and sets of their names
         if type(tree) not in (list, dict, set):
             return
@@ -144,7 +143,7 @@ def data_samples(tree: Any) -> Iterator[BaseDataElement]:
         return
     if isinstance(tree, dict):
         tree = list(tree.values())
-    frames = getattr(tree, "video_data_samples", tree)
+    frames = attribute(tree, "video_data_samples", tree)
     if isinstance(frames, (list, tuple)):
         for value in frames:
             yield from data_samples(value)
@@ -154,15 +153,15 @@ def data_samples(tree: Any) -> Iterator[BaseDataElement]:
 
 def boxes_of(sample: Any) -> tuple[Any, Tensor | None]:
     """The ground-truth boxes of a data sample: as they are, and as a tensor."""
-    boxes: Any = getattr(getattr(sample, "gt_instances", None), "bboxes", None)
-    tensor = getattr(boxes, "tensor", boxes)  # mmdet's box types, or plain
+    boxes: Any = attribute(attribute(sample, "gt_instances"), "bboxes")
+    tensor = attribute(boxes, "tensor", boxes)  # mmdet's box types, or plain
     is_table = isinstance(tensor, Tensor) and tensor.dim() > 1
     return boxes, tensor if is_table else None
 
 
 def image_size(sample: Any) -> tuple[int, int] | None:
     """Height and width of a data sample's image, as augmentation left it."""
-    shape = getattr(sample, "img_shape", None)
+    shape = attribute(sample, "img_shape")
     return None if shape is None else (int(shape[0]), int(shape[1]))
 
 
@@ -174,8 +173,12 @@ def batch_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def _fields(thing: Any) -> Any:
     if isinstance(thing, BaseDataElement):
         return dict(thing.items())
-    boxes = getattr(thing, "tensor", None)  # of mmdet's boxes
-    return boxes if isinstance(boxes, Tensor) else ()
+    return thing.tensor if _has_tensor(thing) else ()
+
+
+def _has_tensor(thing: Any) -> bool:
+    """Whether it is of mmdet's boxes, or something like them."""
+    return isinstance(attribute(thing, "tensor"), Tensor)
 
 
 def _branches(batch: Any) -> Iterator[tuple[str, list[Any]]]:

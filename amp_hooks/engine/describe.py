@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from ..version import __version__
 from . import private
+from .of_others import attribute
 from .run import active_scaler, iter_wrappers
 
 
@@ -26,7 +27,7 @@ def utc_now() -> str:
 def describe_optimizer(name: str, wrapper: OptimWrapper) -> str:
     """One line on what is active in an optimizer wrapper."""
     scaler = active_scaler(wrapper)
-    dtype = getattr(wrapper, "cast_dtype", None)
+    dtype = attribute(wrapper, "cast_dtype")
     if dtype is None:
         dtype = "float32" if scaler is None else "autocast's default"
     scale = "none"
@@ -48,8 +49,8 @@ def batch_size(loader: Any) -> int | None:
     A loader that was given a batch sampler has none of its own:
     AspectRatioBatchSampler's, say.
     """
-    for holder in (loader, getattr(loader, "batch_sampler", None)):
-        size = getattr(holder, "batch_size", None)
+    for holder in (loader, attribute(loader, "batch_sampler")):
+        size = attribute(holder, "batch_size")
         if isinstance(size, Integral):
             return int(size)
     return None
@@ -64,7 +65,7 @@ def describe_run(
         runner: About to train.
         hooks: The hooks of this package, and the arguments given to each.
     """
-    loader = getattr(runner.train_loop, "dataloader", None)
+    loader = attribute(runner.train_loop, "dataloader")
     device = next(iter(runner.model.parameters())).device
     name = device.type
     if name == "cuda":

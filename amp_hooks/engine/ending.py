@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,12 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from . import private
 from .failures import of_the_device
 from .messages import warn
+from .of_others import ByIdentity, text_of
 from .patch import wrap
 from .runtime import Runtime
 
 _LONGEST = 2000  # characters of an exception's message in the ledger
-_TELLING: weakref.WeakSet[BaseLoop] = weakref.WeakSet()  # loops that are wrapped
+_TELLING: ByIdentity[bool] = ByIdentity()  # loops that are wrapped
 
 
 def tell_how_it_ends(runner: Runner) -> None:
@@ -26,7 +26,7 @@ def tell_how_it_ends(runner: Runner) -> None:
     loop = private.train_loop(runner)
     if not isinstance(loop, BaseLoop) or loop in _TELLING:
         return
-    _TELLING.add(loop)
+    _TELLING[loop] = True
 
     def run(original: Any, *args: Any, **kwargs: Any) -> Any:
         runtime = Runtime.of(runner)
@@ -65,7 +65,7 @@ def tell_abort(runner: Runner, error: BaseException) -> None:
     runtime = Runtime.of(runner)
     if runtime.aborted or not runtime.attached:
         return
-    words = str(error).strip()[:_LONGEST]
+    words = text_of(error).strip()[:_LONGEST]
     name = type(error).__name__
     about = dict(error=f"{name}: {words}" if words else name)
     if of_the_device(error):

@@ -15,6 +15,7 @@ import torch
 from ..errors import OnPurpose
 from .agreement import all_ranks_come_to
 from .messages import warn, warn_on_any_rank
+from .of_others import text_of
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ class Failures:
             return
         everything = id(owner) in self._essential
         name = "amp_hooks" if everything else _name(owner)
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {text_of(error)}"
         where = f"{where} ({place(error)})"
         known = dict(self._undo) if everything else {}
         known.setdefault(id(owner), self._undo.pop(id(owner), (owner, None)))
@@ -172,7 +173,7 @@ class Failures:
 def of_the_device(error: BaseException) -> bool:
     """Whether a kernel has failed: told by whatever waits for the device next."""
     kinds = getattr(torch, "AcceleratorError", ())  # since torch 2.8
-    return isinstance(error, kinds) or str(error).startswith("CUDA error")
+    return isinstance(error, kinds) or text_of(error).startswith("CUDA error")
 
 
 def of_another_rank(error: BaseException) -> bool:

@@ -82,7 +82,11 @@ class ForwardJudge:
         Of what was measured since the last call; still on the device.
         """
         taken, self._flags = self._flags, []
-        asks = [] if self.diverged is None else [torch.tensor(math.nan)]
+        asks = (
+            []
+            if self.diverged is None
+            else [torch.tensor(math.nan, dtype=torch.float32)]
+        )
         return asks + taken
 
     def complete(self, record: IterationRecord) -> None:

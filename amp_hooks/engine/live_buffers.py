@@ -89,7 +89,8 @@ def _place(tensors: Sequence[Tensor]) -> tuple[list[int], list[int]] | None:
 
 def is_flat(tensor: Tensor) -> bool:
     """Whether its values lie one behind the other, so that it can be seen as 1-d."""
-    return tensor.layout is torch.strided and tensor.is_contiguous()
+    plain = tensor.layout is torch.strided and not tensor.is_quantized
+    return plain and not tensor.is_nested and tensor.is_contiguous()
 
 
 def flat_views(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,7 @@ import mmengine.dist as dist
 import torch
 
 from .error_tap import Raised
+from .of_others import first_line, text_of
 from .runtime import Runtime
 
 # CUDA's allocator has a class of its own; that of the CPU has not.
@@ -19,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or on the host."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and bool(_MESSAGE.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_MESSAGE.search(text_of(error)))
 
 
 def taken_back(
@@ -42,7 +43,7 @@ def taken_back(
         return False
     if runtime.tap.stepping:  # some of the weights have changed
         return False
-    text = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    text = f"{type(error).__name__}: {first_line(error)}"
     if not give_up(text):
         return False
     if torch.cuda.is_initialized():

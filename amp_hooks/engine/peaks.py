@@ -96,10 +96,12 @@ class Peaks:
         if min(caps) < torch.inf:
             key = (device, caps)
             if key not in self._caps:
-                self._caps = {key: torch.tensor(caps, device=device)}
+                caps_of = torch.tensor(caps, dtype=peaks.dtype, device=device)
+                self._caps = {key: caps_of}
             peaks = torch.minimum(peaks, self._caps[key])  # NaN stays
         zeros = self._zeros.get(device)
         if zeros is None or len(zeros) < len(peaks):
-            zeros = self._zeros[device] = torch.zeros(len(peaks), device=device)
+            zeros = peaks.new_zeros(len(peaks))
+            self._zeros[device] = zeros
         # 0 * inf and 0 * NaN are NaN.
         return torch.dot(peaks, zeros[: len(peaks)])

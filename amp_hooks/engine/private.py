@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from .of_others import attribute, has
+
 if TYPE_CHECKING:
     from typing import TypeGuard
 
@@ -39,7 +41,7 @@ def count_backward(wrapper: Any) -> None:
 
 def count_step(wrapper: Any) -> None:
     """Count one step as MMEngine's schedulers do: they warn if there was none."""
-    if hasattr(wrapper, "_global_step"):
+    if has(wrapper, "_global_step"):
         wrapper._global_step += 1
 
 
@@ -59,7 +61,7 @@ def loss_divisor(wrapper: Any) -> int:
 
 def static_scale(wrapper: Any) -> float | None:
     """The static loss scale that MMEngine writes back at the end of every step."""
-    scale: float | None = getattr(wrapper, "_scale_update_param", None)
+    scale: float | None = attribute(wrapper, "_scale_update_param")
     return scale
 
 

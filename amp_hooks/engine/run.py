@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from . import private
+from .of_others import attribute
 
 
 def bare_model(runner: Runner) -> nn.Module:
@@ -61,7 +62,7 @@ def known_rates(groups: Iterable[Mapping[str, Any]]) -> list[float] | None:
 
 def active_scaler(wrapper: OptimWrapper) -> Any:
     """The wrapper's GradScaler, or ``None`` if there is none or it is disabled."""
-    scaler = getattr(wrapper, "loss_scaler", None)
+    scaler = attribute(wrapper, "loss_scaler")
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
@@ -77,6 +78,6 @@ def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank. A collective: call it on every rank."""
     if dist.get_world_size() == 1:
         return flag
-    votes = torch.tensor(float(flag))
+    votes = torch.tensor(float(flag), dtype=torch.float32)
     dist.all_reduce(votes, "max")
     return bool(votes.item())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os.path as osp
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -30,6 +29,7 @@ from .ledger import Ledger
 from .messages import warn
 from .no_trace import NoTrace
 from .nonfinite_forward import ForwardWatch, NonfiniteForward
+from .of_others import ByIdentity
 from .outputs import close_with_losses
 from .recorder import FlightRecorder, IterationRecord
 from .run import accumulating, bare_model
@@ -38,7 +38,7 @@ from .verdict import Verdict, judge
 
 W = TypeVar("W", bound=ForwardWatch)
 
-_RUNTIMES: weakref.WeakKeyDictionary[Runner, Runtime] = weakref.WeakKeyDictionary()
+_RUNTIMES: ByIdentity[Runtime] = ByIdentity()
 
 
 class Runtime:
@@ -155,11 +155,11 @@ class Runtime:
         record.vectors.clear()
         self._record = record
         record.step_due = not accumulating(runner.optim_wrapper)
-        unseen = self.blindness.add(record, self.tap.skipped, self.tap.past_wrapper)
+        past_wrapper = self.tap.past_wrapper and self.tap.knows(runner.optim_wrapper)
+        unseen = self.blindness.add(record, self.tap.skipped, past_wrapper)
         for message in filter(None, (*messages, *unseen)):
             warn(message)
-        if self.blindness.iterations == 3:  # averages may be made in the first
-            self.averaging.look(runner)
+        self.averaging.look_again(runner, self.blindness.iterations)
         fields: dict[str, Any] = {}
         nonfinite = self._judge(record)
         for observe in self.observers:

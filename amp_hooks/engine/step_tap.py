@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Callable, Protocol
+from typing import Any, Callable
 
 from mmengine.optim import OptimWrapper
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from . import private, torch_api
 from .failures import Failures
+from .gate import Gate
+from .of_others import is_among
 from .patch import wrap
 from .recorder import FlightRecorder, IterationRecord
 from .run import active_scaler, iter_wrappers, trained_parameters
@@ -23,32 +25,6 @@ GradientListener = Callable[[str, OptimWrapper, Tensor], None]
 
 # Subclasses of OptimWrapper whose gradients are another engine's all the same.
 _CLOSED = ("ApexOptimWrapper", "ColossalAIOptimWrapper")
-
-
-class Gate(Protocol):
-    """Stands before every optimizer step; StepGuardHook's.
-
-    Attributes:
-        owner: The hook whose it is, which is off if the gate fails.
-        dropped: Optimizers whose accumulation has been given up: the next step is not
-            taken.
-        on_backward: Called before each backward pass.
-    """
-
-    owner: Any
-    dropped: set[str]
-    on_backward: list[Callable[[], None]]
-
-    def before_backward(
-        self, name: str, params: list[Tensor], loss: Tensor
-    ) -> Tensor | None:
-        """The loss to propagate, or ``None`` if it leads nowhere."""
-
-    def before_step(self, name: str, params: list[Tensor]) -> None:
-        """The gradients are complete, and nobody has looked at them yet."""
-
-    def opens(self, name: str, params: list[Tensor]) -> bool:
-        """Whether there is a step to take at all; nothing waits for the device."""
 
 
 class StepTap:
@@ -97,19 +73,18 @@ class StepTap:
         self._unscaled: set[str] = set()  # optimizers that stepped without a scaler
         self._walked = False  # torch is going through the hooks before a step
         self._handles: list[Any] = []
-        self._wrapped: list[OptimWrapper] = []
+        self._wrapped: list[tuple[str, OptimWrapper]] = []
         self._undo: list[Callable[[], None]] = []
-        self._by_name: dict[str, OptimWrapper] = {}
 
     def attach(self, optim_wrapper: Any) -> None:
         """Wrap every optimizer that is not wrapped yet.
 
         Raises:
-            UnsupportedError: An optimizer wrapper is of a kind whose gradients are not
-                ours to see (Apex, DeepSpeed and others with an engine of their own).
+            UnsupportedError: Of a wrapper's kind the gradients are not ours to see
+                (Apex, DeepSpeed and others with an engine of their own).
         """
         for name, wrapper in iter_wrappers(optim_wrapper):
-            if wrapper in self._wrapped:
+            if any(known is wrapper for _, known in self._wrapped):
                 continue
             kind = type(wrapper).__name__
             if not isinstance(wrapper, OptimWrapper) or kind in _CLOSED:
@@ -119,15 +94,20 @@ class StepTap:
                     "AmpOptimWrapper or OptimWrapperDict."
                 )
             self._wrap(name, wrapper)
-            self._wrapped.append(wrapper)
-            self._by_name[name] = wrapper
+            self._wrapped.append((name, wrapper))
+            self.past_wrapper = False  # of one that has replaced another
+
+    def knows(self, optim_wrapper: Any) -> bool:
+        """Whether it is attached to this one: it may just have been replaced."""
+        known = [wrapper for _, wrapper in self._wrapped]
+        return all(is_among(w, known) for _, w in iter_wrappers(optim_wrapper))
 
     def scale_is_fixed(self, name: str) -> bool:
         """Whether nobody is going to lower a loss scale, however often it overflows.
 
         A static one is written back by MMEngine at the end of every step.
         """
-        wrapper = self._by_name.get(name)
+        wrapper = dict(self._wrapped).get(name)
         return self.gate is None and private.static_scale(wrapper) is not None
 
     def drop_accumulation(self, optim_wrapper: Any) -> None:
@@ -144,7 +124,6 @@ class StepTap:
         while self._handles and not self._walked:
             self._handles.pop().remove()
         self._wrapped.clear()
-        self._by_name.clear()
         self.listeners.clear()
         self.on_step.clear()
         self.gate = None

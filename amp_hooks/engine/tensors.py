@@ -76,10 +76,11 @@ def peak_of(t: Tensor) -> Tensor:
 def measurable(t: Tensor) -> bool:
     """Whether it is an ordinary tensor of floating-point numbers, with values.
 
-    Not a sparse or complex one, nor one of float8, for which torch has no norm.
+    Not a sparse, nested or complex one, nor one of float8: torch has no norm of them.
     """
     strided = t.layout is torch.strided and not t.is_complex()
-    return strided and t.is_floating_point() and t.element_size() >= 2 and t.numel() > 0
+    ordinary = strided and not t.is_nested and t.is_floating_point()
+    return ordinary and t.element_size() >= 2 and t.numel() > 0
 
 
 def overlaps_itself(t: Tensor) -> bool:
@@ -87,6 +88,11 @@ def overlaps_itself(t: Tensor) -> bool:
     return t.layout is torch.strided and any(
         s == 0 and n > 1 for s, n in zip(t.stride(), t.shape)
     )
+
+
+def is_named_tuple(thing: Any) -> bool:
+    """Whether it is a tuple whose class names its fields."""
+    return isinstance(thing, tuple) and hasattr(type(thing), "_fields")
 
 
 def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
@@ -109,7 +115,7 @@ def map_tensors(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
             result.update(mapped)
         private.copy_metadata(tree, result)
         return result
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+    if is_named_tuple(tree):
         return type(tree)(*(map_tensors(f, value) for value in tree))
     if isinstance(tree, (list, tuple)):
         return type(tree)(map_tensors(f, value) for value in tree)
@@ -152,5 +158,5 @@ def parameter_grad_norms(params: Sequence[Tensor]) -> Tensor | None:
         return torch.stack(norms)
     # Zeros fill the gaps: an index made from a list would be a copy to the device.
     placed = dict(zip(grads, norms))
-    zero = torch.zeros((), device=device)
+    zero = norms[0].new_zeros(())
     return torch.stack([placed.get(i, zero) for i in range(len(params))])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..engine.batches import batch_tensors
 from ..engine.files import remove
 from ..engine.ledger import strict_json
+from ..engine.of_others import attribute
 from ..engine.rng import capture_rng, rng_state, set_rng_state, undisturbed_rng
 from ..engine.run import left_out_buffers
 from ..engine.safe_load import allow_mmengine_checkpoints
@@ -177,7 +178,7 @@ def _moved(tree: Any, device: Any = "cpu") -> Any:
         for name, value in tree.items():
             moved.set_data({name: _moved(value, device)})
         return moved
-    if isinstance(getattr(tree, "tensor", None), Tensor):  # mmdet's boxes
+    if isinstance(attribute(tree, "tensor"), Tensor):  # mmdet's boxes
         moved = copy.copy(tree)
         moved.tensor = _moved(tree.tensor, device)
         return moved

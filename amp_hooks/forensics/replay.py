@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..engine import private, torch_api
 from ..engine.batches import Contents, batch_tensors
+from ..engine.of_others import text_of
 from ..engine.rng import States, restore_rng, undisturbed_rng
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -220,11 +221,12 @@ def _gradients(
 
 
 def dense(grad: Tensor) -> Tensor:
-    """The values that a gradient holds; a sparse one has no norm."""
-    return grad.coalesce().values() if grad.is_sparse else grad
+    """The values that a gradient holds, as real numbers; a sparse one has no norm."""
+    values = grad.coalesce().values() if grad.is_sparse else grad
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
 
 
 def in_a_line(error: Exception) -> str:
     """Type and message of an exception, of several lines the first."""
-    message = str(error).strip().split("\n", 1)[0]
+    message = text_of(error).strip().split("\n", 1)[0]
     return f"{type(error).__name__}: {message}"

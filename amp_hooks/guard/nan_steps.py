@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from ..engine.error_tap import Raised
 from ..engine.messages import warn
+from ..engine.of_others import text_of
 from ..engine.patch import Guard, unguarded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
@@ -97,7 +98,7 @@ class NanSteps:
             raise RaisedElsewhere(ranks)
 
     def _handle(self, error: Exception) -> bool:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {text_of(error)}"
         if isinstance(error, RaisedElsewhere):
             (ranks,) = error.args
             text = "an exception"
@@ -128,7 +129,7 @@ class NanSteps:
         if dist.get_world_size() == 1:
             return [0]
         rank = dist.get_rank()
-        raised = f"rank {rank} raised {type(error).__name__}: {error}"
+        raised = f"rank {rank} raised {type(error).__name__}: {text_of(error)}"
         if self._vote is None or self._voted:
             raise NoStepError(
                 f"{raised}, because of NaN. The other ranks wait for its gradients, so "
@@ -157,9 +158,11 @@ def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> 
             too, since such asserts often have no message.
         patterns: Regular expressions, searched in both without regard to case.
     """
-    text = str(error)
+    text = text_of(error)
     if isinstance(error, FloatingPointError):
         return True
+    if isinstance(error, OSError):  # of a file, whatever its name
+        return False
     if isinstance(error, AssertionError):
         text += "\n" + _failed_line(error)
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)

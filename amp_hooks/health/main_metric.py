@@ -37,7 +37,8 @@ def main_metric(
             return name, not less
     for known in _KNOWN:
         for name, value in metrics.items():
-            if known.search(name) and _is_number(value):
+            named = isinstance(name, str) and known.search(name)
+            if named and _is_number(value):
                 return name, True
     return None
 

@@ -52,7 +52,7 @@ class AdaptiveClip:
         self.z_threshold = check_number(owner, "z_threshold", z_threshold, above=0)
         self.alpha = check_number(owner, "alpha", alpha, above=0, at_most=1)
         self.warmup = check_int(owner, "warmup", warmup, 2)
-        self._stats = torch.zeros(3)  # mean, variance, count
+        self._stats = torch.zeros(3, dtype=torch.float32)  # mean, variance, count
 
     @torch.no_grad()
     def coefficient(self, norm: Tensor) -> Tensor:
@@ -87,7 +87,8 @@ class AdaptiveClip:
 
     def load_state(self, state: dict[str, float]) -> None:
         """Take back what :meth:`state` gave."""
-        self._stats = torch.tensor([state[k] for k in ("mean", "variance", "count")])
+        numbers = [state[k] for k in ("mean", "variance", "count")]
+        self._stats = torch.tensor(numbers, dtype=torch.float32)
 
 
 @torch.no_grad()

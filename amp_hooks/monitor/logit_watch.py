@@ -99,7 +99,7 @@ class LogitWatch:
             return None
         self._finder.close()
         self._finder = None
-        modules = dict(self._model.named_modules()) if self._model else {}
+        modules = {} if self._model is None else dict(self._model.named_modules())
         for name in found:
             for stats in self._first.get(name, []):
                 self._note(name, stats)

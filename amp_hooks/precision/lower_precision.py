@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..engine import private, torch_api
+from ..engine.of_others import has
 from ..engine.run import active_scaler, iter_wrappers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
@@ -89,7 +90,7 @@ class MixedPrecision:
         self._wrappers: list[LowerPrecision] = []
         wrappers = iter_wrappers(runner.optim_wrapper) if runner is not None else ()
         for name, wrapper in wrappers:
-            if hasattr(wrapper, "cast_dtype"):
+            if has(wrapper, "cast_dtype"):
                 scale = (initial_scales or {}).get(name)
                 if scale is None:
                     scaler = active_scaler(wrapper)

@@ -14,6 +14,7 @@ from ..engine import torch_api
 from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
+from ..engine.of_others import text_of
 from ..engine.out_of_memory import taken_back
 from ..engine.recorder import IterationRecord
 from ..engine.run import active_scaler, bare_model, iter_wrappers
@@ -284,9 +285,10 @@ class PrecisionFallbackHook(AmpHook):
 
     def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
         """An operator without a bfloat16 version: on every rank alike."""
-        if self.precision != "bfloat16" or not re.search("bfloat16", str(error), re.I):
+        said = text_of(error)
+        if self.precision != "bfloat16" or not re.search("bfloat16", said, re.I):
             return False
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {said}"
         reason = f"an operator without bfloat16 ({text})"
         self._fall_back(runner, runtime, Verdict.RAISED, reason, self._counted)
         runtime.raised = Raised(text, [])

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..engine import private
+from ..engine.of_others import has
 from ..engine.rng import capture_rng, undisturbed_rng
 from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -76,7 +77,7 @@ class FirstBatch:
         self.model: Any = bare_model(runner)
         self.wrappers = dict(iter_wrappers(runner.optim_wrapper))
         every = list(self.wrappers.values())
-        mixed = [w for w in every if hasattr(w, "cast_dtype")]
+        mixed = [w for w in every if has(w, "cast_dtype")]
         self.wrapper = (mixed or every)[0]
         self.fp32 = OptimWrapper(
             self.wrapper.optimizer, private.accumulative_counts(self.wrapper)
@@ -215,6 +216,7 @@ def peak(module: nn.Module, output: Tensor) -> Tensor:
 
 def largest(values: Tensor) -> Tensor:
     """Largest magnitude in FP32, 0 of nothing; on the device."""
+    values = dense(values)
     if not values.numel():
         return values.new_zeros((), dtype=torch.float32)
     return peak_of(values)

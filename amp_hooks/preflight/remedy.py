@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 
 from ..engine.finding import Finding
 from ..engine.messages import warn
+from ..engine.of_others import has
 from ..engine.run import any_rank, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
@@ -86,7 +87,7 @@ class Remedy:
         fallbacks = [h for h in runner.hooks if isinstance(h, PrecisionFallbackHook)]
         now = fallbacks[0].precision if fallbacks else self.precision
         mixed = any(
-            hasattr(wrapper, "cast_dtype")
+            has(wrapper, "cast_dtype")
             for _, wrapper in iter_wrappers(runner.optim_wrapper)
         )
         if now == "float32" or not mixed:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
+import torch
 from mmengine.runner import EpochBasedTrainLoop
-from torch.utils.data import (
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..engine import private
 from ..engine.messages import warn
 from ..engine.patch import replace
+from ..engine.rng import undisturbed_rng
 
-# Their order comes from torch's own generator, whose state at the epoch's beginning
-# nobody knows any more.
-_UNREPEATABLE = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_ENOUGH = 1000  # indices that tell one order from another
 
 
 class RestOfEpoch:
@@ -58,7 +54,7 @@ class EpochPosition:
 
     Attributes:
         kept: What a checkpoint keeps: ``batches`` of an epoch; ``shift``, the iteration
-            at which epoch 0 would have begun; ``seed`` of the sampler.
+            at which epoch 0 would have begun; ``samples`` and ``seed`` of the sampler.
     """
 
     def __init__(self) -> None:
@@ -82,6 +78,8 @@ class EpochPosition:
                 sampler.seed = seed
             done = self._go_on(loop, before, sampler)
         self.kept = dict(batches=batches, shift=loop.iter - done - loop.epoch * batches)
+        if isinstance(sampler, Sized):
+            self.kept["samples"] = len(sampler)
         if seeded:
             self.kept["seed"] = sampler.seed
 
@@ -106,12 +104,11 @@ class EpochPosition:
                 f"{why}. Schedules come to their end before the run does."
             )
             return 0
-        if isinstance(sampler, _UNREPEATABLE):
+        if why := _why_another_order(sampler, before.get("samples")):
             warn(
                 f"{where}, it goes on behind batch {done} of {batches}, in another "
-                f"order: {type(sampler).__name__} draws it anew, and some samples come "
-                "twice in this epoch, some not at all. Use DefaultSampler, which has a "
-                "seed."
+                f"order: {why}, and some samples come twice in this epoch, some not at "
+                "all."
             )
         _skip(loop, done)
         return done
@@ -121,6 +118,36 @@ def sampler_of(dataloader: Any) -> Any:
     """What gives the indices one by one."""
     within = getattr(dataloader, "batch_sampler", None)
     return getattr(within, "sampler", getattr(dataloader, "sampler", None))
+
+
+def _why_another_order(sampler: Any, samples: int | None) -> str:
+    if isinstance(sampler, Sized) and samples not in (None, len(sampler)):
+        return f"the sampler gave {samples} samples then, and gives {len(sampler)} now"
+    if not _repeats(sampler):
+        return (
+            f"{type(sampler).__name__} draws it anew (DefaultSampler has a seed, and "
+            "does not)"
+        )
+    return ""
+
+
+def _repeats(sampler: Any) -> bool:
+    """Whether it gives an epoch's order twice: else nobody knows it any more.
+
+    It draws from a generator, torch's own or one that it keeps, which is put back.
+    """
+    sampler = copy.copy(sampler)
+    kept = [g for g in vars(sampler).values() if isinstance(g, torch.Generator)]
+    states = [(g, g.get_state()) for g in kept]
+    try:
+        with undisturbed_rng():
+            first, second = (list(islice(iter(sampler), _ENOUGH)) for _ in range(2))
+        return bool(first == second)
+    except Exception:  # of a class of the user's own; then the same is hoped for
+        return True
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
 
 
 def _why_not(loop: EpochBasedTrainLoop, done: int, batches: int) -> str:

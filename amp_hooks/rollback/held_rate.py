@@ -32,6 +32,7 @@ class HeldRate:
         self.factor = 1.0
         self._pending = 1.0  # of which it is not known whether they know
         self._left: list[Any] = []
+        self._size: list[float] = []  # of `_left`; of a 0, what there was before it
         self._steps: dict[int, Any] = {}  # by scheduler
         self._read = False  # `_left` was read from a checkpoint
 
@@ -51,6 +52,7 @@ class HeldRate:
             by: The factor; 1 if param groups were only exchanged.
         """
         self._pending *= by
+        self._size = [lr * by for lr in self._size]
         self._leave(groups, schedulers)
 
     def hold(
@@ -102,6 +104,7 @@ class HeldRate:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state` gave; before :meth:`resumed`."""
         self._left, self._read = list(state["left"]), True
+        self._size = [lr or 0.0 for lr in self._left]
         self.factor = float(state["factor"])
 
     def _written(
@@ -121,12 +124,12 @@ class HeldRate:
             if not isinstance(value, Tensor)
         ]
         found = []
-        for group, lr, left in zip(groups, rates, self._left):
+        for group, lr, left, size in zip(groups, rates, self._left, self._size):
             if lr is None or left is None or lr is left or any(lr is v for v in own):
                 continue
             if self._read and (lr == left or lr in own):
                 continue
-            found.append((group, float(left)))
+            found.append((group, size))
         return found
 
     def _know(self, written: Sequence[tuple[dict[str, Any], float]]) -> bool | None:
@@ -143,6 +146,11 @@ class HeldRate:
         self, groups: Sequence[Mapping[str, Any]], schedulers: Iterable[Any]
     ) -> None:
         self._left, self._read = _rates(groups), False
+        before = self._size if len(self._size) == len(groups) else [0.0] * len(groups)
+        self._size = [
+            float(lr or size or group.get("initial_lr") or 0.0)
+            for lr, size, group in zip(self._left, before, groups)
+        ]
         self._steps = {id(s): _steps(s) for s in schedulers}
 
 

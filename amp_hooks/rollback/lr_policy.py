@@ -7,9 +7,10 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ..engine import private
-from ..engine.messages import warn
+from ..engine.messages import WarnOnce, warn
 from ..engine.run import iter_wrappers, known_rates
 from . import messages
 from .held_rate import HeldRate
@@ -47,6 +48,7 @@ class LRPolicy:
         self._since: int | None = None  # the rollback
         self._temporary = TemporaryLR()
         self._held = HeldRate()
+        self._warn = WarnOnce()
 
     def attach(self, runner: Runner) -> Callable[[str, OptimWrapper], None]:
         """Training is about to begin, resumed or not.
@@ -147,6 +149,8 @@ class LRPolicy:
 
     def _change(self, runner: Runner, factor: float) -> None:
         self._hold(runner)
+        if any(isinstance(g.get("lr"), Tensor) for g in all_param_groups(runner)):
+            self._warn(messages.LR_IS_A_TENSOR)
         change_lr(runner, factor)
         self._note(runner, factor)
         self.total *= factor

@@ -114,6 +114,13 @@ def lr_held(factor: float, now: int) -> str:
     )
 
 
+LR_IS_A_TENSOR = (
+    "the learning rate is a tensor. It is changed in place, but not read again, for "
+    "that may wait for the device: if a hook or the training loop writes it as well, "
+    "what it writes is used, whatever amp/lr_factor and the ledger say."
+)
+
+
 def other_ranks(then: int, now: int) -> str:
     """The run that is resumed had another number of processes."""
     return (

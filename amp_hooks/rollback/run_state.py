@@ -134,7 +134,7 @@ class Snapshot:
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
             optimizer = wrapper.optimizer
             hyper = [
-                {key: value for key, value in group.items() if key in scheduled}
+                {key: group[key] for key in scheduled if _is_sound(group.get(key))}
                 for group in optimizer.param_groups
             ]
             base = wrapper.base_param_settings
@@ -197,6 +197,14 @@ def own_memory(model: nn.Module) -> None:
         for name, buffer in private.buffers_of(module).items():
             if buffer is not None and overlaps_itself(buffer):
                 private.buffers_of(module)[name] = buffer.clone()
+
+
+def _is_sound(value: Any) -> bool:
+    """Whether it can be trained with: somebody may have written NaN meanwhile."""
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    return value is not None and all(
+        not isinstance(n, float) or math.isfinite(n) for n in numbers
+    )
 
 
 def _scheduled(runner: Runner) -> set[str]:

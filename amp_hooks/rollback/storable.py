@@ -27,6 +27,12 @@ class Made:
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self._call = function, args
 
+    @property
+    def factory(self) -> Any:
+        """What a defaultdict makes its values of; else ``None``."""
+        function, args = self._call
+        return args[0] if function is defaultdict else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._call
 
@@ -76,7 +82,9 @@ def _stored(value: Any, path: str, bad: list[str] | None) -> Any:
         bad: Gets places and classes of what is not; ``None``: do not look.
     """
     kind = type(value)
-    if kind in _PLAIN or isinstance(value, (Tensor, HistoryBuffer, Made)):
+    if kind in _PLAIN or isinstance(value, (Tensor, HistoryBuffer)):
+        return value
+    if kind is Made and (bad is None or _comes_back(value.factory)):
         return value
     if kind in (dict, OrderedDict):
         stored = {k: _stored(v, f"{path}.{k}", bad) for k, v in value.items()}
@@ -92,7 +100,7 @@ def _stored(value: Any, path: str, bad: list[str] | None) -> Any:
             return Made(deque, items, value.maxlen)
         same = all(a is b for a, b in zip(items, value))
         return value if same else kind(items)
-    if kind is defaultdict:
+    if kind is defaultdict and (bad is None or _comes_back(value.default_factory)):
         of_items = _stored(dict(value), path, bad)
         return Made(defaultdict, value.default_factory, of_items)
     if bad is None or _comes_back(value):

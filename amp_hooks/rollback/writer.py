@@ -8,6 +8,7 @@ import queue
 import threading
 import weakref
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..engine.tensors import named_tensors
 
 _WRITING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _AT_EXIT = 60.0  # seconds
+_NONE = torch.empty(0)
 
 
 @atexit.register
@@ -121,11 +123,37 @@ def compare(checkpoint: dict[str, Any], path: str) -> None:
     if on_disk.keys() != in_memory.keys():
         raise RuntimeError(f"{path} does not hold the tensors that were saved to it.")
     for name, tensor in in_memory.items():
-        other = on_disk[name]
-        if other.dtype != tensor.dtype or not torch.equal(_bits(other), _bits(tensor)):
+        if not _same(on_disk[name], tensor):
             raise RuntimeError(f"{name} in {path} is not what was saved.")
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit, so that NaN, which may be in what others have added, equals itself.
+
+    What lies in memory in a way of its own is compared by what it is made of.
+    """
+    if (a.dtype, a.layout, a.is_nested) != (b.dtype, b.layout, b.is_nested):
+        return False
+    return all(
+        x.shape == y.shape and torch.equal(_bits(x), _bits(y))
+        for x, y in zip_longest(_parts(a.detach()), _parts(b.detach()), fillvalue=_NONE)
+    )
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.is_quantized:
+        return [tensor.int_repr()]
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return [tensor.indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor if tensor.layout is torch.strided else tensor.to_dense()]
+
+
 def _bits(tensor: Tensor) -> Tensor:
-    """So that NaN, which may be in what others have added, equals itself."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.contiguous().reshape(-1).view(torch.uint8)

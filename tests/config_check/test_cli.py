@@ -105,6 +105,17 @@ def test_values_of_odd_types(option, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['custom_hooks = [dict(type="EMAHook", priority="ODD")]', "default_hooks = [1]"],
+)
+def test_what_the_runner_refuses_by_itself(tmp_path, line, capsys):
+    config = tmp_path / "config.py"
+    config.write_text(line + "\n")
+    assert cli.main([str(config)]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_resume(build, tmp_path, capsys):
     runner = build(
         "retinanet",

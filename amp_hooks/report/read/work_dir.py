@@ -100,11 +100,13 @@ def _ledger(path: Path, notes: list[str]) -> list[Line]:
     except OSError as e:
         notes.append(f"{path} could not be read: {e}.")
         return []
-    return [
-        x
-        for x in lines
-        if isinstance(x.get("iter"), int) and isinstance(x.get("event"), str)
-    ]
+    return [line for line in lines if _is_event(line)]
+
+
+def _is_event(line: Line) -> bool:
+    """Of what may be a line of anything."""
+    now, event = line.get("iter"), line.get("event")
+    return isinstance(event, str) and isinstance(now, int) and 0 <= now < 2**53
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

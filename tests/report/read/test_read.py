@@ -36,6 +36,7 @@ def test_a_ledger_cut_short_with_lines_of_another_version(tmp_path):
         start_line(),
         dict(iter=3, event="new kind", verdict="NEW", field=[1]),
         dict(event="overflow"),  # no iteration
+        dict(iter=10**30, event="overflow", verdict="GRAD_NONFINITE"),
         line(4, "overflow", "NEW VERDICT"),
         '{"iter": 5, "event": "over',
     ]
