@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -82,9 +82,9 @@ def keepers_of_a_copy(runner: Runner) -> list[tuple[Hook, str]]:
     return kept
 
 
-def _attributes(runner: Runner) -> Iterator[tuple[int, str, int, int]]:
-    """What hooks hold that may be an average, in a form that tells if it is another."""
-    for hook in runner.hooks:
+def _attributes(hooks: Iterable[Hook]) -> Iterator[tuple[int, str, int, int]]:
+    """What they hold that may be an average, in a form that tells if it is another."""
+    for hook in hooks:
         if type(hook).after_train_iter is not Hook.after_train_iter:
             for name, value in vars(hook).items():
                 if not isinstance(value, (int, float, str, bool, type(None))):
@@ -156,10 +156,11 @@ class Averaging:
         """Look for hooks that keep an average of their own, and tell of each once."""
         if not self._owners:
             return
-        there = set(_attributes(runner))
+        known = [*self._wrapped, *self.judges]
+        there = set(_attributes(h for h in runner.hooks if not is_among(h, known)))
         if there <= self._looked:
             return
-        self._looked |= there
+        self._looked = there
         try:
             keepers = keepers_of_a_copy(runner)
         except Exception:  # of objects of the user's own, or parameters without a shape

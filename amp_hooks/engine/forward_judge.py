@@ -82,12 +82,9 @@ class ForwardJudge:
         Of what was measured since the last call; still on the device.
         """
         taken, self._flags = self._flags, []
-        asks = (
-            []
-            if self.diverged is None
-            else [torch.tensor(math.nan, dtype=torch.float32)]
-        )
-        return asks + taken
+        if self.diverged is None:
+            return taken
+        return [torch.tensor(math.nan, dtype=torch.float32), *taken]
 
     def complete(self, record: IterationRecord) -> None:
         """Add to a record what the host knows."""
