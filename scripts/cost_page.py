@@ -42,7 +42,7 @@ RUNS = {
     ),
 }
 
-PAGE = """# What it costs
+PAGE = """# What it costs: every number
 
 Made by `python scripts/cost_page.py`; the heading of each table says on what. Every
 number is that of a run with our hooks beside the same run without them, in one process,
