@@ -27,7 +27,11 @@ class Blindness:
         self._steps = self._losses = self._past_wrapper = False
 
     def add(
-        self, record: IterationRecord, refused: bool, past_wrapper: bool
+        self,
+        record: IterationRecord,
+        refused: bool,
+        past_wrapper: bool,
+        within_step: bool = False,
     ) -> Iterator[str]:
         """Take in an iteration, before it is judged.
 
@@ -35,6 +39,7 @@ class Blindness:
             record: Its numbers.
             refused: A step was refused without looking at gradients.
             past_wrapper: A step was taken past the optimizer wrapper.
+            within_step: Its gradients were computed within it.
 
         Yields:
             What to tell the user.
@@ -47,13 +52,18 @@ class Blindness:
         if past_wrapper and not self._past_wrapper:
             self._past_wrapper = True
             yield (
-                "the training loop steps the torch optimizer itself, past "
+                "the training loop gives the torch optimizer a closure, as LBFGS needs "
+                "it. Gradients are computed within the step, where they cannot be "
+                "looked at: no step is refused; losses and what is measured of the "
+                "forward pass decide, and snapshots are proven by healthy ones."
+                if within_step
+                else "the training loop steps the torch optimizer itself, past "
                 "optim_wrapper.step. Its gradients are looked at just before, and "
                 "StepGuardHook refuses a step by taking them away; what the loop does "
                 "to loss scale and accumulation is not seen."
             )
         unseen = self._due >= _ENOUGH and not self._steps
-        if unseen and not self.steps_unseen:
+        if unseen and not (self.steps_unseen or within_step):
             yield (
                 f"no optimizer step has been seen in {self.iterations} iterations, "
                 "though losses were propagated: the training loop updates the weights "
@@ -62,7 +72,7 @@ class Blindness:
                 "snapshots are proven by healthy ones. Step through "
                 "runner.optim_wrapper, or the optimizer in it, to be guarded."
             )
-        self.steps_unseen = record.steps_unseen = unseen
+        self.steps_unseen = record.steps_unseen = unseen or within_step
         if self.iterations == _ENOUGH and not self._losses:
             yield (
                 f"no loss has been seen in {self.iterations} iterations: neither was "

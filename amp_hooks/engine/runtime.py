@@ -155,8 +155,9 @@ class Runtime:
         record.vectors.clear()
         self._record = record
         record.step_due = not accumulating(runner.optim_wrapper)
-        past_wrapper = self.tap.past_wrapper and self.tap.knows(runner.optim_wrapper)
-        unseen = self.blindness.add(record, self.tap.skipped, past_wrapper)
+        tap, past = self.tap, self.tap.past_wrapper
+        past = past and tap.knows(runner.optim_wrapper)
+        unseen = self.blindness.add(record, tap.skipped, past, tap.within_step)
         for message in filter(None, (*messages, *unseen)):
             warn(message)
         self.averaging.look_again(runner, self.blindness.iterations)

@@ -56,6 +56,7 @@ class StepTap:
             taken, whoever takes it.
         stepping: The last step has begun and not come to its end, or raised.
         past_wrapper: A step was taken past its wrapper.
+        within_step: The gradients of a step were computed within it, by a closure.
     """
 
     def __init__(self, recorder: FlightRecorder, failures: Failures) -> None:
@@ -68,7 +69,7 @@ class StepTap:
         self.on_backward: list[Callable[[], None]] = []
         self.on_step: list[Callable[[str, OptimWrapper], None]] = []
         self.stepping = False
-        self.past_wrapper = False
+        self.past_wrapper = self.within_step = False
         self._inside = False  # a wrapper's own step
         self._unscaled: set[str] = set()  # optimizers that stepped without a scaler
         self._walked = False  # torch is going through the hooks before a step
@@ -201,7 +202,7 @@ class StepTap:
 
     def _past_wrapper(self, name: str, wrapper: OptimWrapper, closure: bool) -> None:
         """The optimizer is about to step, and its wrapper has not been asked."""
-        self.past_wrapper = True
+        self.past_wrapper, self.within_step = True, closure
         if closure:
             return
         params = trained_parameters(wrapper)

@@ -8,11 +8,21 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from tests import helpers
-from tests.small import DTYPES, RaiseLR, SpoilInputs, build, ledger, same, state
+from tests.small import (
+    DTYPES,
+    RaiseLR,
+    Small,
+    SpoilInputs,
+    build,
+    ledger,
+    same,
+    state,
+)
 
 SUITE = dict(type="amp_hooks.StabilityHook", rollback=dict(interval=5, probation=2))
 UNSEEN = "no optimizer step has been seen"
 PAST = "steps the torch optimizer itself"
+CLOSURE = "gives the torch optimizer a closure"
 
 
 class Loop(IterBasedTrainLoop):
@@ -101,17 +111,19 @@ def test_watching_a_loop_of_ones_own_changes_nothing(tmp_path, loop):
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("loop", [BareStep, NothingOfTheWrapper, WithClosure])
-def test_steps_past_the_wrapper_are_told_at_once(tmp_path, loop, accumulate):
+@pytest.mark.parametrize(
+    ("loop", "words"),
+    [(BareStep, PAST), (NothingOfTheWrapper, PAST), (WithClosure, CLOSURE)],
+)
+def test_steps_past_the_wrapper_are_told_at_once(tmp_path, loop, words, accumulate):
     wrapper = dict(accumulative_counts=accumulate)
     runner = runner_of(tmp_path, loop, [SUITE], iters=5, wrapper=wrapper)
     runner.train()
-    assert helpers.log(runner).count(PAST) == 1
+    assert helpers.log(runner).count(words) == 1
 
 
-@pytest.mark.parametrize("loop", [ByHand, WithClosure])
-def test_steps_that_nobody_can_see_are_told(tmp_path, loop):
-    runner = runner_of(tmp_path, loop, [SUITE], iters=20)
+def test_steps_that_nobody_can_see_are_told(tmp_path):
+    runner = runner_of(tmp_path, ByHand, [SUITE], iters=20)
     runner.train()
     assert helpers.log(runner).count(UNSEEN) == 1
 
@@ -164,6 +176,32 @@ def test_a_bad_step_past_the_wrapper_leaves_no_trace(tmp_path, loop):
     assert [line["iter"] for line in ledger(runner, "veto")] == [30]
     assert not ledger(runner, "rollback")
     assert same(*states)
+
+
+class Closure(Small):
+    """LBFGS computes the gradients anew, within the step."""
+
+    def train_step(self, data, optim_wrapper):
+        optimizer = optim_wrapper.optimizer
+
+        def closure():
+            optimizer.zero_grad()
+            loss = self(**data)["loss_cls"]
+            loss.backward()
+            return loss
+
+        return dict(loss=optimizer.step(closure).detach())
+
+
+def test_steps_that_compute_their_gradients_are_said_to(tmp_path):
+    wrapper = dict(optimizer=dict(type="LBFGS", lr=0.1, max_iter=2))
+    more = dict(model=Closure, wrapper=wrapper, iters=40, log_level="WARNING")
+    runner = build(tmp_path, [SUITE, SpoilInputs(at=[33])], **more)
+    runner.train()
+    said = " ".join(helpers.log(runner).split())
+    assert said.count(CLOSURE) == 1
+    assert "no optimizer step," not in said
+    assert all(t.isfinite().all() for t in state(runner).values())
 
 
 def test_a_loop_whose_steps_are_not_seen_goes_back_to_a_recent_snapshot(tmp_path):
