@@ -36,5 +36,9 @@ case $found in
 "$WORK/site/amp_hooks/"*) ;;
 *) echo "not the wheel: $found"; exit 1 ;;
 esac
+for command in report check-config check-annotations replay; do
+    "$PY" "$WORK/site/bin/amp-hooks" "$command" --help >log 2>&1 ||
+        { echo "amp-hooks $command"; cat log; exit 1; }
+done
 [ -f "$WORK/site/amp_hooks/py.typed" ] || { echo "py.typed is missing"; exit 1; }
 echo "the wheel works: $(basename "$WORK"/dist/*.whl)"
