@@ -148,9 +148,12 @@ def prepare(out: Path, length: Length) -> None:
 
 
 def take(known: Path, out: Path) -> None:
-    """Put the results of a rescue.json beside those that are there."""
+    """Put the results of a rescue.json, if not of its first form, beside others."""
+    names = [field.name for field in fields(Cell)]
     for result in json.loads(known.read_text())["results"]:
-        cell = Cell(**{field.name: result[field.name] for field in fields(Cell)})
+        if not result.keys() >= set(names):
+            continue
+        cell = Cell(**{name: result[name] for name in names})
         if not (path := result_path(out, cell)).exists():
             write_text(str(path), json.dumps(result, indent=1))
 

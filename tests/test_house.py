@@ -163,7 +163,6 @@ ALLOWED = {
     # Of the standard library.
     "amp_hooks/engine/restricted_unpickler.py": {"_Unpickler"},
     "amp_hooks/engine/tensors.py": {"_fields"},
-    "amp_hooks/forensics/dump.py": {"_fields"},
     "amp_hooks/forensics/first_operation.py": {"_getframe"},
     "amp_hooks/forensics/report.py": {"_asdict"},
     # Of the module's own classes.

@@ -122,7 +122,7 @@ class Contents:
             for value in tree:
                 self._note(value)
             return
-        if isinstance(tree, BaseDataElement) or _has_tensor(tree):
+        if isinstance(tree, BaseDataElement) or has_tensor(tree):
             tree = vars(tree)  # which holds the fields and sets of their names
         if type(tree) not in (list, dict, set):
             return
@@ -173,10 +173,10 @@ def batch_tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def _fields(thing: Any) -> Any:
     if isinstance(thing, BaseDataElement):
         return dict(thing.items())
-    return thing.tensor if _has_tensor(thing) else ()
+    return thing.tensor if has_tensor(thing) else ()
 
 
-def _has_tensor(thing: Any) -> bool:
+def has_tensor(thing: Any) -> bool:
     """Whether it is of mmdet's boxes, or something like them."""
     return isinstance(attribute(thing, "tensor"), Tensor)
 

@@ -85,7 +85,7 @@ class StepTap:
                 (Apex, DeepSpeed and others with an engine of their own).
         """
         for name, wrapper in iter_wrappers(optim_wrapper):
-            if any(known is wrapper for _, known in self._wrapped):
+            if self.knows(wrapper):
                 continue
             kind = type(wrapper).__name__
             if not isinstance(wrapper, OptimWrapper) or kind in _CLOSED:

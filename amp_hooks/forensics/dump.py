@@ -15,14 +15,14 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..engine.batches import batch_tensors
+from ..engine.batches import batch_tensors, has_tensor
 from ..engine.files import remove
 from ..engine.ledger import strict_json
-from ..engine.of_others import attribute
 from ..engine.rng import capture_rng, rng_state, set_rng_state, undisturbed_rng
 from ..engine.run import left_out_buffers
 from ..engine.safe_load import allow_mmengine_checkpoints
 from ..engine.safe_read import allow_under_names, read_safely
+from ..engine.tensors import is_named_tuple
 from .replay import Call
 from .report import as_text
 
@@ -169,7 +169,7 @@ def _moved(tree: Any, device: Any = "cpu") -> Any:
         return tree.detach().to(device).clone()
     if isinstance(tree, dict):
         return {key: _moved(value, device) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+    if is_named_tuple(tree):
         return type(tree)(*(_moved(value, device) for value in tree))
     if isinstance(tree, (list, tuple)):
         return type(tree)(_moved(value, device) for value in tree)
@@ -178,7 +178,7 @@ def _moved(tree: Any, device: Any = "cpu") -> Any:
         for name, value in tree.items():
             moved.set_data({name: _moved(value, device)})
         return moved
-    if isinstance(attribute(tree, "tensor"), Tensor):  # mmdet's boxes
+    if has_tensor(tree):
         moved = copy.copy(tree)
         moved.tensor = _moved(tree.tensor, device)
         return moved
