@@ -141,7 +141,8 @@ def prepare(out: Path, length: Length) -> None:
         )
     for seed, name in enumerate(("digits", "digits-other")):
         make = [sys.executable, osp.join(ROOT, "scripts/make_digits.py")]
-        sizes = ["--size", str(SIZE), "--train", str(length.images), "--val", "150"]
+        number = ["--train", str(length.images), "--val", str(length.images // 2)]
+        sizes = ["--size", str(SIZE), *number]
         where = ["--out", str(out / name), "--seed", str(seed)]
         subprocess.run([*make, *sizes, *where], check=True, capture_output=True)
     write_text(str(about), json.dumps(asdict(length)))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from tests import forks
 from tests.helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -39,6 +40,20 @@ def run(*command, status=0, timeout=600, text=True, cwd=None, **env):
         timeout=timeout,
         check=False,
     )
+    return _with_status(done, status)
+
+
+def two_ranks(*arguments, status=0, timeout=600, cwd=None, **env):
+    """Run a program (or ``-m`` and a module) on two ranks; options as of :func:`run`.
+
+    As torchrun does, but in forks. What torchrun itself does is another matter.
+    """
+    with forks.ranks(2, environment(**env)) as environments:
+        programs = [(arguments, of_rank) for of_rank in environments]
+        return _with_status(forks.run(programs, timeout, cwd), status)
+
+
+def _with_status(done, status):
     if status is not None and done.returncode != status:
         printed = f"{done.stdout[-3000:]}\n{done.stderr[-4000:]}"
         raise AssertionError(f"exit status {done.returncode}, not {status}\n{printed}")
@@ -50,9 +65,18 @@ def python(*arguments, **options):
     return run(sys.executable, *arguments, **options)
 
 
+def fork(*arguments, status=0, timeout=600, cwd=None, **env):
+    """Run a program (or ``-m`` and a module) that need not import everything anew.
+
+    Options as of :func:`run`.
+    """
+    done = forks.run([(arguments, environment(**env))], timeout, cwd)
+    return _with_status(done, status)
+
+
 def script(name, *arguments, **options):
-    """Run a script of the project."""
-    return python(ROOT / "scripts" / name, *arguments, **options)
+    """Run a script of the project; options as of :func:`run`."""
+    return fork(ROOT / "scripts" / name, *arguments, **options)
 
 
 def train(config, *arguments):

@@ -203,7 +203,7 @@ def test_a_recipe_on_two_ranks(coco, tmp_path):
     config, out = tmp_path / "config.py", tmp_path / "out"
     cfg.dump(config)
     program = helpers.ROOT / "tests/integration/ddp_program.py"
-    processes.run(*processes.TWO_RANKS, program, config, out, timeout=300)
+    processes.two_ranks(program, config, out, timeout=300)
     a, b = (torch.load(f"{out}.{rank}") for rank in (0, 1))
     assert a["iter"] == b["iter"] == 2
     assert a["records"] == b["records"]

@@ -139,7 +139,7 @@ def test_resume(build, tmp_path, capsys):
 
 
 def test_the_script():
-    done = processes.python("-m", "amp_hooks", "check-config", HOT, status=1)
+    done = processes.fork("-m", "amp_hooks", "check-config", HOT, status=1)
     assert done.stdout.startswith("1. optim_wrapper.optimizer.lr=0.15 for 4 images")
 
 

@@ -381,8 +381,7 @@ def test_of_several_ranks_none_is_left_waiting(monkeypatch, hook, borne):
 
 def on_two_ranks(tmp_path, mode, status):
     program = helpers.ROOT / "tests/engine/failing_ranks.py"
-    command = [*processes.TWO_RANKS, program, tmp_path, mode]
-    return processes.run(*command, status=status, timeout=600, cwd=helpers.ROOT)
+    return processes.two_ranks(program, tmp_path, mode, status=status, cwd=helpers.ROOT)
 
 
 @pytest.mark.slow

@@ -69,13 +69,13 @@ def test_colossal_is_refused_by_every_hook():
 # --- two ranks --------------------------------------------------------------------
 def test_zero_redundancy_optimizer_on_two_ranks(tmp_path):
     """It deadlocked in the first snapshot."""
-    command = [*processes.TWO_RANKS, "-m", "tests.engine.test_supported", tmp_path]
-    processes.run(*command, "ours", cwd=helpers.ROOT, timeout=200)
+    program = ["-m", "tests.engine.test_supported", tmp_path]
+    processes.two_ranks(*program, "ours", cwd=helpers.ROOT, timeout=200)
     for rank in (0, 1):
         text = (tmp_path / f"{rank}").read_text()
         assert "optimizer ZeroRedundancyOptimizer" in text
         assert "Use the optimizer that it wraps" in text
-    processes.run(*command, "monitor", cwd=helpers.ROOT, timeout=200)
+    processes.two_ranks(*program, "monitor", cwd=helpers.ROOT, timeout=200)
     assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
 
 

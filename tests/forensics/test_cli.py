@@ -55,7 +55,7 @@ def cells(output):
 
 
 def test_every_precision_and_remedy(overflown):
-    done = processes.python("-m", "amp_hooks", "replay", *overflown)
+    done = processes.fork("-m", "amp_hooks", "replay", *overflown)
     assert "iteration 2, FORWARD_NONFINITE" in done.stdout
     report = json.loads((overflown[0] / "report.json").read_text())
     assert (report["kind"], report["module"]) == ("overflow", "bbox_head.retina_cls")

@@ -170,6 +170,6 @@ def test_a_head_that_is_never_finite_is_left_alone(tmp_path):
 def test_detr_on_two_ranks_refuses_on_both(tmp_path):
     """Its loss averages over the ranks: one that raised would leave the other there."""
     program = helpers.ROOT / "tests/guard/detr_two_ranks.py"
-    done = processes.run(*processes.TWO_RANKS, program, tmp_path, timeout=300)
+    done = processes.two_ranks(program, tmp_path, timeout=300)
     lines = sorted(x for x in done.stdout.splitlines() if x.startswith("rank"))
     assert lines == ["rank 0 ended at 6 same [2]", "rank 1 ended at 6 same [2]"]

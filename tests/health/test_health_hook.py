@@ -243,9 +243,7 @@ def test_a_metric_that_falls_to_nothing(tmp_path):
 def test_two_ranks_go_back_together(tmp_path, factor):
     """Each judges its own loss; what one of them finds the other learns of."""
     program = helpers.ROOT / "tests/health/two_ranks.py"
-    done = processes.run(
-        *processes.TWO_RANKS, program, tmp_path, factor, timeout=300, cwd=helpers.ROOT
-    )
+    done = processes.two_ranks(program, tmp_path, factor, timeout=300, cwd=helpers.ROOT)
     lines = sorted(x for x in done.stdout.splitlines() if x.startswith("rank"))
     (_, went, mean, weights), (_, *other) = (line.split(" | ") for line in lines)
     assert [went, weights] == [other[0], other[2]]

@@ -11,8 +11,8 @@ import torch
 from tests import helpers, processes
 
 
-def command_for(digits, work_dir, **options):
-    """What starts two processes, and where their results will be."""
+def program_for(digits, work_dir, **options):
+    """The program, its arguments, and where its results will be."""
     cfg = helpers.make_config("retinanet", digits, work_dir, **options)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.launcher = "pytorch"
@@ -26,13 +26,13 @@ def command_for(digits, work_dir, **options):
     config, out = work_dir.with_suffix(".py"), work_dir.with_suffix(".out")
     cfg.dump(config)
     program = helpers.ROOT / "tests/integration/ddp_program.py"
-    return [*processes.TWO_RANKS, program, config, out], out
+    return [program, config, out], out
 
 
 def run_on_two_ranks(digits, work_dir, status=None, **options):
     """Train in two processes; the finished process, and where results are."""
-    command, out = command_for(digits, work_dir, **options)
-    return processes.run(*command, status=status, timeout=300), out
+    program, out = program_for(digits, work_dir, **options)
+    return processes.two_ranks(*program, status=status, timeout=300), out
 
 
 def train_on_two_ranks(digits, work_dir, **options):
@@ -100,8 +100,8 @@ def test_killed_after_a_rollback_and_resumed(digits, tmp_path):
         dict(type="amp_hooks.RollbackHook", interval=4, probation=0, warmup_iters=3),
     ]
     work_dir = tmp_path / "w"
-    command, out = command_for(digits, work_dir, iters=10**6, hooks=hooks)
-    killed = processes.start(*command)
+    program, out = program_for(digits, work_dir, iters=10**6, hooks=hooks)
+    killed = processes.start(*processes.TWO_RANKS, *program)
     pointer, end = work_dir / "last_checkpoint", time.monotonic() + 200
     try:
         while not pointer.exists() or "iter_8.pth" not in pointer.read_text():

@@ -179,7 +179,8 @@ def test_nan_weights_then_killed_then_resumed_then_tested(
         stop = [f"train_cfg.max_iters={meta['iter'] + 3}"]
     else:
         stop = [f"train_cfg.max_epochs={meta['epoch'] + 1}"]
-    train(config, *again, *options(*suite, *stop))
+    resumed = processes.train(config.name, *again, *options(*suite, *stop))[1:]
+    processes.fork(*resumed, cwd=config.parent)
     (resume,) = events(work_dir, "resume")
     assert resume["iter"] >= meta["iter"]
     assert (resume["rollbacks"], resume["lr_factor"]) == (1, factor)

@@ -181,11 +181,13 @@ def test_a_detector_with_batches_by_aspect_ratio(build, tmp_path):
 
 
 def test_two_ranks(tmp_path):
-    command = [*processes.TWO_RANKS, "-m", "tests.rollback.preempted"]
-    processes.run(*command, tmp_path / "whole", "whole", cwd=helpers.ROOT)
+    program = ["-m", "tests.rollback.preempted"]
+    processes.two_ranks(*program, tmp_path / "whole", "whole", cwd=helpers.ROOT)
     for epoch in ("1", "2", "3", "4"):
-        processes.run(*command, tmp_path / "killed", epoch, cwd=helpers.ROOT, status=1)
-    processes.run(*command, tmp_path / "killed", "whole", cwd=helpers.ROOT)
+        processes.two_ranks(
+            *program, tmp_path / "killed", epoch, cwd=helpers.ROOT, status=1
+        )
+    processes.two_ranks(*program, tmp_path / "killed", "whole", cwd=helpers.ROOT)
     ends = [torch.load(tmp_path / d / "end.pth") for d in ("whole", "killed")]
     assert ends[1]["begins"] > 0
     assert ends[0]["iter"] == ends[1]["iter"] == EPOCHS * LENGTH // 2
@@ -193,8 +195,8 @@ def test_two_ranks(tmp_path):
 
 
 def test_another_number_of_ranks_is_told(tmp_path):
-    command = [*processes.TWO_RANKS, "-m", "tests.rollback.preempted"]
-    processes.run(*command, tmp_path, "1", cwd=helpers.ROOT, status=1)
+    program = ["-m", "tests.rollback.preempted"]
+    processes.two_ranks(*program, tmp_path, "1", cwd=helpers.ROOT, status=1)
     again = go(tmp_path, resume=True)
     assert "a run on 2 ranks, and this one has 1" in again.log
     assert "sees 0.5 times the samples" in again.log

@@ -103,10 +103,10 @@ def test_asked_once():
 
 
 def test_ddp_on_two_ranks(tmp_path):
-    program = [*processes.TWO_RANKS, "-m", "tests.rollback.flexible", tmp_path]
-    processes.run(*program, "anew", cwd=helpers.ROOT)
+    program = ["-m", "tests.rollback.flexible", tmp_path]
+    processes.two_ranks(*program, "anew", cwd=helpers.ROOT)
     (tmp_path / "last_checkpoint").unlink()
-    processes.run(*program, "resume", cwd=helpers.ROOT)
+    processes.two_ranks(*program, "resume", cwd=helpers.ROOT)
     a, b = (torch.load(tmp_path / f"end.{rank}.pth") for rank in (0, 1))
     assert (a["iter"], a["lr"]) == (b["iter"], b["lr"])
     learned = [name for name in a["state"] if "running" not in name]

@@ -239,7 +239,7 @@ def test_this_machine_says_how_much_is_free():
 def test_two_ranks_hold_one_copy_and_go_back_to_it_alike(tmp_path):
     """A model of 100 MB; the ranks' BatchNorm statistics are their own."""
     program = Path(__file__).with_name("two_ranks_program.py")
-    processes.run(*processes.TWO_RANKS, program, tmp_path)
+    processes.two_ranks(program, tmp_path)
     ranks = [torch.load(tmp_path / f"rank{i}.pth") for i in (0, 1)]
     whole = ranks[0]["state_bytes"]
     assert whole > 100e6

@@ -79,7 +79,7 @@ def test_sigkill_after_the_first_rollback_then_resume(digits, tmp_path, loop):
     if "epochs" in loop:
         options = [f"train_cfg.max_epochs={saved['meta']['epoch'] + 1}"]
     # The script as a user calls it, in a fresh process.
-    processes.run(*train, "--resume", "--cfg-options", *options)
+    processes.fork(*train[1:], "--resume", "--cfg-options", *options)
     events = [
         line
         for path in sorted(work_dir.glob("*/stability.jsonl"))

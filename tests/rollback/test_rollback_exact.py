@@ -74,7 +74,7 @@ def config(digits, work_dir, loop, last, case, **more):
 def train(cfg, path):
     """In a process of its own, as a user trains."""
     cfg.dump(path)
-    processes.run(*processes.train(path))
+    processes.fork(*processes.train(path)[1:])
 
 
 def learned(path):
