@@ -48,7 +48,7 @@ class UnwritableError(OnPurpose, OSError):
 
 
 class BadBoxesError(OnPurpose, ValueError):
-    """A batch has boxes that are not sound, and the config asks for an error then."""
+    """A batch has invalid boxes, and the config asks for an error then."""
 
 
 class TrainingDivergedError(OnPurpose, RuntimeError):

@@ -1,4 +1,4 @@
-"""Look through the boxes and masks of a batch, and leave out what is not sound."""
+"""Look through the boxes and masks of a batch, and leave out what is invalid."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, fla
 
 @dataclass
 class FlawedImage:
-    """A data sample with boxes that are not sound.
+    """A data sample with invalid boxes.
 
     Attributes:
         name: Path of the image, or what else it is known by.
@@ -57,7 +57,7 @@ class FlawedImage:
 
 
 def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str]]:
-    """Find boxes that are not sound, and masks without a pixel.
+    """Find invalid boxes, and masks without a pixel.
 
     All boxes of the batch are looked at together. Where they lie on a GPU already they
     are copied to the host, all in one; masks there are not looked at.

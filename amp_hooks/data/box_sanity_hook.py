@@ -154,8 +154,8 @@ class BoxSanityHook(AmpHook):
         super().after_train(runner)
         if self.counts and dist.is_main_process():
             warn(
-                f"BoxSanityHook found {sum(self.counts.values())} boxes that are not "
-                f"sound: {_shown(self.counts)}. The 'boxes' lines of stability.jsonl "
+                f"BoxSanityHook found {sum(self.counts.values())} invalid boxes: "
+                f"{_shown(self.counts)}. The 'boxes' lines of stability.jsonl "
                 "name their images."
             )
 
@@ -208,7 +208,7 @@ class BoxSanityHook(AmpHook):
 
     def _describe(self, found: list[FlawedImage]) -> str:
         shown = [f"{im.name} {w}" for im in found for w in im.words(self.min_size)]
-        return f"boxes that are not sound: {first_names(shown)}"
+        return f"invalid boxes: {first_names(shown)}"
 
     def _write(self, runner: Runner, rank: int, line: dict[str, Any]) -> None:
         self.counts.update(line["counts"])

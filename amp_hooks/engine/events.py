@@ -43,7 +43,7 @@ EVENTS = {
         },
     ),
     "boxes": Event(
-        "BoxSanityHook found boxes that are not sound",
+        "BoxSanityHook found invalid boxes",
         words.boxes,
         {
             "action": "as configured: warn, drop or raise",
@@ -175,7 +175,7 @@ EVENTS = {
         {
             "folder": "where report, batch and weights are",
             "kind": "as in report.json: overflow, nan, weights, input, ...",
-            "module": "path of the module where it arose, or null",
+            "module": "path of the module with the first NaN or inf, or null",
             "finding": "one sentence",
             "rank": "the process",
             "bytes": "size of batch and weights there",
@@ -241,7 +241,7 @@ EVENTS = {
         },
     ),
     "end": Event(
-        "the training loop ended in its own time",
+        "training finished",
         lambda line: "Training ended.",
         {"time": "when, in UTC (ISO 8601)"},
     ),

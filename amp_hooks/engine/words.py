@@ -8,7 +8,7 @@ from typing import Any, Mapping
 Line = Mapping[str, Any]
 _FEW = 3  # iterations that are all named
 _VERDICTS = {
-    "SCALE_OVERFLOW": "scaled gradients overflowed, as they do now and then",
+    "SCALE_OVERFLOW": "gradient overflow (normal for a dynamic loss scale)",
     "FORWARD_NONFINITE": "the forward pass was not finite",
     "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
     "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
@@ -191,15 +191,14 @@ def boxes(line: Line) -> str:
         images += f" and {more} more images"
     rank = f" on rank {line['rank']}" if line["rank"] else ""
     done = {"drop": ", left out", "raise": ", which ended training"}
-    return f"Bad boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
+    return f"Invalid boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
 
 
 def resume(line: Line) -> str:
     """Of a ``resume`` line."""
     return (
-        f"Resumed from {line['checkpoint']}: {count(line['rollbacks'], 'rollback')} "
-        "so far, "
-        f"learning rate x{number(line['lr_factor'])}."
+        f"Resumed, {count(line['rollbacks'], 'rollback')} so far, learning rate "
+        f"x{number(line['lr_factor'])}, from\n{line['checkpoint']}"
     )
 
 
@@ -209,12 +208,12 @@ def abort(line: Line) -> str:
         if line.get("verdict") == "RAISED":
             return f"Training ended: {reason(line)}."
         last = line.get("checkpoint")
-        resume = f" Resume in a new process, from {last}." if last else ""
+        resume = f" Resume in a new process, from\n{last}" if last else ""
         return f"Training ended with {line['error']}.{resume}"
     return (
         f"Training ended after {count(line['rollbacks'], 'rollback')}: {reason(line)}. "
-        f"{line['limit']} allows no more. The last good checkpoint is "
-        f"{line['checkpoint']}."
+        f"{line['limit']} allows no more. The last good checkpoint is\n"
+        f"{line['checkpoint']}"
     )
 
 
@@ -248,7 +247,7 @@ def preflight(line: Line) -> str:
 
 def forensics(line: Line) -> str:
     """Of a ``forensics`` line."""
-    return f"{line['finding']} The whole story is in {line['folder']}."
+    return f"{line['finding']} Details:\n{line['folder']}"
 
 
 def bad_batch(line: Line) -> str:

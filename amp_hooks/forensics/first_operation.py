@@ -45,6 +45,11 @@ class Operation:
     where: str
     code: str
 
+    def __str__(self) -> str:
+        """``log in bbox2delta (file:line)``."""
+        place, _, function = self.where.partition(" in ")
+        return f"{self.name} in {function} ({place})" if function else self.name
+
 
 class FirstOperation(TorchFunctionMode):
     """Notes such operations, in their order.

@@ -247,7 +247,7 @@ class ForensicsHook(AmpHook):
             return
         self.bytes += written["bytes"]
         runtime.emit("forensics", runner.iter, verdict, **written)
-        warn(f"iteration {runner.iter}: {written['finding']} See {written['folder']}.")
+        warn(f"iteration {runner.iter}: {written['finding']}\n{written['folder']}")
 
     def _write(
         self,

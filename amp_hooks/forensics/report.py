@@ -56,8 +56,6 @@ def conclusion(replay: Replay, batch: list[dict[str, Any]]) -> str:
     origin = replay.origin
     if origin is not None:
         text = _of_origin(origin)
-        if origin.operation is not None:
-            text += f" ({origin.operation.name}, {origin.operation.where})"
     elif replay.error:
         text = f"The forward pass raised {replay.error}; all before it was finite"
     elif replay.nonfinite_grads:
@@ -79,35 +77,39 @@ def conclusion(replay: Replay, batch: list[dict[str, Any]]) -> str:
         for i, flaw in image["flaws"].items()
     ]
     if flawed:
-        text += f". Boxes of the batch that are not sound: {first_names(flawed)}"
+        text += f". Invalid boxes in the batch: {first_names(flawed)}"
     return f"{text}."
 
 
 def _of_origin(origin: Origin) -> str:
     what = first_names(origin.tensors)
     if origin.kind == "input":
-        return f"The model was given values that are not finite: {what}"
+        return f"NaN/Inf in the model's input: {what}"
+    operation = f"{origin.operation}, " if origin.operation else ""
     if origin.kind == "loss":
-        return f"Not finite, although the output of every module is: {what}"
+        return (
+            f"First NaN/Inf: {operation}in {what}; the output of every module is finite"
+        )
     if origin.kind == "code":
         return (
-            f"Values that are not finite arise in the code of {_path(origin.module)}, "
-            f"before {origin.consumer} is called with them ({what})"
+            f"First NaN/Inf: {operation}called from {_path(origin.module)}, given to "
+            f"{origin.consumer} ({what})"
         )
     frame = origin.frame
     if frame is None:
-        return f"Not finite: {what}"
+        return f"First NaN/Inf: {operation}in {what}"
     whose = f"{_path(origin.module)} ({frame.kind}"
     whose += f", call {frame.call})" if frame.call > 1 else ")"
     if origin.kind == "weights":
-        return f"Weights or buffers of {whose} are not finite: {what}"
+        return f"NaN/Inf in the weights or buffers of {whose}: {what}"
     bad = [row for row in frame.rows if row.name in origin.tensors]
     inputs = [row.absmax for row in frame.rows if row.name.startswith("input")]
     shown = "; ".join(_not_finite(row) for row in bad)
     verb = "overflows" if origin.kind == "overflow" else "has NaN"
-    return f"The output of {whose} {verb}: {shown}; its inputs are finite" + (
-        f", largest magnitude {max(inputs):.4g}" if inputs else ""
-    )
+    return (
+        f"First NaN/Inf: {operation}the output of {whose} {verb}: {shown}; its inputs "
+        "are finite"
+    ) + (f", largest magnitude {max(inputs):.4g}" if inputs else "")
 
 
 def _path(module: str) -> str:

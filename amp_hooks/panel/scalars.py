@@ -145,7 +145,7 @@ SCALARS = {
         min, "bits", "doublings left to the largest number of the layer's own precision"
     ),
     "amp/bad_boxes_total": Scalar(
-        _latest, "boxes", "ground-truth boxes that BoxSanityHook found not sound so far"
+        _latest, "boxes", "invalid ground-truth boxes that BoxSanityHook found so far"
     ),
     "amp/bad_boxes_total/<flaw>": Scalar(
         _latest, "boxes", "the same, of one kind: zero, negative, ..."

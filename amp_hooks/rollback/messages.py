@@ -80,10 +80,10 @@ def diverged(
     return (
         f"training diverged at iteration {now}: {verdict}{where}. Tried: {tried}; "
         f"learning rate x{lr_factor:g}. {limit} "
-        f"allows no more. The last good checkpoint is {checkpoint}. Begin with its "
-        "weights (load_from, without resume) at a lower learning rate or with a longer "
+        "allows no more. Begin with the weights of the last good checkpoint "
+        "(load_from, without resume) at a lower learning rate or with a longer "
         "warm-up; or resume from it with gradient clipping or in FP32 (in BF16, where "
-        "every operator has it), and with a higher limit."
+        f"every operator has it), and with a higher limit. It is\n{checkpoint}"
     )
 
 

@@ -94,7 +94,7 @@ def test_each_kind_is_named_with_its_image_and_nothing_changes(train, loop):
     assert "000003.jpg box 0 zero width or height (" in text
     assert "000007.jpg box 0 negative width or height (" in text
     assert "000011.jpg box 0 outside the image (" in text
-    assert "found 3 boxes that are not sound: 1 negative, 1 zero, 1 outside." in text
+    assert "found 3 invalid boxes: 1 negative, 1 zero, 1 outside." in text
     # A width of zero makes this detector's loss infinite: what the hook is for.
     assert not math.isfinite(helpers.losses(runner)[seen.at(3)])
 
@@ -115,7 +115,7 @@ def test_dropped_boxes_are_not_trained_on(train, loop, precision):
 def test_raise_names_image_box_and_flaw_before_the_iteration(train, build):
     with pytest.raises(
         ValueError,
-        match=r"BoxSanityHook: boxes that are not sound: \S+000003.jpg box 0 zero "
+        match=r"BoxSanityHook: invalid boxes: \S+000003.jpg box 0 zero "
         r"width or height \(.*action='drop'.*check-annotations",
     ):
         train([boxes(action="raise")], spoiled=BAD[:1], iters=12)
@@ -168,7 +168,7 @@ def test_many_are_no_flood(build, monkeypatch):
     )
     runner.train()
     text = helpers.log(runner)
-    assert text.count("boxes that are not sound: /") == 5
+    assert text.count("invalid boxes: /") == 5
     assert text.count("From here on they are only counted") == 1
     assert text.count("has written 7 lines") == 1
     lines = helpers.ledger(runner, "boxes")
@@ -207,7 +207,7 @@ def test_healthy_boxes_change_nothing_and_say_nothing(build, accumulate):
         runs.append(runner)
     same_run(*runs)
     assert helpers.ledger(runs[1], "boxes") == []
-    assert "not sound" not in helpers.log(runner)
+    assert "invalid boxes" not in helpers.log(runner)
 
 
 def test_what_cannot_be_read_is_said_once_and_does_not_cost_the_run(build):
