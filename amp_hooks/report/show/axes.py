@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ _FEW = 150  # points, which get a marker each
 
 def plain(text: str) -> str:
     """A name of the run's files, which may have what matplotlib takes for markup."""
-    return text.encode("ascii", "replace").decode().replace("$", r"\$")
+    return re.sub("[^ -~]", "?", text).replace("$", r"\$")
 
 
 def on_page(text: Any) -> None:
@@ -198,7 +199,7 @@ def _axis(ax: Any, q: Quantity, curve: Curve) -> None:
         _log(ax, values)
     else:
         ax.yaxis.set_major_locator(MaxNLocator(3))
-    if q.short == "lr" and ax.get_yscale() == "log":
+    if q.short == "lr" and _span(values) > _LOWEST_RATE:
         # A cosine ends at nearly nothing, which is no reason to squeeze the rest.
         ax.set_ylim(values.max() / _LOWEST_RATE, 2 * values.max())
 

@@ -49,7 +49,10 @@ class Clock:
         if lap is None or lap.begun is None:
             return None
         after = lap.seconds(iteration)
-        return None if after is None else lap.begun + timedelta(seconds=after)
+        try:
+            return None if after is None else lap.begun + timedelta(seconds=after)
+        except OverflowError:  # begun at the end of time
+            return None
 
     def between(self, first: int, last: int) -> float | None:
         """Seconds from one iteration to another, of one start."""

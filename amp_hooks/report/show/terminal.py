@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ _COLOURS = {
     Status.LOST: "bold red",
 }
 _BAD = "bold red"
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 # Columns that a narrow window does without, the first one first.
 _LEAVE_OUT = ("lr", "grad norm", "overflows", "|cls_score|", "health", "rollbacks")
 _BREAKS = {
@@ -98,7 +100,7 @@ def render(
     )
     bars = BARS if _can(encoding, BARS) else ASCII_BARS
     word, rest = page.sentence.split(":", 1)
-    console.print(Text.assemble((f"{word}:", _COLOURS[page.judged.status]), rest))
+    console.print(Text(f"{word}:", _COLOURS[page.judged.status]) + _text(rest))
     _title(console, "What was active")
     console.print(_labelled(page.active))
     _title(console, "Health over time")
@@ -115,6 +117,11 @@ def render(
     return fit("\n".join(lines) + "\n", encoding)
 
 
+def _text(text: str, style: str = "") -> Text:
+    """What the run's files say, which may hold codes that a terminal obeys."""
+    return Text(_CONTROL.sub("?", text), style)
+
+
 def _title(console: Console, text: str) -> None:
     console.print()
     console.print(Text(text, "bold"))
@@ -128,7 +135,7 @@ def _labelled(rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(overflow="fold")
     before = None
     for label, text in rows:
-        table.add_row(Text("" if label == before else label, "bold"), Text(text))
+        table.add_row(Text("" if label == before else label, "bold"), _text(text))
         before = label
     return table
 
@@ -188,7 +195,7 @@ def _sparks(console: Console, page: Page, bars: str) -> None:
     for q, title, span in zip(shown, titles, spans):
         line = Text(spark(q, bars, room))
         line.highlight_regex(f"{NOT_FINITE}+", _BAD)
-        table.add_row(Text(title), line, Text(span))
+        table.add_row(_text(title), line, Text(span))
     console.print()
     console.print(table)
 
@@ -214,17 +221,17 @@ def _events(console: Console, page: Page) -> None:
             console.print(f"... {more}; --html shows them ...")
         if hidden <= 0 or i < half or i >= len(groups) - half:
             style = "dim" if group.lost else ""
-            _hanging(console, Text(f"{group.where}: {group.text}", style), 0, 4)
+            _hanging(console, _text(f"{group.where}: {group.text}", style), 0, 4)
 
 
 def _advice(console: Console, page: Page) -> None:
     if not page.advice:
         console.print(page.no_advice)
     for i, advice in enumerate(page.advice, 1):
-        _hanging(console, Text(f"{i}. {advice.title}", "bold"), 0, 3)
+        _hanging(console, _text(f"{i}. {advice.title}", "bold"), 0, 3)
         for line in broken(advice.change, console.width - 7):
-            console.print(Text(f"       {line}", "cyan"), soft_wrap=True)
+            console.print(_text(f"       {line}", "cyan"), soft_wrap=True)
         for text in advice.evidence:
-            _hanging(console, Text(f"- {text}"), 3, 2)
+            _hanging(console, _text(f"- {text}"), 3, 2)
         for text in advice.remarks:
-            _hanging(console, Text(f"(remark: {text})", "dim"), 3, 2)
+            _hanging(console, _text(f"(remark: {text})", "dim"), 3, 2)

@@ -62,14 +62,19 @@ def text_of(html):
     return " ".join(" ".join(parse(html).text).split())
 
 
-EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}$x^2$'
+EVIL = '\033[2J"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}$x^2$'
 
 
 @pytest.mark.filterwarnings("error")
 def test_nothing_in_the_files_becomes_markup(tmp_path):
     """Images, layers, loss terms, folders, arguments, errors and the config."""
     lines = [
-        start_line(max_iters=400, time=EVIL, versions={EVIL: EVIL}, hooks={EVIL: {}}),
+        start_line(
+            max_iters=400,
+            time="9999-12-31T23:59:59+00:00",
+            versions={EVIL: EVIL},
+            hooks={EVIL: {}},
+        ),
         *bad(5, losses={EVIL: "nan"}, layers=[EVIL]),
         line(5, "bad_batch", FORWARD, images=[EVIL], ids=[1], rank=0),
         line(5, "suspect", image=EVIL, id=1, iters=[2, 5]),

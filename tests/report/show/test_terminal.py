@@ -123,6 +123,16 @@ def test_a_file_gets_plain_text_of_88_columns(work_dir, monkeypatch, capsys):
     assert "\niteration 320: Diverged: loss 102" in text
 
 
+def test_codes_in_the_files_are_not_obeyed(tmp_path, capsys):
+    evil = "\033[2J\x9b31m\r\a.png"
+    lines = [start_line(max_iters=9), *bad(5, losses={evil: "nan"})]
+    lines.append(line(5, "suspect", image=evil, id=1, iters=[2, 5]))
+    main([str(write(tmp_path / "work", lines))])
+    text = capsys.readouterr().out
+    assert "?[2J?31m??.png" in text
+    assert not {"\033", "\x9b", "\r", "\a"} & set(text)
+
+
 @pytest.mark.parametrize("columns", ["0", "", "wide", "-3"])
 def test_nonsense_in_columns_is_no_width(work_dir, monkeypatch, capsys, columns):
     monkeypatch.setenv("COLUMNS", columns)
