@@ -49,8 +49,9 @@ def _shared(term: Curve, total: Curve) -> tuple[Array, Array]:
 
 def _away(term: Array, total: Array) -> float:
     """How often the term's share of the loss is far from its median."""
-    known = np.isfinite(term) & np.isfinite(total) & (term > 0) & (total > 0)
+    known = np.isfinite(term) & np.isfinite(total) & (total > 0)
     if known.sum() < _FEW:
         return 0.0
-    share = np.log(term[known] / total[known])
-    return float(np.mean(np.abs(share - np.median(share)) > np.log(_FACTOR)))
+    share = term[known] / total[known]
+    usual = np.median(share)
+    return float(np.mean((share > _FACTOR * usual) | (share < usual / _FACTOR)))

@@ -88,10 +88,8 @@ def test_nothing_in_the_files_becomes_markup(tmp_path):
         shown[name] = curve([*loss[:20] * 100, *loss[20:]])
     config = f"optim_wrapper = dict(type={EVIL!r})\ncustom_hooks = [{EVIL!r}]\n"
     metrics = [(399, {f"{EVIL}/bbox_mAP": 0.5})]
-    html = html_of(
-        *(tmp_path,), status=2, lines=lines, curves=shown, config=config,
-        validations=metrics,
-    )  # fmt: skip
+    made = dict(lines=lines, curves=shown, config=config, validations=metrics)
+    html = html_of(tmp_path, status=2, **made)
     page = parse(html)
     assert page.tags.count("script") == 1
     assert "img" not in page.tags
@@ -244,16 +242,27 @@ def test_labels_of_the_plots_lead_to_what_happened(tmp_path):
     assert {link[1:] for link in links} <= anchors
 
 
-def test_loss_terms_are_shown_where_they_differ(tmp_path):
+@pytest.mark.parametrize(
+    ("term", "shown"),
+    [
+        ([0.1] * 20 + [1.0] * 20, True),  # it rises, where the loss does not
+        ([0.0] * 20 + [1.0] * 20, True),  # no sample in the first half
+        ([0.1] * 20 + [NAN] + [0.1] * 19, True),
+        ([0.1, 0.12] * 20, False),
+        ([0.1] * 19 + [10.0] + [0.1] * 20, False),  # a spike is in the loss as well
+    ],
+)
+def test_loss_terms_are_shown_where_they_differ(tmp_path, term, shown):
     lines = [start_line(max_iters=400), line(399, "end")]
-    shown = {
+    logged = {
         "loss": curve([2.0] * 40),
         "loss_cls": curve([1.0] * 40),
-        "loss_bbox": curve([0.1] * 20 + [1.0] * 20),
+        "loss_bbox": curve(term),
     }
-    html = html_of(tmp_path, status=0, lines=lines, curves=shown)
-    assert "loss_bbox" in drawn_in(svgs_of(html)[0])
-    assert "loss_cls" not in drawn_in(svgs_of(html)[0])
+    html = html_of(tmp_path, status=0, lines=lines, curves=logged)
+    drawn = drawn_in(svgs_of(html)[0])
+    assert ("loss_bbox" in drawn) == shown
+    assert ("loss_cls" in drawn) == any(v != v for v in term)
 
 
 def test_evaluations_come_first_and_have_their_numbers(tmp_path):
