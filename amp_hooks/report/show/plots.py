@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Callable
 
 import matplotlib
@@ -41,6 +41,15 @@ _LONG = re.compile(r"(\.\d\d)\d+")
 Draw = Callable[[Any, Window], None]
 
 
+@dataclass(frozen=True)
+class _Sheet:
+    """A drawing to be: of which iterations, how wide in points, with which labels."""
+
+    window: Window
+    width: float
+    labels: list[Label]
+
+
 def draw(
     page: Page,
     shown: list[Mark],
@@ -72,16 +81,20 @@ def draw(
         "axes.linewidth": 0.7,
     }
     plots = _plots(page)
-    labels = [_labels(shown, *window) for window in windows]
-    rows = max((x.row + 1 for found in labels for x in found), default=0)
-    enlarged = [window for window, _ in windows[1:]]
+    sheets = [
+        _Sheet(window, width, _labels(shown, window, width))
+        for window, width in windows
+    ]
+    rows = max((x.row + 1 for sheet in sheets for x in sheet.labels), default=0)
+    enlarged = [sheet.window for sheet in sheets if not sheet.window.whole]
     with matplotlib.rc_context(settings):
-        return [
-            _figure(
-                plots, shown, found, window, width, rows, enlarged * (i == 0), anchors
-            )
-            for i, ((window, width), found) in enumerate(zip(windows, labels))
-        ]
+        drawn = []
+        for sheet in sheets:
+            inside = enlarged if sheet.window.whole else []
+            figure = _figure(sheet, plots, rows, shown, inside)
+            _write_labels(figure, sheet, rows, anchors)
+            drawn.append(_as_element(figure))
+        return drawn
 
 
 def _plots(page: Page) -> list[Draw]:
@@ -91,7 +104,8 @@ def _plots(page: Page) -> list[Draw]:
 
     def add(name: str) -> None:
         if name in known:
-            out.append(partial(_quantity, known[name]))
+            quantity = known[name]
+            out.append(lambda ax, window: axes.quantity(ax, quantity, window))
 
     if page.metric is not None:
         metric = page.metric
@@ -105,10 +119,6 @@ def _plots(page: Page) -> list[Draw]:
     return out
 
 
-def _quantity(quantity: Any, ax: Any, window: Window) -> None:
-    axes.quantity(ax, quantity, window)
-
-
 def _labels(shown: list[Mark], window: Window, width: float) -> list[Label]:
     room = width - _LEFT - _RIGHT
     scale = room / max(window.last - window.first + 1, 1)
@@ -118,70 +128,66 @@ def _labels(shown: list[Mark], window: Window, width: float) -> list[Label]:
 
 
 def _figure(
+    sheet: _Sheet,
     plots: list[Draw],
-    shown: list[Mark],
-    labels: list[Label],
-    window: Window,
-    width: float,
     rows: int,
+    shown: list[Mark],
     enlarged: list[Window],
-    anchors: set[int],
-) -> str:
+) -> Figure:
+    """The plots of a window, below room for ``rows`` rows of labels."""
+    window, width = sheet.window, sheet.width
     top = rows * _LABEL_ROW + 4
     height = top + len(plots) * _ROW + _BOTTOM
     figure = Figure(figsize=(width / 72, height / 72))
     FigureCanvasSVG(figure)
     figure.patch.set_visible(False)
-    for i, plot in enumerate(plots):
-        above = height - top - i * _ROW
-        box = (_LEFT, above - _ROW, width - _LEFT - _RIGHT, _ROW - _TITLE)
-        ax = figure.add_axes(
-            (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
-        )
+    for i, plot in enumerate(plots, 1):
+        bottom = (height - top - i * _ROW) / height
+        room = (width - _LEFT - _RIGHT) / width
+        ax = figure.add_axes((_LEFT / width, bottom, room, (_ROW - _TITLE) / height))
         ax.patch.set_visible(False)
-        ax.set_xlim(window.first - 0.5, max(window.last, window.first) + 0.5)
+        ax.set_xlim(window.first - 0.5, window.last + 0.5)
         ax.grid(axis="y", color=axes.GRID, lw=0.6)
         ax.set_axisbelow(True)
         plot(ax, window)
         for other in enlarged:
-            ax.axvspan(
-                other.first, other.last, color=axes.GRID, alpha=0.45, lw=0, zorder=0
-            )
+            place = other.first, other.last
+            ax.axvspan(*place, color=axes.GRID, alpha=0.45, lw=0, zorder=0)
         for mark in reversed(shown):
             if window.first <= mark.iter <= window.last:
                 _, colour, style = STYLES[mark.event]
                 ax.axvline(mark.iter, color=colour, ls=style, lw=0.9, alpha=0.9)
         ax.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
         ax.ticklabel_format(axis="x", style="plain", useOffset=False)
-        if i < len(plots) - 1:
+        if i < len(plots):
             ax.tick_params(axis="x", labelbottom=False, length=0)
     ax.set_xlabel("iteration (from 0)", color=axes.MUTED)
-    for label in labels:
+    return figure
+
+
+def _write_labels(figure: Figure, sheet: _Sheet, rows: int, anchors: set[int]) -> None:
+    """Each with a line from the plots up to it."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    base = height - rows * _LABEL_ROW - 4
+    for label in sheet.labels:
+        _, colour, style = STYLES[label.mark.event]
+        x = (_LEFT + label.mark_x) / width
+        up = base + (label.row + 1) * _LABEL_ROW - 2
+        y = (base - _TITLE) / height, up / height
+        # Below the titles and the other labels, which cover it.
+        line = Line2D((x, x), y, color=colour, ls=style, lw=0.9, zorder=-1)
+        figure.add_artist(line)
         text = figure.text(
             (_LEFT + label.x) / width,
-            (height - top + label.row * _LABEL_ROW + 1) / height,
+            (base + label.row * _LABEL_ROW + 1) / height,
             label.mark.label,
             ha="right" if label.right else "left",
             va="bottom",
             fontsize=_LABEL,
         )
         axes.on_page(text)
-        x = (_LEFT + label.mark_x) / width
-        up = (label.row + 1) * _LABEL_ROW - 2
-        _, colour, style = STYLES[label.mark.event]
-        figure.add_artist(
-            Line2D(
-                (x, x),
-                ((height - top - _TITLE) / height, (height - top + up) / height),
-                color=colour,
-                ls=style,
-                lw=0.9,
-                zorder=-1,
-            )
-        )
         if label.mark.iter in anchors:
             text.set_url(f"#i{label.mark.iter}")
-    return _as_element(figure)
 
 
 def variable(colour: str) -> str:

@@ -323,3 +323,14 @@ def test_light_and_dark(tmp_path):
         assert len(re.findall(rf"--{name}: #", html)) == 3
     for drawing in svgs_of(html):
         assert not re.findall(r"#[0-9a-fA-F]{6}\b", drawing)
+
+
+OKABE_ITO = {"#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7"}
+
+
+def test_curves_and_marks_differ_for_those_who_see_few_colours(tmp_path):
+    html = html_of(tmp_path, status=1, lines=story(), curves=curves())
+    names = ("curve", "sky", "green", "orange", "vermilion", "purple")
+    for theme in range(3):  # light, dark by the system, dark by the button
+        of = [re.findall(rf"--{name}: (#\w+)", html)[theme] for name in names]
+        assert set(of) == OKABE_ITO
