@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..engine.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed, pr
 from ..engine.files import write_text
 from .read.work_dir import NoRunError, read_run
 from .show.page import make_page
-from .show.terminal import render
+from .show.terminal import render, window
 
 _EPILOG = """exit status:
   0   healthy
@@ -69,13 +68,13 @@ def _report(args: argparse.Namespace) -> int:
         return NO_INPUT
     page = make_page(run)
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print_out(render(page, encoding, colour))
+    width, colour = window()
+    print_out(render(page, encoding, colour, width))
     if args.html:
         from .show.html_page import render as render_html  # matplotlib takes a while
 
         try:
-            write_text(str(args.html), render_html(page))
+            write_text(str(args.html), render_html(page, args.html.parent))
         except OSError as e:
             print(
                 f"error: cannot write {args.html} ({e}); give a file in a folder that "

@@ -36,6 +36,7 @@ def test_it_is_reported_to_the_letter():
         cwd=RUN.parent,
         status=1,
         PYTHONIOENCODING="utf-8",
+        COLUMNS="",
     )
     assert done.stdout == (RUN / "report.txt").read_text(encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Runs made by hand, for the tables."""
 
+import json
 import math
 
 from amp_hooks.report.read.curves import Curve
@@ -107,3 +108,33 @@ def run(
         CONFIG if config is None else config,
     )
     return merge("work", [start], ckpt)
+
+
+def write(work_dir, lines=(), curves=None, config="", validations=(), name=None):
+    """A work_dir of one start, as MMEngine and our hooks write one; returns it.
+
+    Args:
+        work_dir: Is made.
+        lines: Of the ledger.
+        curves: By name; those of ``amp/`` and MMEngine's, one line for each iteration.
+        config: The text of ``vis_data/config.py``.
+        validations: ``(iteration, metrics)``.
+        name: Of the start.
+    """
+    start = work_dir / (name or "20260101_000000")
+    (start / "vis_data").mkdir(parents=True)
+    text = "".join(json.dumps(x) + "\n" for x in lines)
+    (start / "stability.jsonl").write_text(text, encoding="utf-8")
+    (start / "vis_data/config.py").write_text(config, encoding="utf-8")
+    logged = {}
+    for key, points in (curves or {}).items():
+        for i, value in zip(points.iters.tolist(), points.values.tolist()):
+            logged.setdefault(i, {})[key] = value
+    after = dict(validations)
+    with open(start / "vis_data/scalars.json", "w", encoding="utf-8") as f:
+        for i in sorted({*logged, *after}):
+            if i in logged:
+                f.write(json.dumps({**logged[i], "iter": i + 1, "step": i + 1}) + "\n")
+            if i in after:
+                f.write(json.dumps({**after[i], "time": 0.1, "step": i + 1}) + "\n")
+    return work_dir

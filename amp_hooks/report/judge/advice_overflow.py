@@ -130,7 +130,9 @@ def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Ad
     checkpoint = run.checkpoint
     if len(scales) and scales.values.min() <= 0:
         at = int(scales.iters[scales.values.argmin()])
-        evidence.append(f"loss scale 2^{scales.values.min():g} by iteration {at}")
+        evidence.append(
+            f"loss scale {2.0 ** scales.values.min():.3g} by iteration {at}"
+        )
     elif checkpoint and checkpoint.scale is not None and checkpoint.scale <= 1:
         evidence.append(
             f"loss scale {checkpoint.scale:.3g} after iteration {checkpoint.iter - 1}"

@@ -14,8 +14,8 @@ from .curves import Curve
 from .history import Validation
 
 Points = Dict[str, List[Tuple[int, float]]]
-_NOT_CURVES = ("step", "iter", "epoch")
-_NOT_METRICS = (*_NOT_CURVES, "time", "data_time", "memory")
+_NOT_CURVES = ("step", "iter")
+_NOT_METRICS = (*_NOT_CURVES, "epoch", "time", "data_time", "memory")
 
 
 def json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -7,11 +7,31 @@ from typing import Callable
 
 import numpy as np
 
+from ...engine.condition import State
+from ...engine.headroom import FP16_MAX
 from ..judge.incidents import Incidents
+from ..judge.metrics import metric_of
 from ..read.curves import EMPTY, Array, Curve
 from ..read.history import RunHistory
 
 Reduce = Callable[[Array], float]
+_NO_SCALE = -149.0  # log2 of the smallest float32: what a scale of 0 is published as
+STATES = {State.HEALTHY: "healthy", State.WATCHED: "watched", State.ILL: "ill"}
+
+
+def number(value: float) -> str:
+    """A value in a table."""
+    return f"{value:.3g}"
+
+
+def scale_number(value: float) -> str:
+    """A loss scale: ``65536``, not ``6.55e+04``."""
+    return f"{value:.0f}" if 1 <= value < 1e8 else number(value)
+
+
+def state(value: float) -> str:
+    """A health state in words."""
+    return STATES.get(State(int(value)), "") if value in {0, 1, 2} else number(value)
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,10 @@ class Quantity:
         worst: What a stretch shows of it.
         log: Its axis is logarithmic.
         band: Its healthy range: the lower and the upper edge.
+        least: A value below it is bad.
+        most: A value above it is bad.
+        span: The range of its axis, where that is known beforehand.
+        text: How a value is written.
     """
 
     title: str
@@ -35,6 +59,20 @@ class Quantity:
     worst: Reduce
     log: bool = False
     band: tuple[Curve, Curve] | None = None
+    least: float = -np.inf
+    most: float = np.inf
+    span: tuple[float, float] | None = None
+    text: Callable[[float], str] = number
+
+    def is_bad(self, value: float | None) -> bool:
+        """Whether a value is one to look at: not finite, or out of bounds."""
+        return value is not None and not self.least <= value <= self.most
+
+    def written(self, value: float | None) -> str:
+        """A value in a table; ``-`` where there is none."""
+        if value is None:
+            return "-"
+        return self.text(value) if np.isfinite(value) else number(value)
 
 
 def quantities(run: RunHistory) -> list[Quantity]:
@@ -54,14 +92,24 @@ def quantities(run: RunHistory) -> list[Quantity]:
             band=(low, high) if len(low) and len(high) else None,
         ),
         Quantity(
-            "health (0 healthy, 1 watched, 2 ill)",
+            "health",
             "state",
             "health",
             EMPTY if always_well else health,
             np.max,
+            most=State.WATCHED,
+            span=(State.HEALTHY, State.ILL),
+            text=state,
         ),
         Quantity(
-            "loss scale", "log2", "scale log2", run.curve("amp/scale_log2"), np.min
+            "loss scale",
+            "loss scale",
+            "scale",
+            _scale(run),
+            np.min,
+            log=True,
+            least=1.0,  # it makes gradients smaller than they are
+            text=scale_number,
         ),
         Quantity(
             "largest |cls_score|",
@@ -70,6 +118,7 @@ def quantities(run: RunHistory) -> list[Quantity]:
             run.curve("amp/cls_score_absmax"),
             np.max,
             log=True,
+            most=FP16_MAX,
         ),
         Quantity(
             "gradient norm before clipping",
@@ -84,6 +133,22 @@ def quantities(run: RunHistory) -> list[Quantity]:
         ),
     ]
     return [q for q in candidates if len(q.curve)]
+
+
+def metric(run: RunHistory) -> Quantity | None:
+    """The evaluations, by the metric that the run is judged by."""
+    found = metric_of(run)
+    if found is None:
+        return None
+    name, values = found
+    return Quantity(name, "metric", name, Curve.of(values), np.min)
+
+
+def _scale(run: RunHistory) -> Curve:
+    """The loss scale as a number: its log2 is what is published."""
+    log2 = run.curve("amp/scale_log2")
+    values = np.exp2(np.clip(log2.values, None, 1023.0))
+    return Curve(log2.iters, np.where(log2.values <= _NO_SCALE, 0.0, values))
 
 
 @dataclass(frozen=True)
@@ -153,10 +218,3 @@ def _worst(quantity: Quantity, first: int, end: int) -> float | None:
         return None
     finite = points.finite.values
     return float(quantity.worst(finite)) if len(finite) else float("nan")
-
-
-def number(value: float | None) -> str:
-    """A value in a table."""
-    if value is None:
-        return "-"
-    return f"{value:.3g}"

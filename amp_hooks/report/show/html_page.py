@@ -2,149 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
+import base64
+import hashlib
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ...engine.events import in_words
 from ...engine.words import count
 from ..judge.status import Status
+from . import axes, page, plots
+from .clock import Clock, lasting
 from .groups import Group
-from .page import NO_LEDGER, Page
-from .plots import draw
+from .marks import STYLES, Mark, marks
+from .timeline import Timeline
+from .zoom import Window, windows
 
 # An event is one row, with its lines folded into it. What a run of days writes must
 # still open in a browser; stability.jsonl has the rest.
 _MOST_GROUPS, _MOST_LINES = 2000, 100
-
-_COLOURS = {
-    Status.HEALTHY: "#006644",
-    Status.RECOVERED: "#8a5a00",
-    Status.LOST: "#a61b00",
-}
-
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 68rem; margin: 1.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.3rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; }
-th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; }
-.numbers { font-size: .85rem; }
-.numbers td, .numbers th { text-align: right; font-variant-numeric: tabular-nums; }
-.numbers tr:nth-child(even), .events tr:nth-child(even) { background: #f5f5f5; }
-.scroll { overflow-x: auto; }
-.bad { color: #a61b00; font-weight: 600; }
-.verdict { border-left: .5rem solid var(--status); padding: .5rem .9rem;
-           background: #f7f7f7; overflow-wrap: anywhere; }
-.verdict b { color: var(--status); font-size: 1.15rem; }
-td { overflow-wrap: anywhere; }
-.numbers td { overflow-wrap: normal; white-space: nowrap; }
-.events td:first-child { white-space: nowrap; }
-.lost { color: #666; }
-pre { background: #f3f3f3; padding: .5rem .7rem; overflow-x: auto; margin: .3rem 0; }
-svg { width: 100%; height: auto; }
-li > b { display: block; }
-ol > li { margin-bottom: .9rem; }
-"""
+_WHOLE, _BESIDE = 510.0, 340.0  # points: the widths of two plots side by side
+_ALONE = 850.0
+# Of the config, what the report reasons with: the rest may hold what is private.
+_SETTINGS = (
+    "optim_wrapper",
+    "param_scheduler",
+    "train_cfg",
+    "default_hooks",
+    "custom_hooks",
+    "log_processor",
+    "auto_scale_lr",
+    "randomness",
+    "resume",
+    "load_from",
+)
+_CSS_LINES = {"-": "solid", "--": "dashed", "-.": "dashed", ":": "dotted"}
+_SYMBOLS = {Status.HEALTHY: "✓", Status.RECOVERED: "↺", Status.LOST: "✕"}
 
 
-def render(page: Page) -> str:
-    """The whole file."""
-    word, rest = page.sentence.split(":", 1)
-    title = escape(f"Stability of {page.run.work_dir}")
-    colour = _COLOURS[page.judged.status]
-    return (
-        "\n".join(
-            [
-                "<!DOCTYPE html>",
-                '<html lang="en"><head><meta charset="utf-8">',
-                '<meta name="viewport" content="width=device-width, initial-scale=1">',
-                f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-                f"<h1>{title}</h1>",
-                f'<p class="verdict" style="--status: {colour}"><b>{escape(word)}:</b>'
-                f"{escape(rest)}</p>",
-                "<h2>What was active</h2>",
-                _labelled(page.active),
-                "<h2>Health over time</h2>",
-                "<p>Iterations count from 0. The table shows the worst of each stretch "
-                "(of the loss, the mean).</p>",
-                _health(page),
-                '<div role="img" aria-label="Plots of the table above">',
-                draw(page),
-                "</div>",
-                "<h2>Events</h2>",
-                _events(page.groups),
-                "<h2>Suspects</h2>",
-                _labelled(page.causes),
-                "<h2>Advice</h2>",
-                _advice(page),
-                "</body></html>",
-                "",
-            ]
-        )
-        .encode("utf-8", "replace")
-        .decode("utf-8")
+def render(content: page.Page, beside: Path | None = None) -> str:
+    """The whole file.
+
+    Args:
+        content: What it says.
+        beside: The folder that the file will be in, for links to incidents' folders.
+    """
+    env = Environment(
+        loader=PackageLoader("amp_hooks.report.show"),
+        autoescape=True,  # everything in the run's files may be hostile
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = env.get_template("report.js").render()
+    digest = hashlib.sha256(script.encode()).digest()
+    text = env.get_template("report.html").render(
+        page=content,
+        script=Markup(script),
+        script_hash=base64.b64encode(digest).decode(),
+        word=content.sentence.split(":", 1)[0],
+        rest=content.sentence.split(":", 1)[1].strip(),
+        symbol=_SYMBOLS[content.judged.status],
+        status=content.judged.status.name.lower(),
+        table=content.table(),
+        bad_cells=content.bad_cells(),
+        of_the_table=page.OF_THE_TABLE,
+        no_ledger=page.NO_LEDGER,
+        settings=_settings(content.run.config),
+        **_story(content, beside),
+        **_events(content.groups),
+    )
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _story(content: page.Page, beside: Path | None) -> dict[str, Any]:
+    """Figures, timeline and plots."""
+    run, found = content.run, content.found
+    clock = Clock(run)
+    timeline = Timeline(run, found, content.groups, clock, beside)
+    shown = marks(run, found)
+    whole = Window(found.first, max(found.last, found.first), whole=True)
+    zoomed = [
+        w for w in windows(found) if (w.first, w.last) != (whole.first, whole.last)
+    ]
+    # The first row of an iteration is the one that a plot leads to.
+    anchors = {row.iter: i for i, row in reversed([*enumerate(timeline.rows)])}
+    sizes = [(whole, _WHOLE if zoomed else _ALONE)]
+    sizes += [
+        (window, _BESIDE if i == 0 else _ALONE) for i, window in enumerate(zoomed)
+    ]
+    drawn = plots.draw(content, shown, sizes, set(anchors))
+    return dict(
+        clock=clock,
+        timeline=timeline,
+        anchored=set(anchors.values()),
+        figures=_figures(content, clock),
+        whole=Markup(drawn[0]),
+        zoomed=list(zip(zoomed, map(Markup, drawn[1:]))),
+        legend=_legend(content, shown),
     )
 
 
-def _labelled(rows: Iterable[tuple[str, str]]) -> str:
-    out, before = ["<table>"], None
-    for label, text in rows:
-        shown = "" if label == before else escape(label)
-        out.append(f"<tr><th>{shown}</th><td>{escape(text)}</td></tr>")
-        before = label
-    return "".join([*out, "</table>"])
+def _figures(content: page.Page, clock: Clock) -> list[tuple[str, str, bool]]:
+    """``(label, number, bad)`` of what one wants to know first."""
+    found = content.found
+    total = found.last - found.first + 1
+    bad = len(found.bad) + len(found.poisoned)
+    out = [
+        ("iterations", f"{total:,}", False),
+        ("not finite", f"{bad:,}", bad > 0),
+        ("rollbacks", str(len(found.rollbacks)), False),
+        (
+            "healthy at the end",
+            f"{max(found.healthy_since, 0):,}",
+            not found.healthy_since,
+        ),
+    ]
+    if content.metric is not None and len(content.metric.curve):
+        value = float(content.metric.curve.values[-1])
+        out.append((f"last {content.metric.title}", f"{value:.3f}", not value > 0))
+    if seconds := clock.trained(found.last):
+        out.append(("trained for", lasting(seconds), False))
+    return out
 
 
-def _health(page: Page) -> str:
-    head, *rows = page.table()
-    cells = "".join(f"<th>{escape(c)}</th>" for c in head)
-    out = [f'<div class="scroll"><table class="numbers"><tr>{cells}</tr>']
-    for row, stretch in zip(rows, page.health):
-        is_bad = stretch.bad != "0" or bool(stretch.rollbacks) or stretch.ill
-        bad = ' class="bad"' * is_bad
-        cells = "".join(f"<td>{escape(c)}</td>" for c in row)
-        out.append(f"<tr{bad}>{cells}</tr>")
-    return "".join([*out, "</table></div>"])
+def _legend(content: page.Page, shown: list[Mark]) -> list[tuple[str, str, str, str]]:
+    """``(kind of swatch, colour, line, label)`` of what the plots have."""
+    out = [("line", axes.CURVE, "-", "the run")]
+    if any(q.band is not None for q in content.shown):
+        out.append(("box", axes.HEALTHY, "-", "healthy range of the loss"))
+    curves = [q.curve for q in content.shown] + list(content.terms.values())
+    beyond = any(len(c.finite) < len(c) for c in curves)
+    if beyond or any(q.log and (q.curve.values <= 0).any() for q in content.shown):
+        out.append(("edge", axes.NOT_FINITE, "-", "beyond the axis: NaN, inf, or 0"))
+    if len(content.found.bad) or len(content.found.poisoned):
+        out.append(("box", axes.NOT_FINITE, "-", "iterations not finite"))
+    if len(content.found.overflows):
+        label = "ordinary overflow of scaled gradients"
+        out.append(("box", axes.OVERFLOW, "-", label))
+    for event in STYLES:
+        if any(m.event == event for m in shown):
+            label, colour, line = STYLES[event]
+            out.append(("mark", colour, line, label))
+    return [(k, plots.variable(c), _CSS_LINES[line], x) for k, c, line, x in out]
 
 
-def _events(groups: list[Group]) -> str:
-    if not groups:
-        return f"<p>{escape(NO_LEDGER)}</p>"
+def _settings(config: dict[str, Any]) -> str:
+    known = [name for name in _SETTINGS if name in config]
+    return "\n".join(
+        f"{name} = {pformat(config[name], width=88, sort_dicts=False)}"
+        for name in known
+    )
+
+
+def _events(groups: list[Group]) -> dict[str, Any]:
+    """All events, each a row with its lines."""
     half = _MOST_GROUPS // 2
-    shown = groups if len(groups) <= _MOST_GROUPS else groups[:half] + groups[-half:]
-    rows = [_event(g) for g in shown]
-    if hidden := len(groups) - len(shown):
-        text = f"{count(hidden, 'more event')} in stability.jsonl"
-        rows.insert(half, f"<tr><td></td><td>{text}</td></tr>")
-    return f'<table class="events">{"".join(rows)}</table>'
-
-
-def _event(group: Group) -> str:
-    lost = ' class="lost"' * group.lost
-    text = escape(group.text)
-    if len(group.happenings) > 1:
-        lines = [
-            f"<li>iteration {h.iter}: {escape(in_words(h.line))}</li>"
-            for h in group.happenings[:_MOST_LINES]
-        ]
-        if more := len(group.happenings) - _MOST_LINES:
-            lines += [f"<li>{more} more lines in stability.jsonl</li>"] * (more > 0)
-        text = f"<details><summary>{text}</summary><ul>{''.join(lines)}</ul></details>"
-    return f"<tr{lost}><td>{escape(group.where)}</td><td>{text}</td></tr>"
-
-
-def _advice(page: Page) -> str:
-    if not page.advice:
-        return f"<p>{page.no_advice}</p>"
-    items = []
-    for advice in page.advice:
-        remarks = [f"(remark: {x})" for x in advice.remarks]
-        told = [*advice.evidence, *remarks]
-        evidence = "".join(f"<li>{escape(x)}</li>" for x in told)
-        change = f"<pre>{escape(advice.change)}</pre>" * bool(advice.change)
-        items.append(
-            f"<li><b>{escape(advice.title)}</b>{change}<ul>{evidence}</ul></li>"
+    cut = len(groups) > _MOST_GROUPS
+    shown = groups[:half] + groups[-half:] if cut else groups
+    rows = [
+        dict(
+            where=g.where,
+            text=g.text,
+            lost=g.lost,
+            lines=[
+                f"iteration {h.iter}: {in_words(h.line)}"
+                for h in g.happenings[:_MOST_LINES]
+            ]
+            if len(g.happenings) > 1
+            else [],
+            more=max(len(g.happenings) - _MOST_LINES, 0),
         )
-    return f"<ol>{''.join(items)}</ol>"
+        for g in shown
+    ]
+    return dict(
+        events=rows,
+        cut_at=half if cut else -1,
+        cut=count(len(groups) - len(shown), "more event"),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...engine.config_values import dig
 from ...engine.words import count, first_names
@@ -18,13 +18,19 @@ from ..judge.status import (
     last_abort,
     stopped_by_hand,
 )
+from ..read.curves import Curve
 from ..read.history import RunHistory
 from .active import describe
 from .groups import Group, group
-from .health import Quantity, Stretch, number, quantities, stretches
+from .health import Quantity, Stretch, metric, quantities, stretches
+from .terms import differing_terms
 
 NO_LEDGER = "No stability.jsonl: hooks of amp_hooks would have written one."
 NOTHING_TO_CHANGE = "Nothing to change."
+OF_THE_TABLE = (
+    "Iterations count from 0. Each row shows the worst of its stretch; of the loss, "
+    "the mean."
+)
 NO_ADVICE = "None: nothing here points at what to change."
 
 
@@ -39,6 +45,8 @@ class Page:
         sentence: Verdict, what happened, what to do first.
         active: ``(label, text)`` of what was active.
         shown: Curves worth a plot.
+        metric: The evaluations, if there were any.
+        terms: Loss terms that do not go as the loss goes.
         health: Rows of the health table.
         groups: Events.
         causes: ``(label, text)`` of who is to blame.
@@ -57,6 +65,8 @@ class Page:
     causes: list[tuple[str, str]]
     advice: list[Advice]
     no_advice: str = NOTHING_TO_CHANGE
+    metric: Quantity | None = None
+    terms: dict[str, Curve] = field(default_factory=dict)
 
     def table(self) -> list[list[str]]:
         """The health table with its head, as text."""
@@ -65,7 +75,7 @@ class Page:
         rows = [
             [
                 f"{s.first}-{s.last}" if s.first < s.last else f"{s.first}",
-                *map(number, s.worst),
+                *(q.written(v) for q, v in zip(self.shown, s.worst)),
                 s.bad,
                 str(s.overflows),
                 str(s.rollbacks),
@@ -73,6 +83,22 @@ class Page:
             for s in self.health
         ]
         return [head, *rows]
+
+    def bad_cells(self) -> list[list[bool]]:
+        """Which cells of the table's rows to mark; the head has none."""
+        return [
+            [
+                False,
+                *(
+                    q.is_bad(v) or (q.short in ("loss", "health") and s.ill)
+                    for q, v in zip(self.shown, s.worst)
+                ),
+                s.bad != "0",
+                False,
+                s.rollbacks > 0,
+            ]
+            for s in self.health
+        ]
 
 
 def make_page(run: RunHistory) -> Page:
@@ -94,6 +120,8 @@ def make_page(run: RunHistory) -> Page:
         causes=causes.lines(),
         advice=advice,
         no_advice=NOTHING_TO_CHANGE if _was_well(run, found, judged) else NO_ADVICE,
+        metric=metric(run),
+        terms=differing_terms(run),
     )
 
 

@@ -1,168 +1,198 @@
-"""Plots of a run over its iterations, as one SVG drawing."""
+"""Plots of a run over its iterations, as SVG drawings that need nothing else."""
 
 from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Callable
 
 import matplotlib
-import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from ...engine.headroom import FP16_MAX
-from ..judge.incidents import Incidents
-from ..read.curves import Curve
-from ..read.history import RunHistory
-from .health import Quantity
+from . import axes
+from .marks import STYLES, Label, Mark, placed
 from .page import Page
+from .zoom import Window
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; each event has a
-# line style of its own as well.
-_MARKS: dict[str, tuple[str, str, str]] = {
-    "rollback": ("rollback", "#D55E00", "-"),
-    "clamp_on": ("head clamp on", "#009E73", "--"),
-    "clamp_off": ("head clamp off", "#009E73", ":"),
-    "fallback": ("precision changed", "#CC79A7", "-."),
-    "early_warning": ("early warning", "#E69F00", ":"),
-    "resumed": ("resumed", "#555555", "--"),
-    "diverged": ("diverged", "#000000", ":"),
-    "abort": ("ended by an exception", "#000000", "-"),
+_SIZE, _LABEL = 8.5, 7.5  # points
+_ROW, _TITLE = 78.0, 19.0  # points: a plot, and above each its title
+_LEFT, _RIGHT, _BOTTOM = 52.0, 8.0, 32.0
+_LABEL_ROW, _MOST_ROWS = 11.0, 5
+# A role, and the variable of the style sheet that has its colour.
+_VARIABLES = {
+    axes.INK: "ink",
+    axes.MUTED: "muted",
+    axes.GRID: "grid",
+    axes.PAGE: "page",
+    axes.CURVE: "curve",
+    axes.NOT_FINITE: "vermilion",
+    axes.OVERFLOW: "sky",
+    axes.HEALTHY: "green",
+    "#E69F00": "orange",
+    "#CC79A7": "purple",
 }
-_MOST_MARKS = 50  # of one kind; more would be a wall
-_CURVE, _NOT_FINITE, _OVERFLOW = "#0072B2", "#D55E00", "#56B4E9"
-_HEALTHY = "#009E73"
-_BINS = 100
-_SHADES = 300
-_WIDTH, _HEIGHT = 10.5, 1.75  # inches, of each plot
+
+_LONG = re.compile(r"(\.\d\d)\d+")
+
+Draw = Callable[[Any, Window], None]
 
 
-def draw(page: Page) -> str:
-    """All plots below each other, with the same iterations and events.
+@dataclass(frozen=True)
+class _Sheet:
+    """A drawing to be: of which iterations, how wide in points, with which labels."""
+
+    window: Window
+    width: float
+    labels: list[Label]
+
+
+def draw(
+    page: Page,
+    shown: list[Mark],
+    windows: list[tuple[Window, float]],
+    anchors: set[int],
+) -> list[str]:
+    """The same plots below each other, once for each window.
+
+    Args:
+        page: Of which run.
+        shown: Its events, the most telling first.
+        windows: Each with the width of its drawing in points.
+        anchors: Iterations that the page has an element ``i<iteration>`` for.
 
     Returns:
-        An ``<svg>`` element that refers to nothing outside of it.
+        An ``<svg>`` element for each, of the same height, referring to nothing but
+        those anchors. Colours are variables of the page's style sheet.
     """
-    panels = [q for q in page.shown if len(q.curve.finite)]
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: searched, read aloud, small
         "svg.hashsalt": "amp_hooks",
-        "font.size": 9.5,
+        "font.size": _SIZE,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "axes.edgecolor": axes.MUTED,
+        "xtick.color": axes.MUTED,
+        "ytick.color": axes.MUTED,
+        "text.color": axes.INK,
+        "axes.linewidth": 0.7,
     }
+    plots = _plots(page)
+    sheets = [
+        _Sheet(window, width, _labels(shown, window, width))
+        for window, width in windows
+    ]
+    rows = max((x.row + 1 for sheet in sheets for x in sheet.labels), default=0)
+    enlarged = [sheet.window for sheet in sheets if not sheet.window.whole]
     with matplotlib.rc_context(settings):
-        number = len(panels) + 1
-        figure = Figure(figsize=(_WIDTH, _HEIGHT * number + 0.6))
-        FigureCanvasSVG(figure)
-        axes = figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0]
-        for ax, quantity in zip(axes, panels):
-            _curve(ax, quantity)
-        _histogram(axes[-1], page.found)
-        handles = _events(axes, page.run)
-        if any(len(q.curve.finite) < len(q.curve) for q in panels):
-            handles["not finite"] = Patch(color=_NOT_FINITE, alpha=0.25)
-        axes[-1].set_xlabel("iteration (from 0)")
-        axes[-1].ticklabel_format(axis="x", style="plain")
-        axes[-1].set_xlim(page.found.first, max(page.found.last, page.found.first) + 1)
-        if handles:
-            figure.legend(
-                handles.values(),
-                handles.keys(),
-                loc="upper center",
-                ncols=len(handles),
-                frameon=False,
-            )
-        figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / (_HEIGHT * number + 0.6)))
-        return _as_element(figure)
+        drawn = []
+        for sheet in sheets:
+            inside = enlarged if sheet.window.whole else []
+            figure = _figure(sheet, plots, rows, shown, inside)
+            _write_labels(figure, sheet, rows, anchors)
+            drawn.append(_as_element(figure))
+        return drawn
 
 
-def _curve(ax: Any, quantity: Quantity) -> None:
-    curve = quantity.curve
-    finite = curve.finite
-    positive = finite.values[finite.values > 0]
-    # Within one decade a logarithmic axis has no round numbers to show.
-    wide = len(positive) and positive.max() >= 10 * positive.min()
-    if quantity.log and (wide or "cls_score" in quantity.title):
-        ax.set_yscale("log")
-    thin = curve.thinned()
-    # A line breaks at NaN; markers keep the points that stand alone between two.
-    marker = "." if len(thin) < 200 else ","
-    ax.plot(thin.iters, thin.values, color=_CURVE, lw=1, marker=marker, ms=3)
-    if len(finite) < len(curve):
-        _shade(ax, curve)
-    if "cls_score" in quantity.title:
-        ax.axhline(FP16_MAX, color="#000000", lw=1, ls="--")
-        ax.annotate(
-            "FP16 ends: 65504", (1, FP16_MAX), xycoords=("axes fraction", "data"),
-            xytext=(-2, -3), textcoords="offset points", ha="right", va="top",
-            fontsize=8,
-        )  # fmt: skip
-    title = quantity.title
-    if quantity.band is not None:
-        _healthy_range(ax, *quantity.band)
-        title += ", on its healthy range"
-    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=3)
-    ax.set_ylabel(quantity.unit)
-    ax.grid(axis="y", alpha=0.25)
+def _plots(page: Page) -> list[Draw]:
+    """How well it does first, then what is behind it."""
+    known = {q.short: q for q in page.shown if len(q.curve.finite)}
+    out: list[Draw] = []
+
+    def add(name: str) -> None:
+        if name in known:
+            quantity = known[name]
+            out.append(lambda ax, window: axes.quantity(ax, quantity, window))
+
+    if page.metric is not None:
+        metric = page.metric
+        out.append(lambda ax, window: axes.metric(ax, metric, window))
+    add("loss")
+    if page.terms:
+        out.append(lambda ax, window: axes.terms(ax, page.terms, window))
+    for name in ("health", "scale", "|cls_score|", "grad norm", "lr"):
+        add(name)
+    out.append(lambda ax, window: axes.bad_iterations(ax, page.found, window))
+    return out
 
 
-def _healthy_range(ax: Any, low: Curve, high: Curve) -> None:
-    """What HealthHook has learned of the loss, behind its curve."""
-    iters = np.intersect1d(low.iters, high.iters)
-    edges = [c.values[np.isin(c.iters, iters)] for c in (low, high)]
-    if ax.get_yscale() == "log":  # which knows no 0
-        edges = [np.maximum(values, np.finfo(float).tiny) for values in edges]
-    bottom, top = ax.get_ylim()
-    ax.fill_between(iters, *edges, color=_HEALTHY, alpha=0.18, lw=0)
-    ax.set_ylim(bottom, top)  # the curve is what it is about
+def _labels(shown: list[Mark], window: Window, width: float) -> list[Label]:
+    room = width - _LEFT - _RIGHT
+    scale = room / max(window.last - window.first + 1, 1)
+    inside = [m for m in shown if window.first <= m.iter <= window.last]
+    places = [(m, (m.iter - window.first + 0.5) * scale) for m in inside]
+    return placed(places, room, _LABEL, _MOST_ROWS)
 
 
-def _shade(ax: Any, curve: Curve) -> None:
-    """Mark where a curve has no finite value."""
-    bad = np.flatnonzero(~np.isfinite(curve.values))
-    # Stretches closer than a few pixels are drawn as one, or a drawing has no end.
-    apart = (curve.iters[-1] - curve.iters[0]) // _SHADES
-    gaps = (np.diff(bad) > 1) & (np.diff(curve.iters[bad]) > apart)
-    firsts = bad[np.append(0, np.flatnonzero(gaps) + 1)]
-    lasts = bad[np.append(np.flatnonzero(gaps), len(bad) - 1)]
-    for first, last in zip(curve.iters[firsts], curve.iters[lasts]):
-        ax.axvspan(first - 0.5, last + 0.5, color=_NOT_FINITE, alpha=0.25, lw=0)
+def _figure(
+    sheet: _Sheet,
+    plots: list[Draw],
+    rows: int,
+    shown: list[Mark],
+    enlarged: list[Window],
+) -> Figure:
+    """The plots of a window, below room for ``rows`` rows of labels."""
+    window, width = sheet.window, sheet.width
+    top = rows * _LABEL_ROW + 4
+    height = top + len(plots) * _ROW + _BOTTOM
+    figure = Figure(figsize=(width / 72, height / 72))
+    FigureCanvasSVG(figure)
+    figure.patch.set_visible(False)
+    for i, plot in enumerate(plots, 1):
+        bottom = (height - top - i * _ROW) / height
+        room = (width - _LEFT - _RIGHT) / width
+        ax = figure.add_axes((_LEFT / width, bottom, room, (_ROW - _TITLE) / height))
+        ax.patch.set_visible(False)
+        ax.set_xlim(window.first - 0.5, window.last + 0.5)
+        ax.grid(axis="y", color=axes.GRID, lw=0.6)
+        ax.set_axisbelow(True)
+        plot(ax, window)
+        for other in enlarged:
+            place = other.first, other.last
+            ax.axvspan(*place, color=axes.GRID, alpha=0.45, lw=0, zorder=0)
+        for mark in reversed(shown):
+            if window.first <= mark.iter <= window.last:
+                _, colour, style = STYLES[mark.event]
+                ax.axvline(mark.iter, color=colour, ls=style, lw=0.9, alpha=0.9)
+        ax.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+        ax.ticklabel_format(axis="x", style="plain", useOffset=False)
+        if i < len(plots):
+            ax.tick_params(axis="x", labelbottom=False, length=0)
+    ax.set_xlabel("iteration (from 0)", color=axes.MUTED)
+    return figure
 
 
-def _histogram(ax: Any, found: Incidents) -> None:
-    number = max(found.last - found.first + 1, 1)
-    edges = np.linspace(found.first, found.first + number, min(_BINS, number) + 1)
-    ax.hist(
-        [np.concatenate([found.bad, found.poisoned]), found.overflows],
-        bins=edges,
-        stacked=True,
-        color=[_NOT_FINITE, _OVERFLOW],
-        label=["not finite", "ordinary overflow of scaled gradients"],
-    )
-    ax.set_title("bad iterations", loc="left", fontsize=10, fontweight="bold", pad=3)
-    ax.set_ylabel("iterations")
-    ax.set_ylim(0, max(ax.get_ylim()[1], 1))
-    ax.yaxis.get_major_locator().set_params(integer=True)
-    ax.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False
-    )
+def _write_labels(figure: Figure, sheet: _Sheet, rows: int, anchors: set[int]) -> None:
+    """Each with a line from the plots up to it."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    base = height - rows * _LABEL_ROW - 4
+    for label in sheet.labels:
+        _, colour, style = STYLES[label.mark.event]
+        x = (_LEFT + label.mark_x) / width
+        up = base + (label.row + 1) * _LABEL_ROW - 2
+        y = (base - _TITLE) / height, up / height
+        # Below the titles and the other labels, which cover it.
+        line = Line2D((x, x), y, color=colour, ls=style, lw=0.9, zorder=-1)
+        figure.add_artist(line)
+        text = figure.text(
+            (_LEFT + label.x) / width,
+            (base + label.row * _LABEL_ROW + 1) / height,
+            label.mark.label,
+            ha="right" if label.right else "left",
+            va="bottom",
+            fontsize=_LABEL,
+        )
+        axes.on_page(text)
+        if label.mark.iter in anchors:
+            text.set_url(f"#i{label.mark.iter}")
 
 
-def _events(axes: Any, run: RunHistory) -> dict[str, Any]:
-    """Vertical lines through all plots; returns one of each kind by its label."""
-    handles: dict[str, Any] = {}
-    places = {e: [h.iter for h in run.having(e, lost=False)] for e in _MARKS}
-    places["resumed"] = [start.begins for start in run.starts[1:]]
-    for event, (label, colour, style) in _MARKS.items():
-        for iteration in places[event][:_MOST_MARKS]:
-            for ax in axes:
-                handles[label] = ax.axvline(
-                    iteration, color=colour, ls=style, lw=1.1, alpha=0.8
-                )
-    return handles
+def variable(colour: str) -> str:
+    """How the style sheet names a colour."""
+    return f"var(--{_VARIABLES[colour]})"
 
 
 def _as_element(figure: Figure) -> str:
@@ -170,5 +200,13 @@ def _as_element(figure: Figure) -> str:
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    # Dublin Core, which a drawing within a page does not need.
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Dublin Core and style, which a drawing within a page does not need, and names of
+    # groups, which two drawings of a page would share.
+    for element in ("metadata", "style"):
+        text = re.sub(rf"<{element}.*?</{element}>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="\w+?_\d+"', "<g", text)
+    # A hundredth of a point is enough of a place.
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda m: _LONG.sub(r"\1", m[0]), text)
+    for colour in _VARIABLES:
+        text = text.replace(colour.lower(), variable(colour))
+    return text

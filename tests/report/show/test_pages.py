@@ -65,8 +65,12 @@ def parse(html):
     return page
 
 
-def svg_of(html):
-    return html[html.index("<svg") : html.index("</svg>") + len("</svg>")]
+def svgs_of(html):
+    return re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+
+
+def drawn_in(svg):
+    return " ".join(" ".join(ET.fromstring(svg).itertext()).split())
 
 
 @pytest.mark.parametrize("name", ["healthy", "rescued", "lost", "stock"])
@@ -74,22 +78,23 @@ def test_one_file_that_fetches_nothing(page_of, name):
     html = render_html(page_of(name))
     page = parse(html)
     assert all(link.startswith("#") for link in page.links)
-    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("script") == 1
     assert "@import" not in html
     assert all(url.startswith("#") for url in re.findall(r"url\(['\"]?([^)]*)", html))
-    drawing = ET.fromstring(svg_of(html))
-    assert drawing.tag.endswith("svg")
+    for drawing in svgs_of(html):
+        assert ET.fromstring(drawing).tag.endswith("svg")
     assert len(html) < 1_000_000
 
 
 def test_the_html_page_has_every_section_in_order(page_of):
     html = render_html(page_of("rescued"))
     text = " ".join(parse(html).text)
-    titles = ["Recovered:", "What was active", "Health over time", "Events"]
-    titles += ["Suspects", "Advice"]
+    titles = ["Recovered:", "Advice", "Health over time", "What happened"]
+    titles += ["All events", "Likely causes", "What was active", "Of the config"]
     places = [text.index(title) for title in titles]
     assert places == sorted(places)
-    drawn = " ".join(ET.fromstring(svg_of(html)).itertext())
+    drawn = drawn_in(svgs_of(html)[0])
     for title in (
         "loss",
         "loss scale",
@@ -99,8 +104,9 @@ def test_the_html_page_has_every_section_in_order(page_of):
         "bad iterations",
         "FP16 ends: 65504",
         "iteration (from 0)",
-        "rollback",
-        "head clamp on",
+        "rollback 7",
+        "clamp on 5",
+        "not finite 5",
     ):
         assert title in drawn
 
@@ -110,7 +116,7 @@ def test_names_are_escaped():
     lines = [*bad(5), line(5, "suspect", image=evil, id=1, iters=[2, 5])]
     page = make_page(run([start_line(), *lines]))
     html = render_html(page)
-    assert "script" not in parse(html).tags
+    assert parse(html).tags.count("script") == 1  # our own
     assert "&lt;script&gt;" in html
     html.encode("utf-8")
     assert "<script>" in render(page, "ascii")
@@ -150,12 +156,12 @@ def test_long_runs_stay_readable_and_small():
 def test_any_terminal(page_of, encoding):
     text = render(page_of("rescued"), encoding)
     text.encode(encoding)
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 88
     assert ("█" in text) == (encoding == "utf-8")
 
 
 def test_colours_only_if_asked(page_of):
-    assert "\033[33m" in render(page_of("rescued"), colour=True)
+    assert "\033[1;33mRecovered:" in render(page_of("rescued"), colour=True)
     assert "\033" not in render(page_of("rescued"))
 
 
@@ -205,10 +211,10 @@ def test_a_run_that_is_ill_and_finite():
     text = " ".join(parse(html).text)
     assert "Watched: loss 3 for 0.9." in text
     assert "Diverged: loss 102 for 0.9 since iteration 61" in text
-    drawn = " ".join(ET.fromstring(svg_of(html)).itertext())
+    drawn = drawn_in(svgs_of(html)[0])
     assert "loss, on its healthy range" in drawn
-    assert "health (0 healthy, 1 watched, 2 ill)" in drawn
-    assert " diverged" in drawn
+    assert "healthy watched ill" in drawn
+    assert "diverged 69" in drawn
     assert "not finite in" not in text
     head, *rows = page.table()
     assert {row[head.index("not finite")] for row in rows} == {"0"}
