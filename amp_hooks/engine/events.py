@@ -139,7 +139,7 @@ EVENTS = {
     ),
     "snapshot": Event(
         "a rollback checkpoint was written and verified",
-        lambda line: f"Verified checkpoint {line['file']}.",
+        lambda line: f"Verified checkpoint {line['file']}",
         {"file": "its path"},
     ),
     "rollback": Event(
@@ -242,7 +242,7 @@ EVENTS = {
     ),
     "end": Event(
         "training finished",
-        lambda line: "Training ended.",
+        lambda line: "Training finished.",
         {"time": "when, in UTC (ISO 8601)"},
     ),
     "truncated": Event(

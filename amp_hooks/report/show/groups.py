@@ -54,11 +54,11 @@ class Group:
     def _words(self) -> str:
         of = {event: self._of(event) for event in _REPEATING}
         if len({h.iter for h in self.happenings}) == 1:
-            return " ".join(in_words(h.line) for h in self.happenings)
+            return "\n".join(in_words(h.line) for h in self.happenings)
         if snapshots := of["snapshot"]:
             return (
                 f"{count(len(snapshots), 'verified checkpoint')}, the last one "
-                f"{snapshots[-1].line.get('file')}."
+                f"{snapshots[-1].line.get('file')}"
             )
         if replaced := of["replaced"]:
             images = {str(h.line.get("image")) for h in replaced}
@@ -69,7 +69,7 @@ class Group:
         if boxes := of["boxes"]:
             images = {name for h in boxes for name in h.names("images")}
             return (
-                f"Bad boxes in {count(len(boxes), 'batch', 'es')}; images: "
+                f"Invalid boxes in {count(len(boxes), 'batch', 'es')}; images: "
                 f"{first_names(sorted(images))}."
             )
         bad = of["overflow"] or of["veto"] or of["bad_batch"]

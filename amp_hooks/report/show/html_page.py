@@ -141,7 +141,7 @@ def _legend(content: page.Page, shown: list[Mark]) -> list[tuple[str, str, str, 
     if len(content.found.bad) or len(content.found.poisoned):
         out.append(("box", axes.NOT_FINITE, "-", "iterations not finite"))
     if len(content.found.overflows):
-        label = "ordinary overflow of scaled gradients"
+        label = "gradient overflow, normal for a dynamic loss scale"
         out.append(("box", axes.OVERFLOW, "-", label))
     for event in STYLES:
         if any(m.event == event for m in shown):

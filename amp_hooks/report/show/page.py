@@ -148,7 +148,7 @@ def verdict_sentence(
     )
     first = f"First: {_lower(advice[0].title)}." if advice else ""
     if judged.status is Status.HEALTHY:
-        some = f", {count(len(found.overflows), 'ordinary overflow')}"
+        some = f", {count(len(found.overflows), 'gradient overflow')}"
         what = f"{count(total, 'iteration')}{some * bool(len(found.overflows))}"
         nothing = NOTHING_TO_CHANGE * _was_well(run, found, judged)
         passing = _no_harm(run), _watched(run), _failed(run)
