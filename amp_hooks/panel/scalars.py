@@ -105,6 +105,9 @@ SCALARS = {
     ),
     "amp/loss_low": Scalar(_latest, "loss", "lower edge of its healthy range"),
     "amp/loss_high": Scalar(_latest, "loss", "upper edge of its healthy range"),
+    "amp/loss_now_log2": Scalar(max, "log2", "log2 of loss_now"),
+    "amp/loss_low_log2": Scalar(_latest, "log2", "log2 of loss_low"),
+    "amp/loss_high_log2": Scalar(_latest, "log2", "log2 of loss_high"),
     "amp/loss_level": Scalar(max, "ratio", "loss over its healthy level"),
     "amp/health": Scalar(max, "0, 1, 2", "the run is healthy, watched or ill"),
     "amp/gradnorm": Scalar(max, "L2 norm", "unscaled gradient norm before clipping"),
@@ -213,6 +216,11 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     for quantity, name in _COUNTS_AND_FLAGS.items():
         if (value := record.get(quantity)) is not None:
             put(name, value)
+    band = {name: record.get(name) for name in ("loss_now", "loss_low", "loss_high")}
+    # All three or none: TensorBoard draws a margin only of points that match.
+    if all(value is not None and value > 0 for value in band.values()):
+        for name, value in band.items():
+            put(f"amp/{name}_log2", _log2(value))
     if propagated := record.all("backward_loss"):
         put("amp/loss", sum(propagated))
     return out
