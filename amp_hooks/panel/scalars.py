@@ -66,6 +66,13 @@ _COUNTS_AND_FLAGS = {
     )
 }
 
+# Of the loss: where it is in its healthy range.
+_BAND = {
+    "loss_now": "amp/loss_now_log2",
+    "loss_low": "amp/loss_low_log2",
+    "loss_high": "amp/loss_high_log2",
+}
+
 
 def _latest(old: float, new: float) -> float:
     return new
@@ -216,11 +223,11 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     for quantity, name in _COUNTS_AND_FLAGS.items():
         if (value := record.get(quantity)) is not None:
             put(name, value)
-    band = {name: record.get(name) for name in ("loss_now", "loss_low", "loss_high")}
+    band = {name: record.get(quantity) or 0.0 for quantity, name in _BAND.items()}
     # All three or none: TensorBoard draws a margin only of points that match.
-    if all(value is not None and value > 0 for value in band.values()):
+    if min(band.values()) > 0:
         for name, value in band.items():
-            put(f"amp/{name}_log2", _log2(value))
+            put(name, _log2(value))
     if propagated := record.all("backward_loss"):
         put("amp/loss", sum(propagated))
     return out
