@@ -20,6 +20,7 @@ from ..engine.command_line import (
     print_out,
 )
 from ..engine.files import write_text
+from ..engine.progress import progress
 from ..version import __version__
 from .apart import run_all
 from .checks import CHECKS
@@ -73,8 +74,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "amp-hooks doctor")
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    rows = list(run_all(CHECKS, _LIMIT, _tell))
-    _tell("")
+    # One step more than it tells of, for the last check has begun and not ended.
+    with progress(CHECKS[0].what, len(CHECKS) + 1) as advance:
+        rows = list(run_all(CHECKS, _LIMIT, lambda what: advance(1, what)))
     status = exit_status(rows)
     _print(rows)
     remedies = "".join(f"- {line}\n" for line in what_to_do(rows))
@@ -102,9 +104,3 @@ def _print(rows: Sequence[Row]) -> None:
         print_table(rows)
     else:
         print_out(f"{plain_table(rows)}\n")
-
-
-def _tell(what: str) -> None:
-    """What is looked at, on a line that the next one replaces; of a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
