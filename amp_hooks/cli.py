@@ -14,6 +14,7 @@ COMMANDS = {
     "check-config": "amp_hooks.config_check.cli",
     "check-annotations": "amp_hooks.data.cli",
     "replay": "amp_hooks.forensics.cli",
+    "doctor": "amp_hooks.doctor.cli",
 }
 _HELP = f"""usage: amp-hooks {{{",".join(COMMANDS)}}} ...
 
@@ -21,6 +22,7 @@ _HELP = f"""usage: amp-hooks {{{",".join(COMMANDS)}}} ...
   check-config       find what is known to hurt training in a config
   check-annotations  find the boxes and annotations that do
   replay             run a bad batch that was kept again, in other precisions
+  doctor             see whether training works in this environment
 
 'amp-hooks COMMAND --help' tells the arguments and the exit status: 0 good, 1 findings
 or recovered, 2 lost, 64 and above an error of use. 'python -m amp_hooks' is the same.

@@ -36,11 +36,12 @@ case $found in
 "$WORK/site/amp_hooks/"*) ;;
 *) echo "not the wheel: $found"; exit 1 ;;
 esac
-for command in report check-config check-annotations replay; do
+for command in report check-config check-annotations replay doctor; do
     "$PY" "$WORK/site/bin/amp-hooks" "$command" --help >log 2>&1 ||
         { echo "amp-hooks $command"; cat log; exit 1; }
 done
 "$PY" -W ignore "$WORK/site/bin/amp-hooks" report work --html report.html >log 2>&1 || true
 grep -q '<svg' report.html || { echo "no HTML report"; cat log; exit 1; }
+"$PY" "$WORK/site/bin/amp-hooks" doctor >log 2>&1 || { cat log; exit 1; }
 [ -f "$WORK/site/amp_hooks/py.typed" ] || { echo "py.typed is missing"; exit 1; }
 echo "the wheel works: $(basename "$WORK"/dist/*.whl)"

@@ -60,8 +60,9 @@ from rescue_cells import (
     pretraining,
 )
 from rescue_detectors import DETECTORS
+from rescue_picture import plot
 from rescue_run import train
-from rescue_tables import failures, markdown, plot
+from rescue_tables import failures, markdown
 from small_detectors import ROOT
 
 from amp_hooks.engine.files import write_text

@@ -1,8 +1,7 @@
-"""The results of rescue_benchmark.py as Markdown tables and a picture."""
+"""The results of rescue_benchmark.py as Markdown tables."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Dict
 
 from rescue_cells import CLEAN, FAULTS, INJECTED, OURS, POLICIES, PRECISIONS
@@ -246,59 +245,3 @@ def failures(results: list[Result]) -> list[str]:
         if r["fault"] == CLEAN and r["actions"]:
             broken.append(f"{name}: {len(r['actions'])} interventions")
     return broken
-
-
-def plot(results: list[Result], path: Path) -> None:
-    """A square for each cell, the mean of its seeds, from lost to saved."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    results = [r for r in results if not r["long"]]
-    table = Table(results)
-    policies = [p for p in POLICIES if any(r["policy"] == p for r in results)]
-    detectors = list(dict.fromkeys(r["detector"] for r in results))
-    rows = list(dict.fromkeys(key[:3] for key in by_row(results)))
-    figure, axes = plt.subplots(
-        1,
-        len(policies),
-        sharey=True,
-        squeeze=False,
-        figsize=(
-            1 + 0.5 * len(detectors) * len(policies) + 2.2,
-            1.8 + 0.3 * len(rows),
-        ),
-        layout="constrained",
-    )
-    found = by_row(results)
-    for axis, policy in zip(axes[0], policies):
-        values = np.full((len(rows), len(detectors)), np.nan)
-        for i, row in enumerate(rows):
-            for k, detector in enumerate(detectors):
-                seeds = [
-                    table.share(r)
-                    for r in found.get((*row, detector), [])
-                    if r["policy"] == policy
-                ]
-                if not seeds:
-                    continue
-                value = sum(seeds) / len(seeds)
-                values[i, k] = min(value, 1.0)
-                color = "black" if 0.2 < values[i, k] < 0.8 else "white"
-                axis.text(
-                    k, i, f"{value:.2f}", ha="center", va="center", size=6, color=color
-                )
-        axis.set_facecolor("lightgrey")
-        axis.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
-        axis.set_title(POLICIES[policy][0], fontsize=9)
-        axis.set_xticks(range(len(detectors)), detectors, rotation=60, fontsize=7)
-        axis.set_yticks(
-            range(len(rows)),
-            [f"{FAULTS.get(f, 'none')}, {PRECISIONS[p]}" for _, p, f in rows],
-            fontsize=7,
-        )
-    figure.suptitle("mAP over that of the clean runs", fontsize=10)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -106,6 +106,9 @@ def test_files_are_of_one_idea():
 LATE = {
     "amp_hooks/__init__.py": {"import_module"},
     "amp_hooks/cli.py": {"import_module"},
+    "amp_hooks/doctor/check_versions.py": {"import_module"},  # of others, if they load
+    "amp_hooks/doctor/child.py": {"import_module"},
+    "amp_hooks/doctor/cli.py": {"show"},  # there may be no rich
     "amp_hooks/engine/installed.py": {"import_module"},
     "amp_hooks/forensics/dump.py": {"import_module"},  # of what a batch is made of
     "amp_hooks/report/cli.py": {"show.html_page"},
@@ -161,6 +164,8 @@ ALLOWED = {
     "amp_hooks/guard/scale_policy.py": {"_growth_tracker"},
     "amp_hooks/report/read/checkpoint.py": {"_growth_tracker"},
     # Of the standard library.
+    "amp_hooks/doctor/child.py": {"_asdict"},
+    "amp_hooks/doctor/cli.py": {"_asdict"},
     "amp_hooks/engine/restricted_unpickler.py": {"_Unpickler"},
     "amp_hooks/engine/tensors.py": {"_fields"},
     "amp_hooks/forensics/first_operation.py": {"_getframe"},

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmengine.utils import ProgressBar
-
 from ..engine.command_line import CANNOT_CREATE, NO_INPUT, markdown_table
 from ..engine.files import publish
+from ..engine.progress import progress
 from .annotation_pictures import EXAMPLES, BadImage
 from .coco import (
     CocoReport,
@@ -74,14 +73,8 @@ def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
     min_size = _MIN_SIZE if args.min_size is None else args.min_size
     exists = files_below(args.img_root) if args.img_root else None
     total = len(data["annotations"])
-    bar = ProgressBar(total, file=sys.stderr) if total else None
-
-    def progress(n: int) -> None:
-        if bar is not None and n:
-            bar.update(n)
-
-    report = check_coco(data, min_size, exists, progress)
-    print(file=sys.stderr)
+    with progress("annotations", total) as advance:
+        report = check_coco(data, min_size, exists, advance)
     counts = {key: len(data[key]) for key in ("images", "annotations", "categories")}
     print(f"\n### {args.ann}\n")
     print(", ".join(f"{n} {key}" for key, n in counts.items()), end="; ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import set_random_seed
-from mmengine.utils import ProgressBar
 
 from ..engine.batches import boxes_of, data_samples
 from ..engine.command_line import markdown_table
+from ..engine.progress import progress
 from .annotation_pictures import EXAMPLES, BadImage
 from .box_check import FlawedImage, check_boxes
 from .boxes import FLAWS, NAMES, flaw_words
@@ -70,35 +69,34 @@ def check_samples(
     number = number or min(_USUAL, len(dataset))
     set_random_seed(0)
     order = np.random.default_rng(0).permutation(len(dataset)).tolist()
-    bar = ProgressBar(number, file=sys.stderr)
     first: dict[str, list[str]] = {}
     images: list[BadImage] = []
     odd: set[str] = set()
     counts: Counter[str] = Counter()
     boxes = 0
-    for k in range(number):
-        place = order[k % len(order)]
-        try:
-            sample = dataset[place]
-            found, kinds = check_boxes(sample, min_size)
-        except Exception as e:  # whatever a pipeline may raise
-            counts["cannot_load"] += 1
-            text = f"sample {place}: {type(e).__name__}: {e}"
-            first.setdefault("cannot_load", []).append(text)
-            bar.update()
-            continue
-        odd |= kinds
-        tables = (boxes_of(s)[1] for s in data_samples(sample))
-        boxes += sum(len(t) for t in tables if t is not None)
-        for image in found:
-            counts += image.counts
-            if worst:  # their pixels are kept, so no more than these
-                images.append(_to_draw(sample, image))
-                images = sorted(images, key=lambda image: -image.bad)[:worst]
-            for flaw in image.counts:
-                first.setdefault(flaw, []).append(image.name)
-        bar.update()
-    print(file=sys.stderr)
+    with progress("samples", number) as advance:
+        for k in range(number):
+            place = order[k % len(order)]
+            try:
+                sample = dataset[place]
+                found, kinds = check_boxes(sample, min_size)
+            except Exception as e:  # whatever a pipeline may raise
+                counts["cannot_load"] += 1
+                text = f"sample {place}: {type(e).__name__}: {e}"
+                first.setdefault("cannot_load", []).append(text)
+                advance()
+                continue
+            odd |= kinds
+            tables = (boxes_of(s)[1] for s in data_samples(sample))
+            boxes += sum(len(t) for t in tables if t is not None)
+            for image in found:
+                counts += image.counts
+                if worst:  # their pixels are kept, so no more than these
+                    images.append(_to_draw(sample, image))
+                    images = sorted(images, key=lambda image: -image.bad)[:worst]
+                for flaw in image.counts:
+                    first.setdefault(flaw, []).append(image.name)
+            advance()
     print(f"\n### {name}: {number} samples after augmentation, {boxes} boxes\n")
     if counts:
         print(markdown_table(_table(counts, first, min_size)) + "\n")

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+# What was found: nothing, something, or what cannot go on like this.
+GOOD, FOUND, LOST = 0, 1, 2
 # As in sysexits.h. What is lower says what was found, so no failure may use it.
 USAGE, NO_INPUT, FAILED, CANNOT_CREATE = 64, 66, 70, 73
 

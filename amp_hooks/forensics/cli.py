@@ -16,6 +16,7 @@ from torch import nn
 from ..clamp.head_clamp_hook import HeadClampHook
 from ..clamp.head_guard import HeadGuard
 from ..engine.command_line import Parser, or_failed
+from ..engine.progress import progress
 from ..engine.recorder import FlightRecorder
 from ..precision.cpu_amp import CpuAmpOptimWrapper
 from .dump import WEIGHTS, load_call, load_report, load_weights, to_device
@@ -129,9 +130,10 @@ def replay(parser: Parser, args: argparse.Namespace) -> int:
             # Without more, as it was: a clamp may have been on already.
             guarded = layers if clamp else report["clamped"]
             limit = report["clamp_limit"] or HeadClampHook().limit
-            result = run(model, call, dtype, guarded, limit)
-            finite.append(result.finite)
             name = dtype + (" with the head clamp" if clamp else "")
+            with progress(name):
+                result = run(model, call, dtype, guarded, limit)
+            finite.append(result.finite)
             print(f"{name:30} {brief(result)}")
     return 0 if any(finite) else 1
 

@@ -66,6 +66,13 @@ _COUNTS_AND_FLAGS = {
     )
 }
 
+# Of the loss: where it is in its healthy range.
+_BAND = {
+    "loss_now": "amp/loss_now_log2",
+    "loss_low": "amp/loss_low_log2",
+    "loss_high": "amp/loss_high_log2",
+}
+
 
 def _latest(old: float, new: float) -> float:
     return new
@@ -105,6 +112,9 @@ SCALARS = {
     ),
     "amp/loss_low": Scalar(_latest, "loss", "lower edge of its healthy range"),
     "amp/loss_high": Scalar(_latest, "loss", "upper edge of its healthy range"),
+    "amp/loss_now_log2": Scalar(max, "log2", "log2 of loss_now"),
+    "amp/loss_low_log2": Scalar(_latest, "log2", "log2 of loss_low"),
+    "amp/loss_high_log2": Scalar(_latest, "log2", "log2 of loss_high"),
     "amp/loss_level": Scalar(max, "ratio", "loss over its healthy level"),
     "amp/health": Scalar(max, "0, 1, 2", "the run is healthy, watched or ill"),
     "amp/gradnorm": Scalar(max, "L2 norm", "unscaled gradient norm before clipping"),
@@ -213,6 +223,11 @@ def scalars_of(record: IterationRecord) -> dict[str, float]:
     for quantity, name in _COUNTS_AND_FLAGS.items():
         if (value := record.get(quantity)) is not None:
             put(name, value)
+    band = {name: record.get(quantity) or 0.0 for quantity, name in _BAND.items()}
+    # All three or none: TensorBoard draws a margin only of points that match.
+    if min(band.values()) > 0:
+        for name, value in band.items():
+            put(name, _log2(value))
     if propagated := record.all("backward_loss"):
         put("amp/loss", sum(propagated))
     return out

@@ -45,11 +45,12 @@ class StabilityPanelHook(AmpHook):
     or an optimizer is replaced. In MLflow and Neptune, where ``amp/gradnorm`` cannot
     stand beside ``amp/gradnorm/backbone``, the second is ``amp/gradnorm.backbone``.
 
-    **Charts**, in the category 'amp_hooks stability': the loss; loss scale with the
-    steps skipped in a row; unscaled gradient norm, total and per group, with the clip
-    line; ``|cls_score|`` per head in log2, with the FP16 limit and the clamp limit;
-    headroom in bits; non-finite iterations, vetoes and rollbacks; non-finite, clamp and
-    fallback as flags; learning-rate factor; learning rate.
+    **Charts** are titled with what they answer, and an axis has one unit. First: the
+    loss in its healthy band; loss scale; ``|cls_score|`` per head, with the FP16 limit
+    and the clamp limit, all in log2; the learning rate's factor. Below: health; steps
+    skipped in a row; bad iterations and vetoes; rollbacks; bad, clamp and fallback as
+    flags; headroom; unscaled gradient norm, total and per group, with the clip line;
+    the loss; the learning rate.
 
     **Text.** Rollbacks, clamps, fallbacks and other events that decide on the run are
     cards in TensorBoard's Text tab, with the reason in plain words.

@@ -22,28 +22,22 @@ from ..engine.words import Line
 _MOST_CARDS = 200  # of a start; the ledger has them all
 
 # One Custom Scalars layout. Tags are regular expressions; titles are fixed, because
-# TensorBoard merges the layouts of several runs by them. The order tells a collapse:
-# what happened to the loss, the scale, the gradients, the logits; what was done; what
-# it cost in learning rate.
+# TensorBoard merges the layouts of several runs by them. A title asks what its curves
+# answer, and names their unit: each axis has one. The first four charts are what a
+# collapse does and what was done about it.
 LAYOUT = {
-    "amp_hooks stability": {
-        "Loss (train)": ["Multiline", [r"^loss$"]],
-        "Loss within its healthy range": [
+    # By itself: TensorBoard puts charts with a margin behind all others of a category.
+    "amp_hooks: the loss": {
+        # A loss that explodes leaves nothing of its band on a linear axis.
+        "Is the loss within its healthy band? (log2)": [
             "Margin",
-            ["amp/loss_now", "amp/loss_low", "amp/loss_high"],
+            ["amp/loss_now_log2", "amp/loss_low_log2", "amp/loss_high_log2"],
         ],
-        "Health (0 healthy, 1 watched, 2 ill)": ["Multiline", [r"^amp/health$"]],
-        # In a collapse the one falls while the other rises.
-        "Loss scale (log2), steps skipped in a row": [
-            "Multiline",
-            [r"^amp/scale_log2", r"^amp/skipped_streak$"],
-        ],
-        "Unscaled gradient norm, clip line": [
-            "Multiline",
-            [r"^amp/gradnorm(/|$)", r"^amp/clip_max_norm(/|$)"],
-        ],
-        # Magnitudes from 1 to 65504 on a linear axis would show nothing.
-        "|cls_score| per head (log2), FP16 limit, clamp limit": [
+    },
+    "amp_hooks: loss scale, logits, learning rate": {
+        "Does the loss scale hold? (log2)": ["Multiline", [r"^amp/scale_log2"]],
+        # Magnitudes from 1 to 65504, on a linear axis, would show nothing.
+        "Is |cls_score| below its limits? (log2)": [
             "Multiline",
             [
                 r"^amp/cls_score_log2/",
@@ -51,19 +45,32 @@ LAYOUT = {
                 r"^amp/clamp_limit_log2$",
             ],
         ],
-        "Headroom to the FP16 limit (bits)": ["Multiline", [r"^amp/headroom_bits$"]],
-        "Non-finite iterations, vetoes, rollbacks (total)": [
+        # Not in one chart with the learning rate itself, a hundred times smaller.
+        "Was the learning rate lowered? (factor)": ["Multiline", [r"^amp/lr_factor$"]],
+    },
+    "amp_hooks: more": {
+        "Is the run well? (0 healthy, 1 watched, 2 ill)": [
             "Multiline",
-            [r"^amp/nonfinite_total$", r"^amp/vetoes_total$", r"^amp/rollbacks_total$"],
+            [r"^amp/health$"],
         ],
-        "Non-finite, clamp, fallback (0 or 1)": [
+        "Are steps skipped? (in a row)": ["Multiline", [r"^amp/skipped_streak$"]],
+        "How many iterations were bad, and undone?": [
+            "Multiline",
+            [r"^amp/nonfinite_total$", r"^amp/vetoes_total$"],
+        ],
+        "How often did it roll back?": ["Multiline", [r"^amp/rollbacks_total$"]],
+        "When bad, clamped, in fallback? (0 or 1)": [
             "Multiline",
             [r"^amp/nonfinite$", r"^amp/clamp_active$", r"^amp/fallback_active$"],
         ],
-        # Not in one chart with the learning rate itself, a hundred times smaller.
-        "LR factor": ["Multiline", [r"^amp/lr_factor$"]],
-        "Learning rate": ["Multiline", [r"^(.*\.)?(base_)?lr$"]],
-    }
+        "How far is FP16's limit? (bits)": ["Multiline", [r"^amp/headroom_bits$"]],
+        "Are gradients below the clip line? (L2 norm)": [
+            "Multiline",
+            [r"^amp/gradnorm(/|$)", r"^amp/clip_max_norm(/|$)"],
+        ],
+        "What is the training loss?": ["Multiline", [r"^loss$"]],
+        "What is the learning rate?": ["Multiline", [r"^(.*\.)?(base_)?lr$"]],
+    },
 }
 # Events that are shown as text.
 CARDS = frozenset(

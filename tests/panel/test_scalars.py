@@ -2,6 +2,7 @@ import math
 import posixpath
 import re
 
+import pytest
 import torch
 
 from amp_hooks.engine.recorder import FlightRecorder
@@ -146,3 +147,14 @@ def test_logits_that_are_all_nan_leave_no_point_on_a_log_axis():
     published = scalars_of(record)
     assert published["amp/cls_score_absmax"] == 0.0
     assert not [name for name in published if name.startswith("amp/cls_score_log2")]
+
+
+@pytest.mark.parametrize(
+    ("low", "there"), [(0.25, {"now": 1.0, "low": -2.0, "high": 3.0}), (0.0, {})]
+)
+def test_a_band_of_the_loss_on_a_log_axis_is_whole_or_not_there(low, there):
+    record = record_of(loss_now={"": 2.0}, loss_low={"": low}, loss_high={"": 8.0})
+    published = scalars_of(record)
+    assert published["amp/loss_low"] == low
+    logs = {name: v for name, v in published.items() if name.endswith("_log2")}
+    assert logs == {f"amp/loss_{edge}_log2": v for edge, v in there.items()}

@@ -95,8 +95,14 @@ def test_the_worst_value_between_two_publications_is_not_lost(build):
     assert points[6] > 10 * points[9]
 
 
+def unit_of(tag):
+    """Of a scalar of ours, or of its kind; MMEngine's own have none."""
+    stem = "/".join(tag.split("/")[:2])
+    return SCALARS[stem].unit if stem in SCALARS else tag
+
+
 def test_one_layout_with_tags_that_exist(build):
-    """Every pattern of every chart finds a curve where the whole suite is attached."""
+    """Every pattern finds a curve where all is attached; no axis has two units."""
     health = dict(type="amp_hooks.HealthHook")
     fallback = dict(type="amp_hooks.PrecisionFallbackHook")
     runner = build(
@@ -109,16 +115,32 @@ def test_one_layout_with_tags_that_exist(build):
     accumulator = events_of(runner)
     (event,) = accumulator.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    (category,) = layout.category
-    ((title, charts),) = LAYOUT.items()
-    assert category.title == title == "amp_hooks stability"
-    assert [chart.title for chart in category.chart] == list(charts)
+    assert [category.title for category in layout.category] == list(LAYOUT)
+    charts = [chart for category in layout.category for chart in category.chart]
     scalars = accumulator.Tags()["scalars"]
-    for chart in category.chart:
+    first = []
+    for chart in charts:
+        shown = set()
         for pattern in chart.multiline.tag:
-            assert any(re.match(pattern, tag) for tag in scalars), pattern
+            found = {tag for tag in scalars if re.match(pattern, tag)}
+            assert found, pattern
+            shown |= found
         for edges in chart.margin.series:
-            assert {edges.value, edges.lower, edges.upper} <= set(scalars)
+            shown |= {edges.value, edges.lower, edges.upper}
+        assert shown <= set(scalars)
+        assert len({unit_of(tag) for tag in shown}) == 1, (chart.title, shown)
+        first.append(min(shown))
+    assert first[:4] == [
+        "amp/loss_high_log2",
+        "amp/scale_log2",
+        "amp/clamp_limit_log2",
+        "amp/lr_factor",
+    ]
+    now, low, high = (
+        series(accumulator, f"amp/loss_{edge}_log2") for edge in ("now", "low", "high")
+    )
+    assert list(now) == list(low) == list(high)
+    assert now[9] == pytest.approx(math.log2(series(accumulator, "amp/loss_now")[9]))
     clip = runner.optim_wrapper.clip_grad_kwargs["max_norm"]
     assert set(series(accumulator, "amp/clip_max_norm").values()) == {clip}
     limit = series(accumulator, "amp/clamp_limit_log2")

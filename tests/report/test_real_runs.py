@@ -131,7 +131,7 @@ def test_killed_and_resumed_is_one_run(page_of):
     assert (9, "overflow") in lost
     assert page.run.starts[1].begins == 8
     assert "iteration 9: Injected: images inf, inputs. (lost:" in text
-    assert "Resumed from" in section(text, "Events", "Likely causes")
+    assert "Resumed, " in section(text, "Events", "Likely causes")
 
 
 def test_tensorboard_only(page_of):

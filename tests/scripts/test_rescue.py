@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ from rescue_cells import (  # noqa: E402
 )
 from rescue_detectors import DETECTORS, TWO_STAGES  # noqa: E402
 from rescue_faults import NanTermHook  # noqa: E402
+from rescue_picture import COLORS, contrast, draw, ink_on  # noqa: E402
 from rescue_policies import ObserveHook, RestoreLastEpochHook  # noqa: E402
 from rescue_run import (  # noqa: E402
     last_losses,
@@ -303,6 +305,63 @@ def test_what_is_compared_is_of_one_precision_and_length():
         "fcos, hot_lr, FP16, seed 0, long: mAP is 0.50 of the clean runs'"
     ]
     assert "| amp_hooks, defaults, FP16, 5175 iterations |" in summary(results)
+
+
+def test_the_picture(tmp_path):
+    """Rows by outcome, ours apart, and what each colour and word means below."""
+    shares = {
+        "gradient_nan": (0.6, 0.6, 0.6),
+        "hot_lr": (0.0, 0.0, 0.0),
+        "bn_nan": (0.0, None, 0.3),
+        "weight_nan": (0.3, 0.6, 0.6),
+    }
+    results = [
+        result(policy, fault, map=share, detector=detector)
+        for detector in ("fcos", "yolox")
+        for fault, those in {CLEAN: (0.6, 0.6, 0.6), **shares}.items()
+        for policy, share in zip(("nothing", "check", "ladder"), those)
+    ]
+    figure = draw(results[:-1])  # of a run there is no result yet
+    figure.canvas.draw()
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    titles = [axis.get_title() for axis in panels]
+    assert titles == ["nothing", "CheckInvalidLossHook", "amp_hooks"]
+    rows = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert rows == [
+        "NaN in a weight, FP16",
+        "NaN in BatchNorm, FP16",
+        "learning rate x10, FP16",
+        "NaN in a gradient, FP16",
+        "no fault, FP16",
+    ]
+    nothing, check, ours = ([text.get_text() for text in p.texts] for p in panels)
+    assert nothing == ["0.50", "0.50", *["0.00"] * 2, "0.00*", "0.00*", *["1.00"] * 4]
+    assert check[2:4] == ["ended", "ended"]
+    assert len(ours) == 9, "one was not run"
+    edges = [(axis.get_position().x0, axis.get_position().x1) for axis in panels]
+    (_, first), (second, end), (third, _) = edges
+    assert third - end > 2 * (second - first)
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[:5] == [
+        "0 to 0.25",
+        "0.25 to 0.5",
+        "0.5 to 0.75",
+        "0.75 to 0.95",
+        "0.95 and more: saved",
+    ]
+    assert words[5].startswith("not run")
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1, "it is cut off"
+    plt.close(figure)
+
+
+def test_the_picture_can_be_read_in_grey():
+    light = [contrast((0, 0, 0), color[:3]) for color in COLORS]
+    assert all(b > 1.3 * a for a, b in zip(light, light[1:]))
+    for color in COLORS:
+        ink = (0, 0, 0) if ink_on(color) == "black" else (1, 1, 1)
+        assert contrast(ink, color[:3]) >= 4.5  # WCAG's AA
 
 
 def test_what_the_pages_show_is_what_was_measured():

@@ -129,7 +129,7 @@ def test_what_repeats_is_told_once():
     history = run([*pairs, rollback(17), *bad(18, 19, losses=dict(loss="nan"))])
     first, second, third = group(history.happenings)
     assert first.where == "iterations 3 to 16"
-    assert first.text.startswith("14 times scaled gradients overflowed")
+    assert first.text.startswith("14 times gradient overflow")
     assert "14 steps refused" in first.text
     assert second.text.startswith("Rollback 1")
     assert third.text.startswith("2 times the forward pass was not finite")

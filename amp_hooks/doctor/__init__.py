@@ -1,0 +1,1 @@
+"""Is this environment one that training with amp_hooks works in?"""
