@@ -65,8 +65,10 @@ A model so small that no operator takes time: what a hook costs here is what it 
 the host in an iteration of any model. On a GPU that hides behind the kernels, unless
 the model itself is bound by its launches. Each member alone pays for what all of them
 share: seeing loss, gradients and step, and one copy to the host.
+<!-- classifier -->
 {classifier}
 ## An iteration of a detector
+<!-- detectors -->
 {detectors}
 ## Snapshots, rollbacks, checkpoints
 
@@ -74,8 +76,10 @@ share: seeing loss, gradients and step, and one copy to the host.
 seen to be finite, the file is flushed, read back and compared with its checksums, and
 only then does it get its name. That stays on the training thread, because hooks and
 scripts look for the file when the save returns; there is one save an epoch.
+<!-- snapshots -->
 {snapshots}
 ## Once in a run
+<!-- start -->
 {start}"""
 
 

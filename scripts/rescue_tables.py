@@ -38,11 +38,17 @@ hooks; both are means of those that finished. *clean*: runs without a fault;
 interventions are what amp_hooks' ledger has of vetoes, clamps switched on, rollbacks
 and fallbacks.
 
+<!-- summary -->
+
 {summary}
+
+<!-- runs -->
 
 Every run: mAP over that of the clean ones, seed by seed, iterations lost and time
 (means of the seeds), or where it ended. *foretold*: the first batch told pre-flight
 that the logits of the classifier are far out. *called lost*: by the report.
+
+<!-- cells -->
 
 {cells}
 """
