@@ -18,6 +18,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 autodoc_typehints = "none"  # the docstrings give them
+highlight_language = "text"  # of blocks that name none: what commands print
 html_theme = "sphinx_rtd_theme"
 html_theme_options = {"navigation_depth": 3}
 html_show_copyright = False
