@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class State(IntEnum):
@@ -44,3 +46,34 @@ class Condition:
     def well(self) -> bool:
         """Whether what the run has learned may be kept."""
         return self.state is State.HEALTHY
+
+
+class Costs(NamedTuple):
+    """Losses of one batch, with the same random numbers.
+
+    Attributes:
+        now: With the weights of now.
+        before: With those of a snapshot.
+        taken_at: The iteration of that.
+    """
+
+    now: float
+    before: float
+    taken_at: int
+
+    def __str__(self) -> str:
+        """For the log."""
+        return (
+            f"on this batch the weights of now cost {self.now:.3g} and those of "
+            f"iteration {self.taken_at} {self.before:.3g}"
+        )
+
+    def worse(self, times: float) -> bool:
+        """Whether the weights of now cost more than ``times`` as much.
+
+        What cannot be compared speaks against them.
+        """
+        comparable = math.isfinite(self.now) and math.isfinite(self.before)
+        if not comparable or self.before <= 0:
+            return True
+        return self.now > times * self.before

@@ -18,7 +18,7 @@ from . import private
 from .averaging import Averaging
 from .blindness import Blindness
 from .by_design import ByDesign
-from .condition import Condition
+from .condition import Condition, Costs
 from .describe import describe_run, utc_now
 from .error_tap import ErrorTap, Raised
 from .failures import Failures
@@ -60,8 +60,8 @@ class Runtime:
         by_design: What may be NaN or infinite in the model, because it always was.
         condition: How the run is, beyond this iteration.
         goes_back: RollbackHook is there to act on it.
-        second_opinion: ``second_opinion(condition)`` gives the reason why it is not the
-            weights, or ''. A collective.
+        second_opinion: ``second_opinion(condition)``: what the last batch costs with
+            the weights of now and of before, where it can be told. A collective.
         harmless: Losses that were not finite over finite gradients.
         completers: Called with each record before it is judged, to add to it.
         observers: Called with each record that was judged; what they return goes
@@ -90,7 +90,7 @@ class Runtime:
         self.harmless = HarmlessLosses()
         self.condition = Condition()
         self.goes_back = False
-        self.second_opinion: Callable[[Condition], str] | None = None
+        self.second_opinion: Callable[[Condition], Costs | None] | None = None
         self.fp32_fits = True
         self.scale_floor = 1.0
         self.raised: Raised | None = None

@@ -14,13 +14,14 @@ from ..engine.condition import Condition, State
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.run import iter_wrappers, known_rates
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
-from .highest_rate import HighestRate
+from .highest_rate import HighestRate, largest_lr
 from .main_metric import main_metric, save_best_of
 from .run_health import RunHealth
+from .start_look import LOOKS, ruined_start
+from .thresholds import WORSE
 
 _MOST_WATCHES = 100  # lines in the ledger
 _LARGEST = 1e30  # of a chart, whose numbers are float32
@@ -42,8 +43,10 @@ class HealthHook(AmpHook):
     healthy past, in the logarithm and robustly, and adds up how far it is out of that
     range (CUSUM, Page 1954): x1000 is ill after a few iterations, x2 after many; one
     batch, however bad, never is. The first losses of a run are a level as well, which a
-    hot start cannot spoil. Judged are also gradients that have died while the loss is
-    high, a clamp that bounds most logits for long, and the evaluation's main metric.
+    hot start cannot spoil; at iterations 20, 40 and 80 RollbackHook is asked what the
+    batch costs with the weights of the start. Judged are also gradients that have died
+    while the loss is high, a clamp that bounds most logits for long, and the
+    evaluation's main metric.
 
     - *watched*: the loss has left its range. Until it is back no snapshot is taken or
       proven, and no older checkpoint is removed.
@@ -117,7 +120,10 @@ class HealthHook(AmpHook):
             runtime.condition = self._condition()
             self._tell(runtime, record)
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
-        if together or (ill and not runtime.forward.together):
+        if record.iter in LOOKS and self._start_is_ruined(runtime, record):
+            self._tell_diverged(runtime, record)
+            record.verdict = Verdict.DIVERGED
+        elif together or (ill and not runtime.forward.together):
             self._diverged(runtime, record)
         elif ill and self._acts(runtime):
             runtime.forward.diverged = runtime.condition
@@ -131,6 +137,17 @@ class HealthHook(AmpHook):
             record.put("loss_now", min(ratio * level, _LARGEST))
             record.put("loss_low", band[0])
             record.put("loss_high", band[1])
+
+    def _start_is_ruined(self, runtime: Runtime, record: IterationRecord) -> bool:
+        """By the weights of the start, on all ranks alike."""
+        ask = runtime.second_opinion
+        if ask is None or not (self.divergence and self._acts(runtime)):
+            return False
+        found = ruined_start(ask(Condition(State.ILL, since=0)))
+        if found is None or record.verdict.is_bad:
+            return False
+        runtime.condition = found
+        return True
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
@@ -224,8 +241,9 @@ class HealthHook(AmpHook):
     def _diverged(self, runtime: Runtime, record: IterationRecord) -> None:
         """Act on it, unless it is not the weights; on all ranks alike."""
         ask = runtime.second_opinion
-        if ask is not None and (why := ask(runtime.condition)):
-            self._excuse(runtime, record, why)
+        costs = ask(runtime.condition) if ask is not None else None
+        if costs is not None and not costs.worse(WORSE):
+            self._excuse(runtime, record, str(costs))
             return
         self._tell_diverged(runtime, record)
         record.verdict = Verdict.DIVERGED
@@ -273,18 +291,8 @@ class HealthHook(AmpHook):
 
     def _on_event(self, runtime: Runtime, line: dict[str, Any]) -> None:
         if line["event"] == "rollback":
-            self._rates.went_back(self.health.since)
+            self._rates.went_back(runtime.condition.since)
             self.health.rolled_back(line["iter"], line["target_iter"])
             self._told, self._convalescent = State.WATCHED, True
             runtime.forward.diverged = None
             runtime.condition = self._condition()
-
-
-def largest_lr(runner: Runner) -> float | None:
-    """The largest learning rate; None if it lives on a GPU, where to read it waits."""
-    rates = known_rates(
-        group
-        for _, wrapper in iter_wrappers(runner.optim_wrapper)
-        for group in wrapper.optimizer.param_groups
-    )
-    return max(rates) if rates else None

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 
+from mmengine.runner import Runner
+
+from ..engine.run import iter_wrappers, known_rates
+
 MARGIN = 20  # iterations before an onset: the one that did it had come by then
 _MOST = 1000
 
@@ -44,3 +48,13 @@ class HighestRate:
     def load_state(self, state: list[list[float]]) -> None:
         """Take back what :meth:`state` gave."""
         self._rises = [(int(i), lr) for i, lr in state]
+
+
+def largest_lr(runner: Runner) -> float | None:
+    """The largest learning rate; None if it lives on a GPU, where to read it waits."""
+    rates = known_rates(
+        group
+        for _, wrapper in iter_wrappers(runner.optim_wrapper)
+        for group in wrapper.optimizer.param_groups
+    )
+    return max(rates) if rates else None

@@ -75,6 +75,15 @@ START_PATIENCE = _row(
 START_RATE = _row(
     "start_rate", 0.1, "of the largest LR", "up to it a warm-up has done nothing"
 )
+START_LOOK = _row(
+    "start_look", 20, "iterations", "and 40, 80: its weights of now and of the start"
+)
+START_WORSE = _row(
+    "start_worse", 1.7, "x", "healthy fine-tunes x1.4, ruined ones x2.1, on one batch"
+)
+WORSE = _row(
+    "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"
+)
 TERM_RANGE = _row("term_range", 3.4, "log", "x30: a term is noisier than the total")
 DEAD = _row("dead", 1e-3, "of its median", "gradient norm of a model that cannot learn")
 DEAD_RATIO = _row("dead_ratio", 1.5, "x level", "a converged run has small ones too")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,17 +11,13 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..engine.condition import Condition
+from ..engine.condition import Condition, Costs
 from ..engine.patch import Guard, unguarded
 from ..engine.rng import capture_rng, restore_rng, undisturbed_rng
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import overlaps_itself
 from .snapshot_store import SnapshotStore
-
-# Ruined weights cost more than those from before the onset, and be it a fifth; a loss
-# that is high because the data or a setting changed costs them as much, or more.
-WORSE = 1.2
 
 
 class SecondOpinion:
@@ -63,13 +58,13 @@ class SecondOpinion:
         self._calls.clear()
         self._runtime.second_opinion = None
 
-    def __call__(self, ill: Condition) -> str:
-        """Why it is not the weights, in words; '' if it is, or cannot be told.
+    def __call__(self, ill: Condition) -> Costs | None:
+        """What the last batch costs, the mean over the ranks; ``None``: cannot be told.
 
         A collective: call it on every rank.
 
         Args:
-            ill: As found.
+            ill: As found; whose onset says which snapshot.
         """
         losses, taken_at = None, 0
         snapshot = self._store.look(self._runner.iter, ill.since)
@@ -84,14 +79,9 @@ class SecondOpinion:
             every = dist.all_gather_object(losses)
         known = [pair for pair in every if pair is not None]
         if len(known) < len(every):
-            return ""
+            return None
         now, before = (sum(of_one) / len(every) for of_one in zip(*known))
-        if to_blame(now, before):
-            return ""
-        return (
-            f"on this batch the weights of now cost {now:.3g} and those of iteration "
-            f"{taken_at} {before:.3g}"
-        )
+        return Costs(now, before, taken_at)
 
     def _note(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         muted = self._runtime.recorder.muted
@@ -139,13 +129,3 @@ class SecondOpinion:
             stack.enter_context(wrapper.optim_context(model))
             total, _ = runner_model.parse_losses(model(*args, **kwargs))
         return float(total)
-
-
-def to_blame(now: float, before: float) -> bool:
-    """Whether the weights of now are worse than those of before, on the same batch.
-
-    What cannot be compared speaks against them.
-    """
-    if not (math.isfinite(now) and math.isfinite(before)) or before <= 0:
-        return True
-    return now > WORSE * before

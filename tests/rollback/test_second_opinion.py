@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from amp_hooks.rollback.second_opinion import to_blame
+from amp_hooks.engine.condition import Costs
+from amp_hooks.health.thresholds import WORSE
 from tests import small
 
 SUITE = [
@@ -33,7 +34,7 @@ SUITE = [
     ],
 )
 def test_the_weights_are_to_blame(now, before, expected):
-    assert to_blame(now, before) is expected
+    assert Costs(now, before, 0).worse(WORSE) is expected
 
 
 class Offset(small.Small):

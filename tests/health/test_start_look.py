@@ -1,0 +1,94 @@
+"""The weights of now and those of the start, on the same batch."""
+
+import pytest
+import torch
+
+from amp_hooks.engine.condition import Costs, State
+from amp_hooks.health.start_look import LOOKS, ruined_start
+from tests import small
+
+SUITE = dict(type="amp_hooks.StabilityHook", preflight=None)
+
+
+@pytest.mark.parametrize(
+    ("costs", "ruined"),
+    [
+        (None, False),
+        (Costs(1.6, 1.0, 0), False),  # as healthy ones rise for a while
+        (Costs(2.1, 1.0, 0), True),
+        (Costs(2.1, 1.0, 25), False),  # the snapshot of the start is gone
+        (Costs(0.1, 7.0, 0), False),
+    ],
+)
+def test_how_much_worse_is_ruined(costs, ruined):
+    found = ruined_start(costs)
+    assert (found is not None) is ruined
+    if found is not None:
+        assert (found.state, found.since, found.loss_ratio) == (State.ILL, 0, 2.1)
+        assert found.why == (
+            "a batch costs 2.1, and 1 with the weights that the run began with"
+        )
+
+
+class Noisy(small.Small):
+    """What a batch costs depends on the batch, by up to x4.5 each way."""
+
+    def forward(self, x, y, mode="loss"):
+        losses = super().forward(x, y, mode)
+        factor = torch.exp(1.5 * torch.sin(100 * x.sum()))
+        return {n: v * factor for n, v in losses.items()} if mode == "loss" else losses
+
+
+class Damage(small.Hook):
+    """The classifier is wrong from iteration 5 on, and finite."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 5:
+            weight = runner.model.bbox_head.fc_cls.weight.data
+            noise = torch.randn(
+                weight.shape, generator=torch.Generator().manual_seed(0)
+            )
+            weight.add_(self.size * noise)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    runner = small.build(tmp_path_factory.mktemp("trained"), iters=300)
+    runner.train()
+    return runner.model.state_dict()
+
+
+def train(tmp_path, trained, size, hooks=(SUITE,), **length):
+    model = Noisy()
+    model.load_state_dict(trained)
+    slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
+    hooks = [*hooks, Damage(size)]
+    runner = small.build(tmp_path, hooks, model, **slowly, **length)
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize("length", [dict(iters=60), dict(epochs=2)])
+def test_a_start_that_is_ruined_by_less_than_its_batches_vary(
+    tmp_path, trained, length
+):
+    runner = train(tmp_path, trained, 1.0, **length)
+    (diverged,) = small.ledger(runner, "diverged")
+    (rollback,) = small.ledger(runner, "rollback")
+    assert diverged["iter"] in LOOKS
+    assert diverged["since"] == 0
+    assert "with the weights that the run began with" in diverged["why"]
+    assert (rollback["iter"], rollback["target_iter"]) == (diverged["iter"], 0)
+    assert rollback["lr_factor"] == 0.1
+    now = small.state(runner)["bbox_head.fc_cls.weight"]
+    assert torch.allclose(now, trained["bbox_head.fc_cls.weight"], atol=1e-2)
+
+
+def test_one_that_is_a_little_worse_for_a_while_is_left_alone(tmp_path, trained):
+    stock = train(tmp_path, trained, 0.1, (), iters=100)
+    runner = train(tmp_path, trained, 0.1, iters=100)
+    assert small.ledger(runner, "diverged", "rollback") == []
+    assert small.same(small.state(stock), small.state(runner))
