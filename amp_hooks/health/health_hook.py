@@ -95,6 +95,7 @@ class HealthHook(AmpHook):
         self._watches = 0
         self._iter = 0
         self._convalescent = False  # watched because it went back, which was told
+        self._start_is_worse = False  # by the last look at it
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Hear of rollbacks."""
@@ -144,9 +145,10 @@ class HealthHook(AmpHook):
         if ask is None or not (self.divergence and self._acts(runtime)):
             return False
         found = ruined_start(ask(Condition(State.ILL, since=0)))
-        if found is None or record.verdict.is_bad:
+        before, self._start_is_worse = self._start_is_worse, found is not None
+        if found is None or not before or record.verdict.is_bad:
             return False
-        runtime.condition = found
+        self._start_is_worse, runtime.condition = False, found
         return True
 
     def after_val_epoch(
