@@ -7,6 +7,8 @@ import numpy as np
 from ..read.history import RunHistory
 
 _TIMES = 30.0  # those of a sound head begin with some times that of the end
+_TIMES_DEAD = 5.0  # where evaluations find nothing at all
+_DEAD = 0.01  # of such a metric
 _FEW = 5  # points of the curve
 _LIVES = 0.1  # of a metric that goes to 1: somebody lives who had been given up
 
@@ -29,10 +31,11 @@ def broken_beginning(run: RunHistory) -> str | None:
         return None
     first = float(losses.values[0])
     later = float(np.median(losses.values[len(losses) // 2 :]))
-    if not first > _TIMES * later > 0:
-        return None
     metrics = [x for v in run.validations for x in v.metrics.values()]
     if metrics and max(metrics) > _LIVES:
+        return None
+    dead = bool(metrics) and max(metrics) < _DEAD
+    if not first > (_TIMES_DEAD if dead else _TIMES) * later > 0:
         return None
     return (
         f"it began with a loss of {first:.5g}, {first / later:.2g} times what it has "

@@ -390,6 +390,9 @@ def test_an_illness_that_was_resumed_is_the_same():
         (["large_logits"], [10564.0] + [5.0] * 9, [(99, dict(mAP=0.004))], LOST),
         (["large_logits"], [10564.0] + [5.0] * 9, [(99, dict(mAP=0.4))], HEALTHY),
         (["large_logits"], [40.0] + [5.0] * 9, (), HEALTHY),
+        (["large_logits"], [40.0] + [5.0] * 9, [(99, dict(mAP=0.004))], LOST),
+        (["large_logits"], [20.0] + [5.0] * 9, [(99, dict(mAP=0.004))], HEALTHY),
+        (["large_logits"], [40.0] + [5.0] * 9, [(99, dict(mAP=0.05))], HEALTHY),
         (["warm_up"], [10564.0] + [5.0] * 9, (), HEALTHY),
     ],
 )
@@ -399,4 +402,4 @@ def test_weights_that_were_broken_from_the_beginning(findings, losses, metrics, 
     judged = judge(history, find(history))
     assert judged.status is status
     if status is LOST:
-        assert "10564" in judged.reasons[0]
+        assert f"began with a loss of {losses[0]:.5g}" in judged.reasons[0]
