@@ -15,5 +15,5 @@ echo "[test] ruff"
 .venv/bin/ruff format --check .
 echo "[test] mypy"
 .venv/bin/mypy
-echo "[test] pytest, $workers at a time (about 15 minutes on 2 cores)"
+echo "[test] pytest, $workers at a time (half an hour or more on 2 cores)"
 $PY -m pytest -n "$workers" "$@"
