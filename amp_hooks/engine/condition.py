@@ -68,12 +68,14 @@ class Costs(NamedTuple):
             f"iteration {self.taken_at} {self.before:.3g}"
         )
 
+    @property
+    def comparable(self) -> bool:
+        """Whether their ratio says something."""
+        return math.isfinite(self.now) and 0 < self.before < math.inf
+
     def worse(self, times: float) -> bool:
         """Whether the weights of now cost more than ``times`` as much.
 
         What cannot be compared speaks against them.
         """
-        comparable = math.isfinite(self.now) and math.isfinite(self.before)
-        if not comparable or self.before <= 0:
-            return True
-        return self.now > times * self.before
+        return not self.comparable or self.now > times * self.before

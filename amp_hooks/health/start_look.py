@@ -20,10 +20,12 @@ def ruined_start(costs: Costs | None) -> Condition | None:
         costs: On the last batch; ``None`` if they could not be compared.
 
     Returns:
-        That it is ill, since its first iteration; ``None`` if it is not, or if the
-        snapshot is no longer that of the start.
+        That it is ill, since its first iteration; ``None`` if it is not, if the
+        snapshot is no longer that of the start, or if a batch costs nothing or less.
     """
-    if costs is None or costs.taken_at > 0 or not costs.worse(START_WORSE):
+    if costs is None or costs.taken_at > 0 or not costs.comparable:
+        return None
+    if not costs.worse(START_WORSE):
         return None
     why = (
         f"a batch costs {costs.now:.3g}, and {costs.before:.3g} with the weights that "

@@ -1,5 +1,7 @@
 """The weights of now and those of the start, on the same batch."""
 
+import math
+
 import pytest
 import torch
 
@@ -18,6 +20,10 @@ SUITE = dict(type="amp_hooks.StabilityHook", preflight=None)
         (Costs(2.1, 1.0, 0), True),
         (Costs(2.1, 1.0, 25), False),  # the snapshot of the start is gone
         (Costs(0.1, 7.0, 0), False),
+        (Costs(1.0, 0.0, 0), False),  # a batch without objects
+        (Costs(-1.0, -3.0, 0), False),  # a likelihood
+        (Costs(math.nan, 1.0, 0), False),  # others judge that
+        (Costs(1.0, math.nan, 0), False),
     ],
 )
 def test_how_much_worse_is_ruined(costs, ruined):
