@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
+
+from ..engine.installed import minor
 
 
 class Versions(NamedTuple):
@@ -26,11 +27,6 @@ TESTED = (
     # onedl-mmengine, onedl-mmcv, onedl-mmdetection
     Versions("2.13.0", "3.11", "0.10.12", "2.3.6", "3.5.1"),
 )
-
-
-def minor(version: str) -> tuple[int, ...]:
-    """Its first two numbers: ``2.1.2+cu118`` is (2, 1)."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def outside(name: str, version: str) -> str:

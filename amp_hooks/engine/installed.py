@@ -14,6 +14,11 @@ from ..errors import MissingError
 NEEDED = {"torch": (2, 0), "mmengine": (0, 8)}
 
 
+def minor(version: str) -> tuple[int, ...]:
+    """Its first two numbers: ``2.1.2+cu118`` is (2, 1)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def check_installed() -> None:
     """See that torch and MMEngine are there, and new enough.
 
@@ -32,7 +37,7 @@ def check_installed() -> None:
                 "was built for: https://mmcv.readthedocs.io/en/latest/get_started/"
                 "installation.html"
             ) from None
-        if tuple(map(int, re.findall(r"\d+", version)[:2])) < least:
+        if minor(version) < least:
             raise MissingError(
                 f"{needs}, and this is {name} {version}. A newer one needs an mmcv "
                 "that was built for it."
