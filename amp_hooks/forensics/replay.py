@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..engine import private, torch_api
 from ..engine.batches import Contents, batch_tensors
 from ..engine.of_others import text_of
+from ..engine.preserved import alone, preserved
 from ..engine.rng import States, restore_rng, undisturbed_rng
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -23,7 +24,6 @@ from ..engine.tensors import nonfinite_names
 from ..precision.half_rehearsal import rehearsing_half
 from .first_operation import raised_at
 from .forward_trace import ForwardTrace, Frame, Origin
-from .preserved import alone, preserved
 
 # Gets gradients by the names of their parameters.
 OnGrads = Callable[[Dict[str, Tensor]], None]

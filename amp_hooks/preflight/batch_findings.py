@@ -13,10 +13,10 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..engine.finding import Finding
+from ..engine.preserved import IMPOSSIBLE
 from ..engine.run import active_scaler, trained_parameters
 from ..engine.runtime import Runtime
 from ..forensics.forward_trace import FRAMES
-from ..forensics.preserved import IMPOSSIBLE
 from ..forensics.report import conclusion
 from ..guard.step_gate import why_no_gradient
 from . import batch_rules, setup_rules

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.of_others import has
+from ..engine.preserved import alone, preserved
 from ..engine.rng import capture_rng, undisturbed_rng
 from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import peak_of
-from ..forensics.preserved import alone, preserved
 from ..forensics.replay import Call, Replay, dense, in_a_line, run_call
 from ..monitor.classifiers import ClassifierFinder
 from ..monitor.logits import infinity_is_overflow, logit_stats

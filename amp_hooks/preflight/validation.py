@@ -16,11 +16,11 @@ from ..engine import private, torch_api
 from ..engine.batches import batch_tensors
 from ..engine.describe import batch_size
 from ..engine.finding import Finding
+from ..engine.preserved import alone, preserved
 from ..engine.rng import undisturbed_rng
 from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
-from ..forensics.preserved import alone, preserved
 from ..precision.half_rehearsal import half_rehearsal
 from .first_batch import peak, worst
 from .setup_rules import Predictions, validation

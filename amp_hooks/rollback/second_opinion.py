@@ -11,8 +11,10 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor
 
+from ..engine.batches import Contents
 from ..engine.condition import Condition, Costs
 from ..engine.patch import Guard, unguarded
+from ..engine.preserved import preserved
 from ..engine.rng import capture_rng, restore_rng, undisturbed_rng
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -26,7 +28,8 @@ class SecondOpinion:
     Two forward passes without gradients, when a run is found ill, decide better than
     any threshold on the loss: on the same batch, with the same random numbers, ruined
     weights cost more than those of the snapshot, and healthy ones do not, whatever the
-    batch costs. Weights, buffers and generators are put back bit for bit.
+    batch costs. Weights, buffers and generators are put back bit for bit, and what the
+    model counts or keeps in attributes of its own.
 
     Args:
         runner: The run.
@@ -123,6 +126,8 @@ class SecondOpinion:
         _, wrapper = next(iter_wrappers(self._runner.optim_wrapper))
         args, kwargs = self._calls[0]
         with ExitStack() as stack:
+            stack.callback(Contents((args, kwargs)).restore)
+            stack.enter_context(preserved(model))
             stack.enter_context(runtime.quiet())
             for as_injected in runtime.replayed:
                 stack.enter_context(as_injected())

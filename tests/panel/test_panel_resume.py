@@ -199,6 +199,7 @@ def test_what_tensorboard_serves(shared, points, load_fast):
         assert rollback["step"] == 3
         assert "the forward pass was not finite" in rollback["text"]
         assert resume["step"] == 11
-        assert "iter_10.pth: 1 rollback so far" in resume["text"]
+        assert "1 rollback so far" in resume["text"]
+        assert "iter_10.pth" in resume["text"]
     finally:
         board.close()

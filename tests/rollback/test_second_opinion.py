@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,37 @@ def test_it_leaves_no_trace(tmp_path, dtype, accumulate):
     excused = [line for line in small.ledger(runner, "well") if "why" in line]
     assert 1 <= len(excused) <= 2
     assert small.ledger(runner, "diverged", "rollback") == []
+
+
+class Books(small.Small):
+    """What it has counted and kept decides on its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.seen, self.scales = torch.zeros(16), [], np.ones(2)
+
+    def losses(self, features, logits, y):
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(features.mean(0).float(), alpha=0.1)
+            self.seen.append(len(y))
+            self.scales *= 1.001
+        loss = super().losses(features, logits, y)["loss_cls"]
+        factor = 1 + 0.01 * self.calls + 0.001 * len(self.seen) + self.scales[0]
+        return dict(loss_cls=loss * float(factor) * (1 + self.mean.mean()))
+
+
+@pytest.mark.parametrize("length", [dict(iters=100), dict(epochs=3)])
+def test_a_model_that_keeps_books_trains_as_it_would_without(tmp_path, length):
+    """The start is looked at in every run: nothing may come of it in a healthy one."""
+    stock = small.build(tmp_path, model=Books, **length)
+    stock.train()
+    suite = dict(type="amp_hooks.StabilityHook", preflight=None)
+    runner = small.build(tmp_path, [suite], Books, **length)
+    runner.train()
+    assert runner.model.calls == stock.model.calls
+    assert runner.model.scales.tolist() == stock.model.scales.tolist()
+    assert torch.equal(runner.model.mean, stock.model.mean)
+    assert small.same(small.state(stock), small.state(runner))
 
 
 def test_a_model_of_its_own_ways_is_judged_by_its_loss(tmp_path):

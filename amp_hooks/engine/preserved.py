@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine import private
-from ..engine.patch import replace
+from . import private
+from .patch import replace
 
 # Of a module itself: hooks, and what is looked at apart. Not ``training``.
 _OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
@@ -40,8 +40,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     which may still need them, does not see them change. Attributes of the modules, and
     of the plain objects that they hold (assigners, samplers), are noted by reference
     and put back; so are the elements of lists, dicts and sets, and the state of
-    generators. What is not seen: arrays and tensors in attributes that are written to
-    in place, and objects further away than that.
+    generators, tensors and arrays. What is not seen: objects further away than that.
     """
     undo: list[Callable[[], None]] = []
     seen: set[int] = set()
@@ -129,9 +128,37 @@ def _note(
             value.set_state(state)
 
         undo.append(rewind)
+    elif isinstance(value, Tensor):
+        seen.add(id(value))
+        if not value.is_inference():  # which nobody writes to
+            undo.append(_rewrite(value))
+    elif (type(value).__module__, type(value).__name__) == ("numpy", "ndarray"):
+        seen.add(id(value))
+        undo.append(_rewrite_array(value))
     elif _is_plain_object(value):
         seen.add(id(value))
         _note_attributes(vars(value), frozenset(), undo, seen, depth - 1)
+
+
+def _rewrite(tensor: Tensor) -> Callable[[], None]:
+    """What puts its values back, if it has been written to."""
+    data, version = tensor.detach(), private.version_of(tensor)
+    values = data.clone()
+
+    def write() -> None:
+        if private.version_of(data) != version:
+            data.copy_(values)
+
+    return write
+
+
+def _rewrite_array(array: Any) -> Callable[[], None]:
+    values = array.copy()
+
+    def write() -> None:
+        array[...] = values
+
+    return write
 
 
 def _is_plain_object(value: Any) -> bool:
