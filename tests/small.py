@@ -109,6 +109,7 @@ def build(tmp_path, hooks=(), model=Small, dtype=None, iters=120, epochs=None, *
         wrapper.update(type="amp_hooks.CpuAmpOptimWrapper", dtype=dtype)
         wrapper.update(loss_scale=128.0 if dtype == "float16" else "dynamic")
     wrapper.update(more.pop("wrapper", {}))
+    wrapper = more.pop("optim_wrapper", wrapper)
     by_epoch, name = epochs is not None, uuid.uuid4().hex
     sampler = "DefaultSampler" if by_epoch else "InfiniteSampler"
     loop = dict(max_epochs=epochs) if by_epoch else dict(max_iters=iters)

@@ -151,7 +151,7 @@ class HeadClampHook(AmpHook):
         runtime.clamp_limits.append(self.limit)
         runtime.errors.attach(runner)
         no_room = partial(taken_back, runtime, partial(self._give_up, runner, runtime))
-        runtime.errors.handlers.append(self.guarded(no_room, False))
+        runtime.errors.handlers.append(self.guarded(no_room, None))
         # After a resume the layers are known, and guarded from the first iteration.
         names = dict(model.named_modules())
         known, self._layers = [n for n in self._layers if n in names], []

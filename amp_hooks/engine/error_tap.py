@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
+import torch
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from . import private, torch_api
 from .failures import Failures
 from .patch import wrap
-from .run import active_scaler, iter_wrappers
+from .run import active_scaler, bare_model, iter_wrappers
 from .step_tap import StepTap
-
-# Returns whether it dealt with the exception, so that training may go on.
-ErrorHandler = Callable[[Exception], bool]
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,18 @@ class Raised:
     ours: bool = False
 
 
+# Deals with an exception, so that training may go on, or returns None.
+ErrorHandler = Callable[[Exception], Optional[Raised]]
+
+
 class ErrorTap:
     """Wraps ``model.train_step`` once and offers its exceptions to the handlers.
 
-    An iteration whose exception was dealt with has no outputs, no gradients are left
-    of it, and its accumulation is given up. Any other exception goes on its way
-    untouched.
+    Of an iteration whose exception was dealt with no gradients are left, and its
+    accumulation is given up. Its outputs have the names of the last ones, for hooks
+    that read ``outputs['loss']`` in every iteration: NaN, as of other iterations that
+    are refused; where a change of ours had raised it, what was last logged and
+    finite, for there was no NaN. Any other exception goes on its way untouched.
 
     Args:
         tap: Whose accumulation is given up.
@@ -47,13 +52,16 @@ class ErrorTap:
     Attributes:
         before: Called before each training step.
         handlers: Asked in their order, until one has dealt with the exception.
+        raised: What the present iteration ended with and was dealt with, or None.
     """
 
     def __init__(self, tap: StepTap, failures: Failures) -> None:
         self.before: list[Callable[[], None]] = []
         self.handlers: list[ErrorHandler] = []
+        self.raised: Raised | None = None
         self._tap, self._failures = tap, failures
         self._model: Any = None
+        self._names: tuple[Any, ...] = ()  # of the last outputs
         self._undo: Callable[[], None] = lambda: None
 
     def attach(self, runner: Runner) -> None:
@@ -63,17 +71,21 @@ class ErrorTap:
         self._model = runner.model
 
         begin = self._failures.guarded(self, self._begin, [])
-        handled = self._failures.guarded(self, self._handled, False)
+        handled = self._failures.guarded(self, self._handled, None)
+        stand_in = self._failures.guarded(self, self._stand_in, {})
 
         def train_step(original: Any, *args: Any, **kwargs: Any) -> Any:
             counts: list[int] = begin(runner.optim_wrapper)
             try:
-                return original(*args, **kwargs)
+                outputs = original(*args, **kwargs)
             except Exception as e:
-                if handled(e):
-                    self._give_up(runner.optim_wrapper, counts)
-                    return {}
-                raise
+                self.raised = handled(e)
+                if self.raised is None:
+                    raise
+                self._give_up(runner.optim_wrapper, counts)
+                return stand_in(runner, self.raised)
+            self._names = tuple(outputs) if isinstance(outputs, dict) else ()
+            return outputs
 
         self._undo = wrap(runner.model, "train_step", train_step)
 
@@ -82,8 +94,20 @@ class ErrorTap:
             call()
         return [w.inner_count for _, w in iter_wrappers(optim_wrapper)]
 
-    def _handled(self, error: Exception) -> bool:
-        return any(handle(error) for handle in self.handlers)
+    def _handled(self, error: Exception) -> Raised | None:
+        answers = (handle(error) for handle in self.handlers)
+        return next((raised for raised in answers if raised is not None), None)
+
+    def _stand_in(self, runner: Runner, raised: Raised) -> dict[Any, torch.Tensor]:
+        logged = runner.message_hub.log_scalars if raised.ours else {}
+        device = next(bare_model(runner).parameters()).device
+        outputs = {}
+        for name in self._names:
+            history = logged.get(f"train/{name}")
+            values = [] if history is None else history.data[0].tolist()
+            known = (value for value in reversed(values) if math.isfinite(value))
+            outputs[name] = torch.full((), next(known, math.nan), device=device)
+        return outputs
 
     def _give_up(self, optim_wrapper: Any, counts: list[int]) -> None:
         single = not isinstance(optim_wrapper, OptimWrapperDict)

@@ -25,7 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def taken_back(
     runtime: Runtime, give_up: Callable[[str], bool], error: Exception
-) -> bool:
+) -> Raised | None:
     """Deal with an exception of a training step by taking a change back.
 
     With several processes it is left alone: the others wait for this one's gradients.
@@ -37,16 +37,15 @@ def taken_back(
         error: What the step has raised.
 
     Returns:
-        Whether training goes on.
+        It, if training goes on; else None.
     """
     if not is_out_of_memory(error) or dist.get_world_size() > 1:
-        return False
+        return None
     if runtime.tap.stepping:  # some of the weights have changed
-        return False
+        return None
     text = f"{type(error).__name__}: {first_line(error)}"
     if not give_up(text):
-        return False
+        return None
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # blocks of the sizes that did not fit
-    runtime.raised = Raised(text, [], ours=True)
-    return True
+    return Raised(text, [], ours=True)

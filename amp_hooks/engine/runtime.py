@@ -20,7 +20,7 @@ from .blindness import Blindness
 from .by_design import ByDesign
 from .condition import Condition, Costs
 from .describe import describe_run, utc_now
-from .error_tap import ErrorTap, Raised
+from .error_tap import ErrorTap
 from .failures import Failures
 from .files import Save
 from .forward_judge import ForwardJudge
@@ -55,7 +55,6 @@ class Runtime:
         fp32_fits: Not known to need more memory than a device has, on any rank.
         scale_floor: A loss scale at or below it cannot usefully be lowered any more.
             Below 1.0 it makes gradients smaller than they are, which cures nothing.
-        raised: The exception that ended the present iteration and was dealt with.
         clamp_limits: Largest |value| that each HeadClampHook lets through.
         by_design: What may be NaN or infinite in the model, because it always was.
         condition: How the run is, beyond this iteration.
@@ -93,7 +92,6 @@ class Runtime:
         self.second_opinion: Callable[[Condition], Costs | None] | None = None
         self.fp32_fits = True
         self.scale_floor = 1.0
-        self.raised: Raised | None = None
         self.clamp_limits: list[float] = []
         self.completers: list[Callable[[IterationRecord], None]] = []
         self.observers: list[Callable[[IterationRecord], dict[str, Any]]] = []
@@ -170,10 +168,10 @@ class Runtime:
             self.forward.learn(record)
             if record.proves_something and not self.by_design.settled:
                 self.by_design.settle(bare_model(runner))
-        if self.raised is not None:
-            fields["error"] = self.raised.text
-            record.put("gave_up", float(self.raised.ours))
-            self.raised = None
+        if (raised := self.errors.raised) is not None:
+            fields["error"] = raised.text
+            record.put("gave_up", float(raised.ours))
+            self.errors.raised = None
             self.forget_accumulation()
         if record.verdict is not Verdict.HEALTHY:
             fields = {**nonfinite.fields, **fields}
@@ -191,8 +189,8 @@ class Runtime:
 
     def _judge(self, record: IterationRecord) -> NonfiniteForward:
         """Set verdict and ranks of the record; returns what the verdict rests on."""
-        raised = None if self.raised is None else self.raised.ranks
-        nonfinite = self.forward.judge(record, raised)
+        raised = self.errors.raised
+        nonfinite = self.forward.judge(record, None if raised is None else raised.ranks)
         scales = record.values.get("scale", {})
         found_inf = record.values.get("found_inf", {})
         names = [name for name, found in found_inf.items() if found]
@@ -203,7 +201,7 @@ class Runtime:
             has_scaler=None not in bad,
             scale_at_floor=any(s is not None and not s > self.scale_floor for s in bad)
             or any(self.tap.scale_is_fixed(name) for name in names),
-            raised=self.raised is not None,
+            raised=raised is not None,
         )
         if nonfinite.diverged is not None:
             record.verdict, self.condition = Verdict.DIVERGED, nonfinite.diverged

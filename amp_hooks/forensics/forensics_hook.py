@@ -137,7 +137,7 @@ class ForensicsHook(AmpHook):
         # The last to be asked: an exception that StepGuardHook bears is looked into
         # later, when its traceback holds no memory any more.
         on_error = partial(self._on_error, runner, runtime)
-        runtime.errors.handlers.append(self.guarded(on_error, False))
+        runtime.errors.handlers.append(self.guarded(on_error, None))
 
     def _forget(self) -> None:
         self._calls, self._failed = [], []
@@ -158,7 +158,8 @@ class ForensicsHook(AmpHook):
         self._training = False
         self._failed = self._failed or (self._calls if runtime.forward.here else [])
         # Verdicts are the same on every rank, so all of them come to the same places.
-        if record.verdict.is_of_the_batch and not self._looked:
+        of_the_batch = record.verdict.is_of_the_batch and not record.get("gave_up")
+        if of_the_batch and not self._looked:
             self._looked = True
             self._look(runner, runtime, record.verdict, record)
         elif record.iter in self.at:
@@ -176,12 +177,11 @@ class ForensicsHook(AmpHook):
         """Go on counting."""
         self.dumps, self.bytes = int(state["dumps"]), int(state["bytes"])
 
-    def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
+    def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> None:
         """Nobody has dealt with it, so the run ends: look before that."""
         alone = dist.get_world_size() == 1
         if alone and not self._looked and self._calls and is_nan_error(error):
             self._look(runner, runtime, Verdict.RAISED, None)
-        return False
 
     def _look(
         self,

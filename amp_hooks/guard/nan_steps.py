@@ -79,7 +79,7 @@ class NanSteps:
             return
         self._runtime.errors.attach(self._runner)
         self._runtime.errors.before.append(self._begin)
-        self._runtime.errors.handlers.append(self._guarded(self._handle, False))
+        self._runtime.errors.handlers.append(self._guarded(self._handle, None))
         if self._vote is not None and self._runtime.tap.gate is not None:
             self._runtime.tap.gate.on_backward.append(self._ask_others)
 
@@ -97,13 +97,13 @@ class NanSteps:
         if ranks := self._vote.cast(raised=False):
             raise RaisedElsewhere(ranks)
 
-    def _handle(self, error: Exception) -> bool:
+    def _handle(self, error: Exception) -> Raised | None:
         text = f"{type(error).__name__}: {text_of(error)}"
         if isinstance(error, RaisedElsewhere):
             (ranks,) = error.args
             text = "an exception"
         elif not is_nan_error(error, self._patterns):
-            return False
+            return None
         else:
             ranks = self._ranks(error)
         iteration = self._runner.iter
@@ -118,12 +118,11 @@ class NanSteps:
                 "learning rate, and let amp_hooks.RollbackHook go back in time, with a "
                 "patience below that."
             ) from error
-        self._runtime.raised = Raised(text, ranks)
         warn(
             f"iteration {iteration} was left out, because its training step raised "
             f"{text}{where}, as code does that is given NaN."
         )
-        return True
+        return Raised(text, ranks)
 
     def _ranks(self, error: Exception) -> list[int]:
         if dist.get_world_size() == 1:

@@ -14,14 +14,16 @@ from ..engine.condition import Condition, State
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
+from ..engine.run import iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
+from . import words
+from .blame import excuse
 from .highest_rate import HighestRate, largest_lr
 from .main_metric import main_metric, save_best_of
 from .run_health import RunHealth
 from .start_look import LOOKS, ruined_start
-from .thresholds import WORSE
 
 _MOST_WATCHES = 100  # lines in the ledger
 _LARGEST = 1e30  # of a chart, whose numbers are float32
@@ -125,7 +127,7 @@ class HealthHook(AmpHook):
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
         elif together or (ill and not runtime.forward.together):
-            self._diverged(runtime, record)
+            self._diverged(runner, runtime, record)
         elif ill and self._acts(runtime):
             runtime.forward.diverged = runtime.condition
         elif ill:
@@ -240,12 +242,16 @@ class HealthHook(AmpHook):
         if now.state != State.HEALTHY and now.since is not None:
             self._told_since = now.since
 
-    def _diverged(self, runtime: Runtime, record: IterationRecord) -> None:
+    def _diverged(
+        self, runner: Runner, runtime: Runtime, record: IterationRecord
+    ) -> None:
         """Act on it, unless it is not the weights; on all ranks alike."""
         ask = runtime.second_opinion
         costs = ask(runtime.condition) if ask is not None else None
-        if costs is not None and not costs.worse(WORSE):
-            self._excuse(runtime, record, str(costs))
+        optimizers = len(list(iter_wrappers(runner.optim_wrapper)))
+        why = excuse(runtime.condition, costs, optimizers)
+        if why is not None:
+            self._excuse(runtime, record, why)
             return
         self._tell_diverged(runtime, record)
         record.verdict = Verdict.DIVERGED
@@ -272,19 +278,10 @@ class HealthHook(AmpHook):
             return
         about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
         runtime.emit("diverged", record.iter, Verdict.DIVERGED, **about)
-        warn(self._message(runtime, record.iter))
-        self._told, self._convalescent = State.ILL, False
-
-    def _message(self, runtime: Runtime, iteration: int) -> str:
-        told = f"iteration {iteration}: the run has diverged. {runtime.condition.why}."
-        if self._acts(runtime):
-            return told
         missing = "RollbackHook" if not runtime.goes_back else "StepGuardHook"
-        return (
-            f"{told} Nothing is done about it without {missing}. Go back to a "
-            "checkpoint from before that, with a lower learning rate or a longer "
-            "warm-up."
-        )
+        told = words.diverged(now.why, "" if self._acts(runtime) else missing)
+        warn(f"iteration {record.iter}: {told}")
+        self._told, self._convalescent = State.ILL, False
 
     def _acts(self, runtime: Runtime) -> bool:
         # Of several ranks one alone cannot act; the guard lets the others know.
@@ -296,5 +293,6 @@ class HealthHook(AmpHook):
             self._rates.went_back(runtime.condition.since)
             self.health.rolled_back(line["iter"], line["target_iter"])
             self._told, self._convalescent = State.WATCHED, True
+            self._start_is_worse = False  # of weights that are gone
             runtime.forward.diverged = None
             runtime.condition = self._condition()

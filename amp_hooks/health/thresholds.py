@@ -87,6 +87,9 @@ START_WORSE = _row(
 WORSE = _row(
     "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"
 )
+AGAINST_EACH_OTHER = _row(
+    "against_each_other", 12.0, "x level", "less is no ruin where optimizers compete"
+)
 TERM_RANGE = _row("term_range", 3.4, "log", "x30: a term is noisier than the total")
 DEAD = _row("dead", 1e-3, "of its median", "gradient norm of a model that cannot learn")
 DEAD_RATIO = _row("dead_ratio", 1.5, "x level", "a converged run has small ones too")

@@ -38,3 +38,14 @@ def term_words(name: str, factor: float) -> str:
 def metric_words(name: str, value: float, best: float) -> str:
     """A metric that fell to nothing."""
     return f"{name} is {number(value)}, its best was {number(best)}"
+
+
+def diverged(why: str, missing: str) -> str:
+    """That the run has diverged; and what to do where the hook that acts is missing."""
+    told = f"the run has diverged. {why}."
+    if not missing:
+        return told
+    return (
+        f"{told} Nothing is done about it without {missing}. Go back to a checkpoint "
+        "from before that, with a lower learning rate or a longer warm-up."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
 from ..engine import private, torch_api
-from ..engine.of_others import has
+from ..engine.of_others import has, text_of
 from ..engine.run import active_scaler, iter_wrappers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # to fall back to
@@ -107,6 +108,13 @@ class MixedPrecision:
         """Go back; see :meth:`LowerPrecision.enter`."""
         for wrapper in self._wrappers:
             wrapper.enter(scale_floor)
+
+
+def no_bfloat16(error: Exception) -> str | None:
+    """What was raised, if an operator has no bfloat16 version."""
+    said = text_of(error)
+    lacks = re.search("bfloat16", said, re.IGNORECASE)
+    return f"{type(error).__name__}: {said}" if lacks else None
 
 
 def bfloat16_runs_on(device: torch.device) -> bool:

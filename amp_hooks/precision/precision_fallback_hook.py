@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,17 +11,17 @@ from mmengine.runner import Runner
 
 from ..engine import torch_api
 from ..engine.checks import check_bool, check_choice, check_int, check_optional_int
+from ..engine.error_tap import Raised
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
-from ..engine.of_others import text_of
 from ..engine.out_of_memory import taken_back
 from ..engine.recorder import IterationRecord
 from ..engine.run import active_scaler, bare_model, iter_wrappers
-from ..engine.runtime import Raised, Runtime
+from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..errors import SetupError
 from ..registry import HOOKS
-from .lower_precision import DTYPES, MixedPrecision, bfloat16_runs_on
+from .lower_precision import DTYPES, MixedPrecision, bfloat16_runs_on, no_bfloat16
 
 _BAD = tuple(v.value for v in Verdict if v.is_bad)
 
@@ -83,7 +82,7 @@ class PrecisionFallbackHook(AmpHook):
         self.iters = check_optional_int(owner, "iters", iters, 1)
         names = [on_verdict] if isinstance(on_verdict, str) else on_verdict
         self.on_verdict = [
-            check_choice(owner, "on_verdict", name, _BAD) for name in names or []
+            check_choice(owner, "on_verdict", n, _BAD) for n in names or ()
         ]
         self.patience = check_int(owner, "patience", patience, 1)
         self.val_fp32 = check_bool(owner, "val_fp32", val_fp32)
@@ -124,7 +123,7 @@ class PrecisionFallbackHook(AmpHook):
         on_error = partial(self._on_error, runner, runtime)
         no_room = partial(taken_back, runtime, partial(self._give_up, runner, runtime))
         for handle in (on_error, no_room):
-            runtime.errors.handlers.append(self.guarded(handle, False))
+            runtime.errors.handlers.append(self.guarded(handle, None))
 
     def _give_back(self) -> None:
         """The optimizers, as they were configured."""
@@ -283,16 +282,18 @@ class PrecisionFallbackHook(AmpHook):
         self._come_back(runner, runtime, self._counted, gave_up=error)
         return True
 
-    def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> bool:
+    def _on_error(
+        self, runner: Runner, runtime: Runtime, error: Exception
+    ) -> Raised | None:
         """An operator without a bfloat16 version: on every rank alike."""
-        said = text_of(error)
-        if self.precision != "bfloat16" or not re.search("bfloat16", said, re.I):
-            return False
-        text = f"{type(error).__name__}: {said}"
+        text = no_bfloat16(error) if self.precision == "bfloat16" else None
+        if text is None:
+            return None
         reason = f"an operator without bfloat16 ({text})"
         self._fall_back(runner, runtime, Verdict.RAISED, reason, self._counted)
-        runtime.raised = Raised(text, [])
-        return True
+        if self.precision == "bfloat16":  # there is no room for FP32
+            self._come_back(runner, runtime, self._counted)
+        return Raised(text, [], ours=True)
 
     def _loop_in_fp32(self, loop: Any) -> None:
         if getattr(loop, "fp16", False) and (self.val_fp32 or self.precision):

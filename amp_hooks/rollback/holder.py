@@ -111,7 +111,7 @@ class Holder:
 
     def whole(self, item: Snapshot | Part) -> Snapshot | None:
         """The snapshot, or None if it cannot be had; a collective on every rank."""
-        mine = self._mine(item) if self._whole else None
+        mine = self.here(item)
         if not self._shared:
             return None if any_rank(mine is None) else mine
         sent = None if mine is None else [mine.iter, mine.state, mine.layouts]
@@ -128,11 +128,14 @@ class Holder:
         return Snapshot(iteration, with_own_part(state, own), layouts)
 
     @property
-    def keeps_what_it_reads(self) -> bool:
-        """Whether a snapshot that was had again is held by this process."""
+    def holds_all(self) -> bool:
+        """Whether this process has whole snapshots, and not rank 0 for it."""
         return self._whole
 
-    def _mine(self, item: Snapshot | Part) -> Snapshot | None:
+    def here(self, item: Snapshot | Part) -> Snapshot | None:
+        """The snapshot as this process has it, or can read it; else None."""
+        if not self._whole:
+            return None
         if isinstance(item, Snapshot):
             return item
         try:

@@ -129,10 +129,15 @@ class SnapshotStore:
         """Somebody else has saved a checkpoint that was verified."""
         self._saved.append([path, iteration, self._ring.probation])
 
+    @property
+    def holds_all(self) -> bool:
+        """Whether this process has whole snapshots, and not rank 0 for it."""
+        return self._holder.holds_all
+
     def look(self, now: int, before: int | None = None) -> Snapshot | None:
-        """What :meth:`go_back` would return; nothing is changed. A collective."""
+        """What :meth:`go_back` would return, if this process has it."""
         entry = self._ring.target(now, before)
-        return None if entry is None else self._holder.whole(entry.item)
+        return None if entry is None else self._holder.here(entry.item)
 
     def go_back(self, now: int, before: int | None = None) -> Snapshot | None:
         """The snapshot to restore; later files will be removed in time.
@@ -148,7 +153,7 @@ class SnapshotStore:
                 self._ring.entries.remove(entry)
                 continue
             self._ring.go_back(now, before)
-            if self._holder.keeps_what_it_reads:
+            if self._holder.holds_all:
                 entry.item = snapshot
             self._outdated = entry.iter, now
             self._holder.forget_after(entry.iter)

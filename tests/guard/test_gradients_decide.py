@@ -288,6 +288,29 @@ def test_exceptions_that_are_nan_are_survived(tmp_path, model):
     assert (line["iter"], line["verdict"]) == (20, "RAISED")
 
 
+class ReadsLosses(small.Hook):
+    """As MMDetection's CheckInvalidLossHook and many hooks of users do."""
+
+    def __init__(self):
+        self.losses = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses[runner.iter] = (outputs["loss"].item(), outputs["loss_cls"].item())
+
+
+@pytest.mark.parametrize("length", [dict(iters=40), dict(epochs=2)])
+def test_hooks_that_read_the_losses_of_such_an_iteration(tmp_path, length):
+    """They get NaN, as of any iteration that is refused."""
+    hooks = [*GUARD, small.SpoilInputs([20]), theirs := ReadsLosses()]
+    runner = small.build(tmp_path, hooks, Detr, **length)
+    runner.train()
+    assert small.ledger(runner, "veto")[0]["verdict"] == "RAISED"
+    assert len(theirs.losses) == runner.iter
+    bad = [i for i, pair in theirs.losses.items() if not all(map(math.isfinite, pair))]
+    assert bad == [20]
+    assert all(map(math.isnan, theirs.losses[20]))
+
+
 class Breaks(small.Small):
     def losses(self, features, logits, y):
         if self.calls == 21:

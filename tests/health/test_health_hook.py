@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -245,8 +246,9 @@ def test_two_ranks_go_back_together(tmp_path, factor):
     program = helpers.ROOT / "tests/health/two_ranks.py"
     done = processes.two_ranks(program, tmp_path, factor, timeout=300, cwd=helpers.ROOT)
     lines = sorted(x for x in done.stdout.splitlines() if x.startswith("rank"))
-    (_, went, mean, weights), (_, *other) = (line.split(" | ") for line in lines)
-    assert [went, weights] == [other[0], other[2]]
+    (_, went, mean, weights, costs), (_, *other) = (x.split(" | ") for x in lines)
+    assert [went, weights, costs] == [other[0], *other[2:]]
+    assert re.search(r"weights of now cost 0\.\d+ and those of iteration 0 1\.", costs)
     assert float(mean) < 1
     if factor == 1:
         assert went == "[]"

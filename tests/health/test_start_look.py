@@ -96,6 +96,32 @@ def test_a_start_that_is_ruined_while_its_losses_tell_nothing(
     assert torch.allclose(now, trained["bbox_head.fc_cls.weight"], atol=1e-2)
 
 
+class TwiceDamaged(small.Hook):
+    """Ruined before the first look, and for one iteration worse at the second."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        weight = runner.model.bbox_head.fc_cls.weight.data
+        generator = torch.Generator().manual_seed(0)
+        if runner.iter == LOOKS[0] - 5:
+            weight.add_(20 * torch.randn(weight.shape, generator=generator))
+        if runner.iter == LOOKS[1]:
+            self.kept = weight.clone()
+            weight.add_(torch.randn(weight.shape, generator=generator))
+        if runner.iter == LOOKS[1] + 1:
+            weight.copy_(self.kept)
+
+
+def test_looks_before_and_after_a_rollback_are_not_two_in_a_row(tmp_path, trained):
+    model = HardFirst()
+    model.load_state_dict(trained)
+    slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
+    hooks = [SUITE, TwiceDamaged()]
+    runner = small.build(tmp_path, hooks, model, iters=100, **slowly)
+    runner.train()
+    (rollback,) = small.ledger(runner, "rollback")
+    assert LOOKS[0] <= rollback["iter"] < LOOKS[1]
+
+
 def test_one_that_is_a_little_worse_for_a_while_is_left_alone(tmp_path, trained):
     stock = train(tmp_path, trained, 0.1, (), iters=100)
     runner = train(tmp_path, trained, 0.1, iters=100)

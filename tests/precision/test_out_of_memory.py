@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from amp_hooks.engine import torch_api
 from amp_hooks.engine.out_of_memory import is_out_of_memory
+from amp_hooks.engine.runtime import Runtime
 from tests import helpers, small
 
 MESSAGE = "CUDA out of memory. Tried to allocate 1.20 GiB"
@@ -49,6 +51,67 @@ def test_fp32_does_not_fit(tmp_path, loop):
     assert runner.iter == (loop.get("iters") or 32)
     assert len(helpers.ledger(runner, "rollback")) == 3
     assert all(p.isfinite().all() for p in runner.model.parameters())
+
+
+class Losses(small.Hook):
+    """What hooks are given, by iteration."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen[runner.iter] = outputs["loss"].item()
+
+
+def test_an_iteration_that_we_cost_tells_the_loss_of_the_one_before(tmp_path):
+    """There was no NaN, and stock would have had a loss: no hook may stumble."""
+    nan = dict(type="amp_hooks.FaultInjectionHook")
+    nan["faults"] = [dict(what="loss", value="nan", at=[5, 6, 7, 8])]
+    hooks = [nan, ROLLBACK, FALLBACK, dict(type="amp_hooks.StepGuardHook")]
+    hooks += [dict(type="amp_hooks.ForensicsHook"), losses := Losses()]
+    runner = small.build(
+        tmp_path, hooks, model=NoRoomForFloats, dtype="bfloat16", iters=20
+    )
+    runner.train()
+    assert helpers.ledger(runner, "fallback")[1]["iter"] == 9
+    assert losses.seen[9] == losses.seen[4]
+    assert [line["iter"] for line in helpers.ledger(runner, "forensics")] == [5]
+
+
+class NoBfloat16(small.Small):
+    """A CUDA operator of mmcv's, say."""
+
+    def losses(self, features, logits, y):
+        enabled = torch_api.is_autocast_enabled("cpu")
+        if enabled and torch_api.autocast_dtype("cpu") == torch.bfloat16:
+            raise RuntimeError("\"nms_cuda\" not implemented for 'BFloat16'")
+        return super().losses(features, logits, y)
+
+
+class NoRoom(small.Hook):
+    """As pre-flight has seen."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        Runtime.of(runner).fp32_fits = False
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_an_operator_without_bfloat16(tmp_path, fits):
+    """Our fallback has caused it: nobody's rollback, clamp or hook is to suffer."""
+    fallback = dict(type="amp_hooks.PrecisionFallbackHook", after_rollbacks=1)
+    nan = dict(type="amp_hooks.FaultInjectionHook")
+    nan["faults"] = [dict(what="loss", value="nan", at=[5, 6])]
+    clamp = dict(type="amp_hooks.HeadClampHook", trigger=1e4)
+    hooks = [nan, ROLLBACK, fallback, clamp, dict(type="amp_hooks.StepGuardHook")]
+    hooks += [losses := Losses()] if fits else [losses := Losses(), NoRoom()]
+    runner = small.build(tmp_path, hooks, NoBfloat16, "float16", iters=30)
+    runner.train()
+    changes = [(e["iter"], e["to"]) for e in helpers.ledger(runner, "fallback")]
+    assert changes == [(6, "bfloat16"), (7, "float32" if fits else "float16")]
+    assert len(helpers.ledger(runner, "rollback")) == 1
+    assert [e["iter"] for e in helpers.ledger(runner, "clamp_on")] == [5]
+    assert sorted(losses.seen) == list(range(30))
+    assert losses.seen[7] == losses.seen[4]
 
 
 @pytest.mark.parametrize("loop", [dict(iters=20), dict(epochs=1)], ids=str)
