@@ -59,7 +59,8 @@ class HealthHook(AmpHook):
     become normal. Decaying and restarting learning rates, loss terms that come and go,
     the end of mosaic and a few hard batches are no illness. RollbackHook is asked for a
     second opinion first: if the weights of its snapshot cost as much on the last batch
-    as those of now, it is the data, and nothing is taken back.
+    as those of now, it is the data, and nothing is taken back. Nor is it where several
+    optimizers compete, as in a GAN, unless the loss is more than x12.
 
     The numbers are on the host anyway: nothing is copied, launched or awaited for this.
     With several processes each judges its own loss. One that finds the run ill makes

@@ -80,10 +80,8 @@ class PrecisionFallbackHook(AmpHook):
         self.after_rollbacks = check_int(owner, "after_rollbacks", after_rollbacks, 0)
         self.to = check_choice(owner, "to", to, tuple(DTYPES))
         self.iters = check_optional_int(owner, "iters", iters, 1)
-        names = [on_verdict] if isinstance(on_verdict, str) else on_verdict
-        self.on_verdict = [
-            check_choice(owner, "on_verdict", n, _BAD) for n in names or ()
-        ]
+        names = [on_verdict] if isinstance(on_verdict, str) else on_verdict or ()
+        self.on_verdict = [check_choice(owner, "on_verdict", n, _BAD) for n in names]
         self.patience = check_int(owner, "patience", patience, 1)
         self.val_fp32 = check_bool(owner, "val_fp32", val_fp32)
         self.precision: str | None = None  # that was fallen back to

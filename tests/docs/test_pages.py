@@ -181,6 +181,7 @@ def test_the_table_of_health_has_the_real_thresholds():
         "well again by itself": (t.CALM,),
         "dead gradients": (t.DEAD, t.DEAD_PATIENCE),
         "clamped logits": (t.CLAMPED_PATIENCE,),
+        "optimizers that compete": (t.AGAINST_EACH_OTHER,),
     }
     for what, values in told.items():
         row = rf"^\| {what} \| (.*?) \|"
