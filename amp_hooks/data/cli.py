@@ -6,12 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed
+from ..engine.command_line import (
+    CANNOT_CREATE,
+    FOUND,
+    GOOD,
+    NO_INPUT,
+    Parser,
+    or_failed,
+)
 from .annotation_file import check_file, stop
 from .annotation_pictures import BadImage, draw
 from .annotation_samples import build_dataset, check_samples
 
-_FOUND = 1
 _SAMPLE_MIN_SIZE = 0.01  # BoxSanityHook's
 _DESCRIPTION = """\
 Find the annotations that hurt training, before it begins.
@@ -123,4 +129,4 @@ def check(args: argparse.Namespace) -> int:
         except OSError as e:
             stop(CANNOT_CREATE, f"cannot write to {args.pictures} ({e})")
         print(f"{drawn} pictures in {args.pictures}")
-    return 0 if clean else _FOUND
+    return GOOD if clean else FOUND
