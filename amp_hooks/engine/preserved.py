@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +30,13 @@ _IMPOSSIBLE = (
     "all_to_all all_to_all_single gather gather_object scatter scatter_object_list "
     "reduce_scatter send recv isend irecv batch_isend_irecv new_group"
 ).split()
+# By which those do it that were imported by name: methods of a process group.
+_OF_A_GROUP = (
+    "allreduce allreduce_coalesced allgather allgather_coalesced "
+    "allgather_into_tensor_coalesced alltoall alltoall_base barrier broadcast gather "
+    "monitored_barrier recv recv_anysource reduce reduce_scatter scatter send "
+    "reduce_scatter_tensor_coalesced _allgather_base _reduce_scatter_base"
+).split()
 # What anything else raises.
 IMPOSSIBLE = "a collective that one process cannot do alone"
 
@@ -39,31 +48,77 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Buffers and frozen parameters are exchanged for copies meanwhile, so that autograd,
     which may still need them, does not see them change. Attributes of the modules, and
     of the plain objects that they hold (assigners, samplers), are noted by reference
-    and put back; so are the elements of lists, dicts and sets, and the state of
-    generators, tensors and arrays. What is not seen: objects further away than that.
+    and put back; so are the elements of lists, dicts and sets, the state of generators
+    (torch's, numpy's and Python's), and values in tensors and arrays. What is not seen:
+    objects further away than that, attributes of classes, globals.
     """
-    undo: list[Callable[[], None]] = []
-    seen: set[int] = set()
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        _note_attributes(vars(module), _OF_MODULE, undo, seen, _DEPTH)
-        for kind in (private.buffers_of(module), private.parameters_of(module)):
-            frozen: dict[str, Any] = {
-                name: t
-                for name, t in kind.items()
-                if t is not None and not t.requires_grad
-            }
-            undo.append(_put_back(kind, frozen))
-            for name, tensor in frozen.items():
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = _copy(tensor)
-                kind[name] = copies[id(tensor)]
+    books = _Books()
     try:
+        for module in model.modules():
+            books.note_module(module)
         yield
     finally:
-        for action in undo:
+        for action in books.undo:
             with suppress(Exception):  # one that fails keeps none of the others
                 action()
+
+
+class _Books:
+    """What there was before.
+
+    Attributes:
+        undo: Each puts a part of it back.
+    """
+
+    def __init__(self) -> None:
+        self.undo: list[Callable[[], None]] = []
+        self._seen: set[int] = set()
+        self._copies: dict[int, Any] = {}  # of tensors that several modules share
+
+    def note_module(self, module: nn.Module) -> None:
+        """Its attributes; and exchange its buffers and what is frozen."""
+        if id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        self._note_attributes(vars(module), _OF_MODULE, _DEPTH)
+        for kind in (private.buffers_of(module), private.parameters_of(module)):
+            self.undo.append(_put_back(kind, frozenset()))
+            for name, tensor in list(kind.items()):
+                if tensor is not None and not tensor.requires_grad:
+                    if id(tensor) not in self._copies:
+                        self._copies[id(tensor)] = _copy(tensor)
+                    kind[name] = self._copies[id(tensor)]
+
+    def _note_attributes(
+        self, own: dict[str, Any], leave: frozenset[str], depth: int
+    ) -> None:
+        self.undo.append(_put_back(own, leave))
+        for name, value in list(own.items()):
+            if name not in leave:
+                self._note(value, depth)
+
+    def _note(self, value: Any, depth: int) -> None:
+        if id(value) in self._seen or depth == 0:
+            return
+        if isinstance(value, nn.Module):  # one that is not registered: a hidden teacher
+            for module in value.modules():
+                self.note_module(module)
+            return
+        self._seen.add(id(value))
+        if type(value) in _CONTAINERS:
+            self.undo.append(_refill(value, value.copy()))
+            items = value.values() if type(value) is dict else value
+            for item in list(items):
+                self._note(item, depth)
+        elif isinstance(value, Tensor):
+            if not value.is_inference():  # which nobody writes to
+                self.undo.append(_rewrite(value))
+        elif (type(value).__module__, type(value).__name__) == ("numpy", "ndarray"):
+            self.undo.append(_rewrite_array(value))
+        elif (rewind := _rewind(value)) is not None:
+            self.undo.append(rewind)
+        elif _is_plain_object(value):
+            self._note_attributes(vars(value), frozenset(), depth - 1)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -73,81 +128,31 @@ def _copy(tensor: Tensor) -> Tensor:
     return clone
 
 
-def _put_back(kind: dict[str, Any], tensors: dict[str, Any]) -> Callable[[], None]:
-    before = dict(kind)
+def _put_back(own: dict[str, Any], leave: frozenset[str]) -> Callable[[], None]:
+    before = {name: value for name, value in own.items() if name not in leave}
 
     def put_back() -> None:
-        for name in set(kind) - set(before):
-            del kind[name]
-        kind.update({n: t for n, t in before.items() if n in tensors or t is None})
+        for name in set(own) - set(before) - leave:
+            del own[name]
+        own.update(before)
 
     return put_back
 
 
-def _note_attributes(
-    own: dict[str, Any],
-    leave: frozenset[str],
-    undo: list[Callable[[], None]],
-    seen: set[int],
-    depth: int,
-) -> None:
-    noted = {name: value for name, value in own.items() if name not in leave}
+def _refill(container: Any, content: Any) -> Callable[[], None]:
+    def refill() -> None:
+        container.clear()
+        add = getattr(container, "update", None) or container.extend
+        add(content)
 
-    def put_back() -> None:
-        for name in set(own) - set(noted) - leave:
-            del own[name]
-        own.update(noted)
-
-    undo.append(put_back)
-    for value in noted.values():
-        _note(value, undo, seen, depth)
-
-
-def _note(
-    value: Any, undo: list[Callable[[], None]], seen: set[int], depth: int
-) -> None:
-    if id(value) in seen or depth == 0:
-        return
-    if type(value) in _CONTAINERS:
-        seen.add(id(value))
-        content = value.copy()
-
-        def refill() -> None:
-            value.clear()
-            add = getattr(value, "update", None) or value.extend
-            add(content)
-
-        undo.append(refill)
-        items = content.values() if type(value) is dict else content
-        for item in list(items):
-            _note(item, undo, seen, depth)
-    elif isinstance(value, torch.Generator):
-        state = value.get_state()
-
-        def rewind() -> None:
-            value.set_state(state)
-
-        undo.append(rewind)
-    elif isinstance(value, Tensor):
-        seen.add(id(value))
-        if not value.is_inference():  # which nobody writes to
-            undo.append(_rewrite(value))
-    elif (type(value).__module__, type(value).__name__) == ("numpy", "ndarray"):
-        seen.add(id(value))
-        undo.append(_rewrite_array(value))
-    elif _is_plain_object(value):
-        seen.add(id(value))
-        _note_attributes(vars(value), frozenset(), undo, seen, depth - 1)
+    return refill
 
 
 def _rewrite(tensor: Tensor) -> Callable[[], None]:
-    """What puts its values back, if it has been written to."""
-    data, version = tensor.detach(), private.version_of(tensor)
-    values = data.clone()
+    values = tensor.detach().clone()
 
     def write() -> None:
-        if private.version_of(data) != version:
-            data.copy_(values)
+        tensor.data.copy_(values)  # autograd sees no change, as there is none
 
     return write
 
@@ -161,11 +166,25 @@ def _rewrite_array(array: Any) -> Callable[[], None]:
     return write
 
 
+def _rewind(value: Any) -> Callable[[], None] | None:
+    """What puts a generator back; ``None``: it is none."""
+    if isinstance(value, random.Random):
+        state: Any = value.getstate()
+        return partial(value.setstate, state)
+    of_numpy = type(value).__module__.startswith("numpy.random")
+    if of_numpy and not hasattr(value, "get_state"):  # a Generator, or its bits
+        bits = getattr(value, "bit_generator", value)
+        return partial(setattr, bits, "state", bits.state)
+    if of_numpy or isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    return None
+
+
 def _is_plain_object(value: Any) -> bool:
     """An instance of a class of Python's, and neither a tensor nor a module."""
     return (
         type(getattr(value, "__dict__", None)) is dict
-        and not isinstance(value, (Tensor, nn.Module, type, dict, ModuleType))
+        and not isinstance(value, (type, dict, ModuleType))
         and not callable(value)
     )
 
@@ -187,7 +206,8 @@ def alone() -> Iterator[None]:
 
     Code that asks is told that nothing is initialised; code that does not ask gets its
     own values back, of every process the same. What one process cannot do alone raises
-    RuntimeError. A collective imported by name, before, is not reached.
+    RuntimeError, and so does a collective that was imported by name, before. Those that
+    C++ calls are not reached: of DistributedDataParallel, and functional collectives.
     """
 
     def impossible(*args: Any, **kwargs: Any) -> None:
@@ -225,4 +245,7 @@ def alone() -> Iterator[None]:
         for name, stand_in in stand_ins.items():
             if hasattr(distributed, name):  # all of them, unless torch lacks it
                 replace(distributed, name, stand_in, stack)
+        group: Any = getattr(distributed, "ProcessGroup", None)
+        for name in set(vars(group or object)) & set(_OF_A_GROUP):
+            replace(group, name, impossible, stack)
         yield

@@ -143,7 +143,8 @@ class Runtime:
     def _new_record(self, runner: Runner, outputs: Any) -> IterationRecord:
         self.forward.measure()  # what no backward pass was seen of
         messages = [watch.end_iteration() for watch in self.forward.watches]
-        record = close_with_losses(self.recorder, private.iteration(runner), outputs)
+        losses = {} if self.errors.raised else outputs  # else there are none
+        record = close_with_losses(self.recorder, private.iteration(runner), losses)
         for name, loss in record.values.get("backward_loss", {}).items():
             record.put("backward_loss", loss * self.tap.divisors[name], name)
         self.tap.complete(record)

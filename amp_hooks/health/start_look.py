@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..engine.condition import Condition, Costs, State
 from .thresholds import START_LOOK, START_WORSE
 
-# At these iterations, on all ranks alike: the model may have collectives in it.
+# At these iterations, on all ranks alike: the answer is sent to all of them.
 LOOKS = (START_LOOK, 2 * START_LOOK, 4 * START_LOOK)
 
 

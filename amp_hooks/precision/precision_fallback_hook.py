@@ -88,7 +88,7 @@ class PrecisionFallbackHook(AmpHook):
         self.until: int | None = None
         self._counted = 0  # rollbacks that have been acted on
         self._streak = 0
-        self._no_room = False  # for FP32
+        self._no_room = self._no_bfloat16 = False  # for FP32; an operator lacks it
         self._initial_scales: dict[str, float] = {}
         self._configured = MixedPrecision()  # until the optimizers are complete
 
@@ -120,8 +120,7 @@ class PrecisionFallbackHook(AmpHook):
         runtime.errors.attach(runner)
         on_error = partial(self._on_error, runner, runtime)
         no_room = partial(taken_back, runtime, partial(self._give_up, runner, runtime))
-        for handle in (on_error, no_room):
-            runtime.errors.handlers.append(self.guarded(handle, None))
+        runtime.errors.handlers += [self.guarded(h, None) for h in (on_error, no_room)]
 
     def _give_back(self) -> None:
         """The optimizers, as they were configured."""
@@ -168,13 +167,14 @@ class PrecisionFallbackHook(AmpHook):
     def state(self) -> dict[str, Any]:
         """Which precision, until when, what does not fit, the rollbacks acted on."""
         kept = dict(precision=self.precision, until=self.until, counted=self._counted)
-        return dict(kept, no_room=True) if self._no_room else kept
+        flags = dict(no_room=self._no_room, no_bfloat16=self._no_bfloat16)
+        return dict(kept, **{name: True for name, holds in flags.items() if holds})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on in that precision."""
-        self.precision = state["precision"]
-        self.until = state["until"]
+        self.precision, self.until = state["precision"], state["until"]
         self._no_room = bool(state.get("no_room"))
+        self._no_bfloat16 = bool(state.get("no_bfloat16"))
         self._counted = int(state["counted"])
 
     def _check_causes(self, runner: Runner) -> None:
@@ -192,8 +192,8 @@ class PrecisionFallbackHook(AmpHook):
         if self.precision == "float32":
             return None
         device = next(bare_model(runner).parameters()).device
-        had = self._configured.dtypes
-        tried = self.precision == "bfloat16" or torch.bfloat16 in had
+        had = torch.bfloat16 in self._configured.dtypes
+        tried = had or self._no_bfloat16 or self.precision == "bfloat16"
         if self.to == "float32" or tried or not bfloat16_runs_on(device):
             fits = Runtime.of(runner).fp32_fits and not self._no_room
             return "float32" if fits else None
@@ -256,9 +256,8 @@ class PrecisionFallbackHook(AmpHook):
         self, runner: Runner, runtime: Runtime, verdict: Verdict, rollbacks: int
     ) -> bool:
         """The rollbacks are used up. For good, so that the run ends some time."""
-        before = self.precision
-        reason = "the rollbacks are used up"
-        self._fall_back(runner, runtime, verdict, reason, rollbacks, for_good=True)
+        before, why = self.precision, "the rollbacks are used up"
+        self._fall_back(runner, runtime, verdict, why, rollbacks, for_good=True)
         return self.precision != before
 
     def _come_back(
@@ -288,9 +287,11 @@ class PrecisionFallbackHook(AmpHook):
         if text is None:
             return None
         reason = f"an operator without bfloat16 ({text})"
-        self._fall_back(runner, runtime, Verdict.RAISED, reason, self._counted)
+        self._no_bfloat16, last = True, self.until is None
+        self._fall_back(runner, runtime, Verdict.RAISED, reason, self._counted, last)
         if self.precision == "bfloat16":  # there is no room for FP32
-            self._come_back(runner, runtime, self._counted)
+            why = f"and an operator has no bfloat16: {text}"
+            self._come_back(runner, runtime, self._counted, gave_up=why)
         return Raised(text, [], ours=True)
 
     def _loop_in_fp32(self, loop: Any) -> None:

@@ -10,6 +10,7 @@ import mmengine.dist as dist
 import torch
 from mmengine.runner import Runner
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..engine.batches import Contents
 from ..engine.condition import Condition, Costs
@@ -33,6 +34,9 @@ class SecondOpinion:
     weights cost more than those of the snapshot, and healthy ones do not, whatever the
     batch costs. Weights, buffers and generators are put back bit for bit, and what the
     model counts or keeps in attributes of its own.
+
+    Where ranks have the same weights, rank 0 alone compares, and no collective of the
+    model waits for the others: a rank whose pass fails leaves none of them waiting.
 
     Args:
         runner: The run.
@@ -65,9 +69,9 @@ class SecondOpinion:
         self._runtime.second_opinion = None
 
     def __call__(self, ill: Condition) -> Costs | None:
-        """What the last batch costs, the mean over the ranks; ``None``: cannot be told.
+        """What the last batch costs; ``None``: cannot be told.
 
-        A collective: call it on every rank.
+        A collective: call it on every rank. The mean over those that have snapshots.
 
         Args:
             ill: As found; whose onset says which snapshot.
@@ -93,6 +97,9 @@ class SecondOpinion:
         snapshot = self._store.look(self._runner.iter, ill.since)
         if snapshot is None or not ill.by_loss:
             return None
+        modules = bare_model(self._runner).modules()
+        if any(isinstance(module, DistributedDataParallel) for module in modules):
+            return None  # it waits for the others by itself
         try:
             now, before = self._losses(snapshot.state["model"])
         except Exception:  # of a model of its own ways: then the loss decides alone
@@ -105,8 +112,8 @@ class SecondOpinion:
         # Not a queue of keys, nor a teacher that follows: with those of before any loss
         # that is measured on them is another one (MoCo's begins at 0.05 and ends at 9).
         state = model.state_dict(keep_vars=True)
-        live = {name: t for name, t in state.items() if t.requires_grad}
-        with self._as_it_was(), undisturbed_rng():
+        live = {n: t for n, t in state.items() if getattr(t, "requires_grad", False)}
+        with self._weights_back(), undisturbed_rng():
             states = capture_rng()
             now = self._loss()
             for name, value in before.items():
@@ -117,17 +124,19 @@ class SecondOpinion:
             return now, self._loss()
 
     @contextmanager
-    def _as_it_was(self) -> Iterator[None]:
-        """Whatever happens to weights and buffers meanwhile is undone."""
-        model = bare_model(self._runner)
-        tensors = [*model.parameters(), *model.buffers()]
-        tensors = [t.detach() for t in tensors if not overlaps_itself(t)]
-        copies = [t.clone() for t in tensors]
+    def _weights_back(self) -> Iterator[None]:
+        """Whatever happens to trained weights meanwhile is undone, where they lie."""
+        weights = [w for w in bare_model(self._runner).parameters() if w.requires_grad]
+        # A forward pass may give one other memory: w.data = normalize(w.data).
+        places = [w.data for w in weights]
+        copies = [p.clone() for p in places]
         try:
             yield
         finally:
-            for tensor, copy in zip(tensors, copies):
-                tensor.copy_(copy)
+            for weight, place, copy in zip(weights, places, copies):
+                weight.data = place
+                if not overlaps_itself(place):
+                    place.copy_(copy)
             torch.clear_autocast_cache()
 
     def _loss(self) -> float:

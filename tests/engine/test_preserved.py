@@ -80,6 +80,26 @@ def test_nothing_of_a_second_run_stays_in_the_model():
     assert model.bn.training
 
 
+def test_what_has_been_exchanged_comes_back_if_the_rest_cannot_be_copied(monkeypatch):
+    """Memory may run out in the middle of it."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[0].requires_grad_(False)
+    model[1].weight = model[0].weight  # tied
+    before = {name: id(t) for name, t in both(model)}
+    calls = []
+
+    def clone(tensor):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return nn.Parameter(tensor.detach().clone(), requires_grad=False)
+
+    monkeypatch.setattr("amp_hooks.engine.preserved._copy", clone)
+    with pytest.raises(torch.cuda.OutOfMemoryError), preserved(model):
+        raise AssertionError("not reached")
+    assert {name: id(t) for name, t in both(model)} == before
+
+
 def public(model):
     return {k: v for k, v in vars(model).items() if not k.startswith("_")}
 

@@ -305,6 +305,9 @@ def test_hooks_that_read_the_losses_of_such_an_iteration(tmp_path, length):
     runner = small.build(tmp_path, hooks, Detr, **length)
     runner.train()
     assert small.ledger(runner, "veto")[0]["verdict"] == "RAISED"
+    # Nobody takes them for losses of the run.
+    assert small.ledger(runner, "nan_term") == []
+    assert "losses" not in small.ledger(runner, "overflow")[0]
     assert len(theirs.losses) == runner.iter
     bad = [i for i, pair in theirs.losses.items() if not all(map(math.isfinite, pair))]
     assert bad == [20]

@@ -1,4 +1,4 @@
-"""A learning rate that jumps, under DDP on two ranks: ``two_ranks.py WORK_DIR FACTOR``.
+"""A learning rate that jumps, on two ranks: ``two_ranks.py WORK_DIR FACTOR KIND``.
 
 Prints for each rank the rollbacks as iteration and target, the mean of the last losses,
 a checksum of the weights, and what a batch costs with those of now and of the start.
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import all_reduce
 
 from amp_hooks.engine.condition import Condition, State
 from amp_hooks.engine.runtime import Runtime
@@ -22,13 +23,38 @@ torch.set_num_threads(1)
 class Reduced(small.Small):
     """Its loss waits for the other ranks, as those of mmdet's heads do."""
 
-    def losses(self, features, logits, y):
-        number = torch.tensor(float(len(y)))
+    def reduce(self, number):
         if dist.is_initialized():
             dist.all_reduce(number)
             number /= dist.get_world_size()
+
+    def losses(self, features, logits, y):
+        number = torch.tensor(float(len(y)))
+        self.reduce(number)
         loss = super().losses(features, logits, y)["loss_cls"]
         return dict(loss_cls=loss * len(y) / number)
+
+
+class ReducedByName(Reduced):
+    def reduce(self, number):
+        all_reduce(number)
+        number /= dist.get_world_size()
+
+
+class HeadOfOneLayer(small.Head):
+    def forward(self, features, y):
+        return self.loss_cls(self.fc_cls(features).float(), y)
+
+
+class Parts(small.Small):
+    """Each is called as a module, for MMSeparateDistributedDataParallel."""
+
+    def __init__(self):
+        super().__init__()
+        self.bbox_head = HeadOfOneLayer()
+
+    def forward(self, x, y, mode="loss"):
+        return dict(loss_cls=self.bbox_head(self.backbone(x), y))
 
 
 class Listen(small.Hook):
@@ -45,7 +71,11 @@ class Listen(small.Hook):
             self.costs = Runtime.of(runner).second_opinion(ill)
 
 
-work_dir, factor = Path(sys.argv[1]), float(sys.argv[2])
+work_dir, factor, kind = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+ddp = dict(type="MMDistributedDataParallel", device_ids=None)
+model = dict(reduced=Reduced, by_name=ReducedByName, parts=Parts)[kind]
+if kind == "parts":
+    ddp = dict(ddp, type="MMSeparateDistributedDataParallel", broadcast_buffers=True)
 suite = dict(
     type="amp_hooks.StabilityHook",
     preflight=None,
@@ -56,12 +86,12 @@ hooks = [suite, small.RaiseLR(factor), seen, listen]
 runner = small.build(
     work_dir,
     hooks,
-    Reduced,
+    model,
     iters=200,
     work_dir=work_dir / "run",
     launcher="pytorch",
     env_cfg=dict(dist_cfg=dict(backend="gloo")),
-    cfg=dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", device_ids=None)),
+    cfg=dict(model_wrapper_cfg=ddp),
 )
 runner.train()
 went = [

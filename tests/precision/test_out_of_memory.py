@@ -63,6 +63,20 @@ class Losses(small.Hook):
         self.seen[runner.iter] = outputs["loss"].item()
 
 
+def test_an_operator_without_bfloat16_is_not_forgotten(tmp_path):
+    """It is not tried again, and a last resort for good remains one."""
+    fallback = dict(type="amp_hooks.PrecisionFallbackHook", after_rollbacks=1, iters=10)
+    nan = dict(type="amp_hooks.FaultInjectionHook")
+    nan["faults"] = [dict(what="loss", value="nan", at=[5, 6, 25, 26, 45, 46])]
+    rollback = dict(ROLLBACK, max_rollbacks=2)
+    hooks = [nan, rollback, fallback, dict(type="amp_hooks.StepGuardHook")]
+    runner = small.build(tmp_path, hooks, NoBfloat16, "float16", iters=80)
+    runner.train()
+    changes = [(e["to"], e["until"]) for e in helpers.ledger(runner, "fallback")]
+    assert changes[:3] == [("bfloat16", 17), ("float32", 18), ("float16", None)]
+    assert changes[3:] == [("float32", 37), ("float16", None), ("float32", None)]
+
+
 def test_an_iteration_that_we_cost_tells_the_loss_of_the_one_before(tmp_path):
     """There was no NaN, and stock would have had a loss: no hook may stumble."""
     nan = dict(type="amp_hooks.FaultInjectionHook")

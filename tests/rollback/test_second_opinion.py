@@ -2,12 +2,14 @@
 
 import copy
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 
-from amp_hooks.engine.condition import Costs
+from amp_hooks.engine.condition import Condition, Costs, State
+from amp_hooks.engine.runtime import Runtime
 from amp_hooks.health.thresholds import WORSE
 from tests import small
 
@@ -76,29 +78,87 @@ class Books(small.Small):
     def __init__(self):
         super().__init__()
         self.mean, self.seen, self.scales = torch.zeros(16), [], np.ones(2)
+        self.rngs = [np.random.RandomState(0), np.random.default_rng(0)]
+        self.dice, self.hidden = random.Random(0), [torch.nn.BatchNorm1d(16)]
 
     def losses(self, features, logits, y):
         with torch.no_grad():
             self.mean.mul_(0.9).add_(features.mean(0).float(), alpha=0.1)
+            self.mean.data.mul_(0.99)
             self.seen.append(len(y))
             self.scales *= 1.001
+            self.hidden[0](features.float())
         loss = super().losses(features, logits, y)["loss_cls"]
         factor = 1 + 0.01 * self.calls + 0.001 * len(self.seen) + self.scales[0]
+        factor += sum(rng.random() for rng in self.rngs) + self.dice.random()
+        factor += float(self.hidden[0].running_mean.sum())
         return dict(loss_cls=loss * float(factor) * (1 + self.mean.mean()))
 
 
+class NormalizesItsWeights(small.Small):
+    """The weights get new memory in each forward pass, as in binary networks."""
+
+    def forward(self, x, y, mode="loss"):
+        weight = self.bbox_head.fc_cls.weight
+        weight.data = torch.nn.functional.normalize(weight.data, dim=1)
+        return super().forward(x, y, mode)
+
+
+@pytest.mark.parametrize("model", [Books, NormalizesItsWeights])
 @pytest.mark.parametrize("length", [dict(iters=100), dict(epochs=3)])
-def test_a_model_that_keeps_books_trains_as_it_would_without(tmp_path, length):
+def test_a_model_of_its_own_ways_trains_as_it_would_without(tmp_path, length, model):
     """The start is looked at in every run: nothing may come of it in a healthy one."""
-    stock = small.build(tmp_path, model=Books, **length)
+    stock = small.build(tmp_path, model=model, **length)
     stock.train()
     suite = dict(type="amp_hooks.StabilityHook", preflight=None)
-    runner = small.build(tmp_path, [suite], Books, **length)
+    looks = Looks()
+    runner = small.build(tmp_path, [suite, looks], model, **length)
     runner.train()
     assert runner.model.calls == stock.model.calls
-    assert runner.model.scales.tolist() == stock.model.scales.tolist()
-    assert torch.equal(runner.model.mean, stock.model.mean)
     assert small.same(small.state(stock), small.state(runner))
+    assert looks.costs.comparable
+
+
+class Looks(small.Hook):
+    """Asks once more, of itself."""
+
+    costs = None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 45:
+            ill = Condition(State.ILL, since=0)
+            self.costs = Runtime.of(runner).second_opinion(ill)
+
+
+def test_state_that_is_no_tensor(tmp_path):
+    class Extra(small.Small):
+        def get_extra_state(self):
+            return dict(version=1)
+
+        def set_extra_state(self, state):
+            assert state == dict(version=1)
+
+    looks = Looks()
+    runner = small.build(tmp_path, [*SUITE, looks], Extra, iters=50)
+    runner.train()
+    assert looks.costs.comparable
+
+
+def test_several_calls_in_an_iteration_are_added_up(tmp_path):
+    class Twice(small.Small):
+        def train_step(self, data, optim_wrapper):
+            with optim_wrapper.optim_context(self):
+                data = self.data_preprocessor(data, True)
+                first, second = self(**data), self(**data)
+            total = first["loss_cls"] + second["loss_cls"]
+            optim_wrapper.update_params(total)
+            return dict(loss=total.detach())
+
+    looks, seen = Looks(), small.Seen()
+    runner = small.build(tmp_path, [*SUITE, looks, seen], Twice, iters=50)
+    runner.train()
+    assert looks.costs.comparable
+    assert looks.costs.now == pytest.approx(seen.losses[45], rel=0.3)
 
 
 def test_a_model_of_its_own_ways_is_judged_by_its_loss(tmp_path):
