@@ -78,4 +78,6 @@ class Costs(NamedTuple):
 
         What cannot be compared speaks against them.
         """
+        if math.isfinite(self.now) and self.now <= self.before:
+            return False
         return not self.comparable or self.now > times * self.before

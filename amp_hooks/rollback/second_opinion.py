@@ -154,8 +154,10 @@ class SecondOpinion:
             stack.enter_context(wrapper.optim_context(model))
             for args, kwargs in self._calls:
                 outputs = model(*args, **kwargs)
-                if isinstance(outputs, dict):  # else a call for something else
-                    losses.append(float(runner_model.parse_losses(outputs)[0]))
+                if isinstance(outputs, dict):
+                    total, _ = runner_model.parse_losses(outputs)
+                    if isinstance(total, Tensor):  # else a call for something else
+                        losses.append(float(total))
         if not losses:
             raise ValueError("the forward pass gives no losses")
         return sum(losses)

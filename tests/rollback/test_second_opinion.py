@@ -33,6 +33,8 @@ SUITE = [
         (math.inf, 1.0, True),
         (1.0, math.nan, True),
         (1.0, 0.0, True),
+        (0.0, 0.0, False),
+        (-2.0, -1.0, False),
         (-1.0, -2.0, True),
     ],
 )
@@ -142,6 +144,26 @@ def test_state_that_is_no_tensor(tmp_path):
     runner = small.build(tmp_path, [*SUITE, looks], Extra, iters=50)
     runner.train()
     assert looks.costs.comparable
+
+
+def test_calls_for_something_else_tell_nothing(tmp_path):
+    """Images of a generator, say, in a dict: there is no loss among them."""
+
+    class Generates(small.Small):
+        def forward(self, x, y, mode="loss"):
+            return dict(fake=self.bbox_head.fc_cls(self.backbone(x)))
+
+        def train_step(self, data, optim_wrapper):
+            data = self.data_preprocessor(data, True)
+            loss = self.bbox_head.loss_cls(self(**data)["fake"], data["y"])
+            optim_wrapper.update_params(loss)
+            return dict(loss=loss.detach())
+
+    looks = Looks()
+    runner = small.build(tmp_path, [*SUITE, looks], Generates, iters=50)
+    runner.train()
+    assert looks.costs is None
+    assert small.ledger(runner, "diverged") == []
 
 
 def test_several_calls_in_an_iteration_are_added_up(tmp_path):
