@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable
 
@@ -14,6 +14,7 @@ from ..errors import UnsupportedError
 from . import private, torch_api
 from .failures import Failures
 from .gate import Gate
+from .late_step import cleans_gradients, judged_late, late_norms
 from .of_others import is_among
 from .patch import wrap
 from .recorder import FlightRecorder, IterationRecord
@@ -161,12 +162,8 @@ class StepTap:
                 private.count_step(wrapper)
                 return None
             self._inside = True
-            refused = state.get("refused")
-            told: AbstractContextManager[Any] = nullcontext()
-            if refused is not None:
-                told = torch_api.refusing(wrapper.optimizer, refused)
             try:
-                with told:
+                with state.get("told", nullcontext()):
                     result = original(*args, **kwargs)
             finally:
                 self._inside = False
@@ -254,13 +251,27 @@ class StepTap:
             known: Tensor | list[float] = norms
             if scaler is None:
                 self._unscaled.add(name)
+                if scaled and cleans_gradients(wrapper):
+                    judge = partial(self._judge_late, name, wrapper, params, norms)
+                    passes = self._failures.guarded(self, judge, True)
+                    return dict(told=judged_late(wrapper, passes))
                 if scaled and torch_api.can_refuse(wrapper.optimizer):
-                    state["refused"] = nonfinite_flag(norms) if self.gate else None
+                    if self.gate is not None:
+                        flag = nonfinite_flag(norms)
+                        state["told"] = torch_api.refusing(wrapper.optimizer, flag)
                 elif self.gate is not None:
                     known = norms.tolist()  # the guard's one wait
                     state["bad"] = not math.isfinite(sum(known))
             self.recorder.note("grad_norms", known, name)
         return state
+
+    def _judge_late(
+        self, name: str, wrapper: OptimWrapper, params: list[Tensor], early: Tensor
+    ) -> bool:
+        """Whether the optimizer may step with the gradients that it has got now."""
+        norms = late_norms(wrapper, params, early, wait=self.gate is not None)
+        self.recorder.note("grad_norms", norms, name)
+        return not isinstance(norms, list) or math.isfinite(sum(norms))
 
     def complete(self, record: IterationRecord) -> None:
         """Say of steps without a GradScaler whether their gradients were finite."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from tests import helpers, small
@@ -312,6 +314,61 @@ def test_hooks_that_read_the_losses_of_such_an_iteration(tmp_path, length):
     bad = [i for i, pair in theirs.losses.items() if not all(map(math.isfinite, pair))]
     assert bad == [20]
     assert all(map(math.isnan, theirs.losses[20]))
+
+
+@OPTIM_WRAPPERS.register_module()
+class CleaningOptimWrapper(OptimWrapper):
+    """A user's own."""
+
+    def step(self, **kwargs):
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    torch.nan_to_num_(p.grad, 0.0, 0.0, 0.0)
+        super().step(**kwargs)
+
+
+class RootOfZero(small.Small):
+    """Its gate begins at 0, where the gradient of the root is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.unused = nn.Parameter(torch.zeros(1)), nn.Linear(2, 2)
+
+    def losses(self, features, logits, y):
+        losses = super().losses(features, logits, y)
+        losses["loss_gate"] = (1 - self.gate.sqrt()).pow(2).sum()
+        return losses
+
+
+CLEANING = dict(type="CleaningOptimWrapper")
+ROLLBACK = dict(type="amp_hooks.RollbackHook", interval=5, probation=2)
+BY_VALUE = dict(clip_grad=dict(type="value", clip_value=0.1))
+
+
+@pytest.mark.parametrize("wrapper", [CLEANING, BY_VALUE], ids=["own", "by_value"])
+@pytest.mark.parametrize("hooks", [GUARD, [SUITE], []], ids=["guard", "suite", "watch"])
+def test_what_the_optimizer_gets_decides(tmp_path, wrapper, hooks):
+    hooks = hooks or [dict(type="amp_hooks.GradNormMonitorHook"), ROLLBACK]
+    stock = small.build(tmp_path, [], RootOfZero, wrapper=wrapper, iters=60)
+    stock.train()
+    options = dict(wrapper=wrapper, iters=60, log_level="WARNING")
+    runner = small.build(tmp_path, hooks, RootOfZero, **options)
+    runner.train()
+    assert small.ledger(runner, "veto", "rollback", "overflow") == []
+    assert small.same(small.state(stock), small.state(runner))
+    assert all(torch.isfinite(v).all() for v in small.state(runner).values())
+
+
+@pytest.mark.parametrize("wrapper", [CLEANING, BY_VALUE], ids=["own", "by_value"])
+def test_a_forward_pass_that_is_not_finite_is_refused_all_the_same(tmp_path, wrapper):
+    hooks = [*GUARD, small.SpoilInputs([20])]
+    options = dict(wrapper=wrapper, iters=40)
+    runner = small.build(tmp_path, hooks, RootOfZero, **options)
+    runner.train()
+    (line,) = small.ledger(runner, "veto")
+    assert (line["iter"], line["verdict"]) == (20, "FORWARD_NONFINITE")
+    assert all(torch.isfinite(v).all() for v in small.state(runner).values())
 
 
 class Breaks(small.Small):

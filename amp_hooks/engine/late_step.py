@@ -1,0 +1,78 @@
+"""Steps whose gradients are made finite between the loss and the optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable
+
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor
+
+from .messages import WarnOnce
+from .patch import replace
+from .tensors import parameter_grad_norms
+
+_warn = WarnOnce()
+
+
+def cleans_gradients(wrapper: OptimWrapper) -> bool:
+    """Whether its ``step`` may make gradients finite.
+
+    Clipping by value makes large ones of infinities, and a ``step`` that is not
+    MMEngine's may do anything (``nan_to_num_``).
+    """
+    if getattr(wrapper, "clip_func", None) is torch.nn.utils.clip_grad_value_:
+        return True
+    return not type(wrapper).step.__module__.startswith(("mmengine.", "amp_hooks."))
+
+
+@contextmanager
+def judged_late(wrapper: OptimWrapper, judge: Callable[[], bool]) -> Iterator[None]:
+    """The optimizer takes its step only if ``judge`` lets it, asked right before."""
+    with ExitStack() as stack:
+        step: Callable[..., Any] = wrapper.optimizer.step
+
+        def judged(*args: Any, **kwargs: Any) -> Any:
+            return step(*args, **kwargs) if judge() else None
+
+        replace(wrapper.optimizer, "step", judged, stack)
+        yield
+
+
+def late_norms(
+    wrapper: OptimWrapper, params: list[Tensor], early: Tensor, wait: bool
+) -> Tensor | list[float]:
+    """Norms of the gradients as the optimizer gets them.
+
+    Args:
+        wrapper: Whose ``step`` has had them.
+        params: Its parameters.
+        early: Norms before that; 0 of parameters without a gradient. If no other is
+            finite, neither was the loss, or the forward pass was refused; then they are
+            what counts.
+        wait: Return numbers, and say once if gradients were made finite.
+    """
+    late = parameter_grad_norms(params)
+    if late is None or late.shape != early.shape:
+        late = early
+    if not wait:
+        known = torch.isfinite(early) & (early != 0)
+        return torch.where(known.any(), late, early)
+    before, after = torch.stack([early, late]).tolist()  # the guard's one wait
+    if not any(norm and math.isfinite(norm) for norm in before):
+        return list(before)
+    if math.isfinite(sum(after)) and not math.isfinite(sum(before)):
+        _warn(
+            "gradients that are not finite are made finite before the step, by "
+            f"{_by(wrapper)}. The step is taken, as without amp_hooks."
+        )
+    return list(after)
+
+
+def _by(wrapper: OptimWrapper) -> str:
+    kind = type(wrapper).__name__
+    own = not type(wrapper).step.__module__.startswith(("mmengine.", "amp_hooks."))
+    return f"{kind}.step" if own else "clip_grad by value"
