@@ -76,8 +76,12 @@ class Costs(NamedTuple):
     def worse(self, times: float) -> bool:
         """Whether the weights of now cost more than ``times`` as much.
 
-        What cannot be compared speaks against them.
+        Of losses at or below 0 the difference counts, in parts of the larger one. What
+        is not finite speaks against them.
         """
-        if math.isfinite(self.now) and self.now <= self.before:
-            return False
-        return not self.comparable or self.now > times * self.before
+        if not (math.isfinite(self.now) and math.isfinite(self.before)):
+            return True
+        if self.before > 0:
+            return self.now > times * self.before
+        scale = max(abs(self.now), abs(self.before))
+        return self.now - self.before > (times - 1) * scale

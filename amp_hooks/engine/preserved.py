@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .patch import replace
 # Of a module itself: hooks, and what is looked at apart. Not ``training``.
 _OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
 # Exactly these: a config, say, is a dict with a mind of its own.
-_CONTAINERS = (list, dict, set, deque)
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 _DEPTH = 3  # a head's list of assigners, an assigner, its numbers
 
 # Collectives whose result, of one process, is what it gave.
@@ -107,7 +107,7 @@ class _Books:
         self._seen.add(id(value))
         if type(value) in _CONTAINERS:
             self.undo.append(_refill(value, value.copy()))
-            items = value.values() if type(value) is dict else value
+            items = value.values() if isinstance(value, dict) else value
             for item in list(items):
                 self._note(item, depth)
         elif isinstance(value, Tensor):
@@ -181,11 +181,9 @@ def _rewind(value: Any) -> Callable[[], None] | None:
 
 
 def _is_plain_object(value: Any) -> bool:
-    """An instance of a class of Python's, and neither a tensor nor a module."""
-    return (
-        type(getattr(value, "__dict__", None)) is dict
-        and not isinstance(value, (type, dict, ModuleType))
-        and not callable(value)
+    """An instance of a class of Python's; one that can be called, an annealer, too."""
+    return type(getattr(value, "__dict__", None)) is dict and not isinstance(
+        value, (type, dict, ModuleType, FunctionType, partial)
     )
 
 

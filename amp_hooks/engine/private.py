@@ -238,6 +238,11 @@ def sparse_values(gradient: Tensor) -> Tensor:
     return gradient._values()
 
 
+def forward_hooks_of(module: nn.Module) -> list[Any]:
+    """What is called before and after its forward pass."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
 def with_gradient_hooks(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Those on which ``register_hook`` has put something."""
     return [p for p in parameters if p._backward_hooks]

@@ -89,7 +89,7 @@ class Runtime:
         self.harmless = HarmlessLosses()
         self.condition = Condition()
         self.goes_back = False
-        self.second_opinion: Callable[[Condition], Costs | None] | None = None
+        self.second_opinion: Callable[..., Costs | None] | None = None
         self.fp32_fits = True
         self.scale_floor = 1.0
         self.clamp_limits: list[float] = []

@@ -147,7 +147,7 @@ class HealthHook(AmpHook):
         ask = runtime.second_opinion
         if ask is None or not (self.divergence and self._acts(runtime)):
             return False
-        found = ruined_start(ask(Condition(State.ILL, since=0)))
+        found = ruined_start(ask(Condition(State.ILL, since=0), unasked=True))
         before, self._start_is_worse = self._start_is_worse, found is not None
         if found is None or not before or record.verdict.is_bad:
             return False

@@ -9,9 +9,10 @@ from typing import Any
 import mmengine.dist as dist
 import torch
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..engine import private
 from ..engine.batches import Contents
 from ..engine.condition import Condition, Costs
 from ..engine.patch import Guard, unguarded
@@ -24,6 +25,8 @@ from .snapshot_store import SnapshotStore
 
 # Of one iteration: those of a sandwich, say, but not of a whole loop of its own.
 _MOST_CALLS = 8
+# Whose forward hooks belong to a model.
+_LIBRARIES = ("torch.", "mmengine.", "mmcv.", "mmdet.", "amp_hooks.")
 
 
 class SecondOpinion:
@@ -68,15 +71,17 @@ class SecondOpinion:
         self._calls.clear()
         self._runtime.second_opinion = None
 
-    def __call__(self, ill: Condition) -> Costs | None:
+    def __call__(self, ill: Condition, unasked: bool = False) -> Costs | None:
         """What the last batch costs; ``None``: cannot be told.
 
         A collective: call it on every rank. The mean over those that have snapshots.
 
         Args:
             ill: As found; whose onset says which snapshot.
+            unasked: Nothing has been found. Then no forward hook of the user's is to
+                be called for it, who may count on one call an iteration.
         """
-        mine = [self._compare(ill)] if self._store.holds_all else []
+        mine = [self._compare(ill, unasked)] if self._store.holds_all else []
         every = [mine]
         if dist.get_world_size() > 1:
             every = dist.all_gather_object(mine)
@@ -93,13 +98,15 @@ class SecondOpinion:
             self._calls.append((args, kwargs))
             del self._calls[_MOST_CALLS:]
 
-    def _compare(self, ill: Condition) -> Costs | None:
+    def _compare(self, ill: Condition, unasked: bool) -> Costs | None:
         snapshot = self._store.look(self._runner.iter, ill.since)
         if snapshot is None or not ill.by_loss:
             return None
         modules = bare_model(self._runner).modules()
         if any(isinstance(module, DistributedDataParallel) for module in modules):
             return None  # it waits for the others by itself
+        if unasked and has_hooks_of_users(bare_model(self._runner)):
+            return None
         try:
             now, before = self._losses(snapshot.state["model"])
         except Exception:  # of a model of its own ways: then the loss decides alone
@@ -161,3 +168,12 @@ class SecondOpinion:
         if not losses:
             raise ValueError("the forward pass gives no losses")
         return sum(losses)
+
+
+def has_hooks_of_users(model: nn.Module) -> bool:
+    """Whether forward hooks are neither ours nor of a library that models are made of.
+
+    Weights are normalized by such hooks of torch, say.
+    """
+    hooks = [hook for m in model.modules() for hook in private.forward_hooks_of(m)]
+    return any(not str(hook.__module__).startswith(_LIBRARIES) for hook in hooks)

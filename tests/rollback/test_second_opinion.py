@@ -35,6 +35,8 @@ SUITE = [
         (1.0, 0.0, True),
         (0.0, 0.0, False),
         (-2.0, -1.0, False),
+        (-0.222, -0.243, False),
+        (0.1, -1.0, True),
         (-1.0, -2.0, True),
     ],
 )
@@ -119,6 +121,29 @@ def test_a_model_of_its_own_ways_trains_as_it_would_without(tmp_path, length, mo
     assert runner.model.calls == stock.model.calls
     assert small.same(small.state(stock), small.state(runner))
     assert looks.costs.comparable
+
+
+class Features(small.Hook):
+    """Collects one of each iteration, for a picture."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train(self, runner):
+        def collect(module, args, output):
+            self.seen.append(output.detach().mean())
+
+        runner.model.backbone.register_forward_hook(collect)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        assert len(self.seen) == runner.iter + 1
+
+
+def test_a_healthy_run_calls_no_hook_of_the_user_once_more(tmp_path):
+    suite = dict(type="amp_hooks.StabilityHook", preflight=None)
+    runner = small.build(tmp_path, [suite, features := Features()], iters=100)
+    runner.train()
+    assert len(features.seen) == 100
 
 
 class Looks(small.Hook):
