@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import mmengine.dist as dist
@@ -56,8 +56,8 @@ class SecondOpinion:
         model = bare_model(runner)
 
         # No method: a copy of the model would copy what it belongs to, the whole run.
-        def note(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._note(model, args, kwargs)
+        def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._note(args, kwargs)
 
         self._handle = model.register_forward_pre_hook(guarded(note), with_kwargs=True)
 
@@ -92,9 +92,9 @@ class SecondOpinion:
         now, before = (sum(each) / len(known) for each in list(zip(*known))[:2])
         return Costs(now, before, known[0].taken_at)
 
-    def _note(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         muted = self._runtime.recorder.muted
-        if model.training and torch.is_grad_enabled() and not muted:
+        if torch.is_grad_enabled() and not muted:
             self._calls.append((args, kwargs))
             del self._calls[_MOST_CALLS:]
 
@@ -107,13 +107,13 @@ class SecondOpinion:
             return None  # it waits for the others by itself
         if unasked and has_hooks_of_users(bare_model(self._runner)):
             return None
-        try:
-            now, before = self._losses(snapshot.state["model"])
-        except Exception:  # of a model of its own ways: then the loss decides alone
-            return None
-        return Costs(now, before, snapshot.iter)
+        # Some need gradients in their forward pass, for a penalty: the second try.
+        for context in (torch.no_grad(), torch.enable_grad()):
+            with suppress(Exception), context:
+                now, before = self._losses(snapshot.state["model"])
+                return Costs(now, before, snapshot.iter)
+        return None  # a model of its own ways: then the loss decides alone
 
-    @torch.no_grad()
     def _losses(self, before: dict[str, Tensor]) -> tuple[float, float]:
         model = bare_model(self._runner)
         # Not a queue of keys, nor a teacher that follows: with those of before any loss
@@ -125,7 +125,7 @@ class SecondOpinion:
             now = self._loss()
             for name, value in before.items():
                 if name in live and not overlaps_itself(live[name]):
-                    live[name].copy_(value)
+                    live[name].detach().copy_(value)
             torch.clear_autocast_cache()
             restore_rng(states)
             return now, self._loss()

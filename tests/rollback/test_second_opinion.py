@@ -157,18 +157,42 @@ class Looks(small.Hook):
             self.costs = Runtime.of(runner).second_opinion(ill)
 
 
-def test_state_that_is_no_tensor(tmp_path):
-    class Extra(small.Small):
-        def get_extra_state(self):
-            return dict(version=1)
+class Extra(small.Small):
+    """State that is no tensor."""
 
-        def set_extra_state(self, state):
-            assert state == dict(version=1)
+    def get_extra_state(self):
+        return dict(version=1)
 
+    def set_extra_state(self, state):
+        assert state == dict(version=1)
+
+
+class Penalty(small.Small):
+    """Needs gradients within its forward pass."""
+
+    def losses(self, features, logits, y):
+        (slope,) = torch.autograd.grad(logits.sum(), features, create_graph=True)
+        losses = super().losses(features, logits, y)
+        return dict(losses, loss_penalty=0.01 * slope.pow(2).mean())
+
+
+class Eval(small.Small):
+    """Fine-tuned with dropout and BatchNorm as in evaluation."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+@pytest.mark.parametrize("model", [Extra, Penalty, Eval])
+def test_models_that_can_be_compared_all_the_same(tmp_path, model):
     looks = Looks()
-    runner = small.build(tmp_path, [*SUITE, looks], Extra, iters=50)
+    stock = small.build(tmp_path, [], model, iters=50)
+    stock.train()
+    runner = small.build(tmp_path, [*SUITE, looks], model, iters=50)
     runner.train()
     assert looks.costs.comparable
+    pairs = zip(stock.model.parameters(), runner.model.parameters())
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_calls_for_something_else_tell_nothing(tmp_path):
