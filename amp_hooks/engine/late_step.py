@@ -11,11 +11,8 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
-from .messages import WarnOnce
 from .patch import replace
 from .tensors import parameter_grad_norms
-
-_warn = WarnOnce()
 
 
 def cleans_gradients(wrapper: OptimWrapper) -> bool:
@@ -26,6 +23,11 @@ def cleans_gradients(wrapper: OptimWrapper) -> bool:
     """
     if getattr(wrapper, "clip_func", None) is torch.nn.utils.clip_grad_value_:
         return True
+    return has_own_step(wrapper)
+
+
+def has_own_step(wrapper: OptimWrapper) -> bool:
+    """Whether its class is one of the user's that steps in its own way."""
     return not type(wrapper).step.__module__.startswith(("mmengine.", "amp_hooks."))
 
 
@@ -43,36 +45,38 @@ def judged_late(wrapper: OptimWrapper, judge: Callable[[], bool]) -> Iterator[No
 
 
 def late_norms(
-    wrapper: OptimWrapper, params: list[Tensor], early: Tensor, wait: bool
-) -> Tensor | list[float]:
+    params: list[Tensor], early: Tensor, wait: bool
+) -> tuple[Tensor | list[float], bool]:
     """Norms of the gradients as the optimizer gets them.
 
     Args:
-        wrapper: Whose ``step`` has had them.
-        params: Its parameters.
+        params: The optimizer's.
         early: Norms before that; 0 of parameters without a gradient. If no other is
             finite, neither was the loss, or the forward pass was refused; then they are
             what counts.
-        wait: Return numbers, and say once if gradients were made finite.
+        wait: Return numbers.
+
+    Returns:
+        The norms, and whether they are known to have been made finite.
     """
     late = parameter_grad_norms(params)
     if late is None or late.shape != early.shape:
         late = early
     if not wait:
         known = torch.isfinite(early) & (early != 0)
-        return torch.where(known.any(), late, early)
+        return torch.where(known.any(), late, early), False
     before, after = torch.stack([early, late]).tolist()  # the guard's one wait
     if not any(norm and math.isfinite(norm) for norm in before):
-        return list(before)
-    if math.isfinite(sum(after)) and not math.isfinite(sum(before)):
-        _warn(
-            "gradients that are not finite are made finite before the step, by "
-            f"{_by(wrapper)}. The step is taken, as without amp_hooks."
-        )
-    return list(after)
+        return list(before), False
+    cleaned = math.isfinite(sum(after)) and not math.isfinite(sum(before))
+    return list(after), cleaned
 
 
-def _by(wrapper: OptimWrapper) -> str:
-    kind = type(wrapper).__name__
-    own = not type(wrapper).step.__module__.startswith(("mmengine.", "amp_hooks."))
-    return f"{kind}.step" if own else "clip_grad by value"
+def told_cleaned(wrapper: OptimWrapper) -> str:
+    """For the log."""
+    own = has_own_step(wrapper)
+    by = f"{type(wrapper).__name__}.step" if own else "clip_grad by value"
+    return (
+        f"gradients that are not finite are made finite before the step, by {by}. The "
+        "step is taken, as without amp_hooks."
+    )

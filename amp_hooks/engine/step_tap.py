@@ -14,7 +14,8 @@ from ..errors import UnsupportedError
 from . import private, torch_api
 from .failures import Failures
 from .gate import Gate
-from .late_step import cleans_gradients, judged_late, late_norms
+from .late_step import cleans_gradients, judged_late, late_norms, told_cleaned
+from .messages import WarnOnce
 from .of_others import is_among
 from .patch import wrap
 from .recorder import FlightRecorder, IterationRecord
@@ -32,19 +33,16 @@ class StepTap:
     """Wraps ``backward`` and ``step`` of each optimizer and notes scale and overflow.
 
     ``OptimWrapper.update_params`` runs backward, step and zero_grad in one go, so no
-    hook event ever sees a gradient. Without a gate nothing here changes a gradient or
-    waits for one.
+    hook event ever sees a gradient. Without a gate none is changed, or waited for.
 
-    A training loop may step the torch optimizer itself, past its wrapper. torch tells
-    of that (``register_step_pre_hook``): the gradients are looked at then, and a step
-    is refused by taking them away.
+    Of steps past the wrapper torch tells (``register_step_pre_hook``): the gradients
+    are looked at then, and a step is refused by taking them away.
 
     Args:
         recorder: Gets ``backward_loss`` of each backward pass, and ``scale``,
             ``scale_next``, ``growth_tracker``, ``found_inf`` and the vector
             ``grad_norms`` of each step.
-        failures: Bears what goes wrong here; backward pass and step are taken all the
-            same.
+        failures: Bears what goes wrong here; passes and steps are taken all the same.
 
     Attributes:
         listeners: Called before each step with the norms of its gradients.
@@ -73,6 +71,9 @@ class StepTap:
         self.past_wrapper = self.within_step = False
         self._inside = False  # a wrapper's own step
         self._unscaled: set[str] = set()  # optimizers that stepped without a scaler
+        self._late: dict[str, Tensor] = {}  # norms before a step judged within it
+        self._early: set[str] = set()  # optimizers whose step cannot be so
+        self._warn = WarnOnce()
         self._walked = False  # torch is going through the hooks before a step
         self._handles: list[Any] = []
         self._wrapped: list[tuple[str, OptimWrapper]] = []
@@ -251,10 +252,11 @@ class StepTap:
             known: Tensor | list[float] = norms
             if scaler is None:
                 self._unscaled.add(name)
-                if scaled and cleans_gradients(wrapper):
-                    judge = partial(self._judge_late, name, wrapper, params, norms)
-                    passes = self._failures.guarded(self, judge, True)
-                    return dict(told=judged_late(wrapper, passes))
+                if scaled and cleans_gradients(wrapper) and name not in self._early:
+                    self._late[name] = norms
+                    judge = self._failures.guarded(self, self._judge_late, True)
+                    judge = partial(judge, name, wrapper, params, norms)
+                    return dict(told=judged_late(wrapper, judge))
                 if scaled and torch_api.can_refuse(wrapper.optimizer):
                     if self.gate is not None:
                         flag = nonfinite_flag(norms)
@@ -269,7 +271,10 @@ class StepTap:
         self, name: str, wrapper: OptimWrapper, params: list[Tensor], early: Tensor
     ) -> bool:
         """Whether the optimizer may step with the gradients that it has got now."""
-        norms = late_norms(wrapper, params, early, wait=self.gate is not None)
+        self._late.pop(name, None)
+        norms, cleaned = late_norms(params, early, wait=self.gate is not None)
+        if cleaned:
+            self._warn(told_cleaned(wrapper))
         self.recorder.note("grad_norms", norms, name)
         return not isinstance(norms, list) or math.isfinite(sum(norms))
 
@@ -283,6 +288,10 @@ class StepTap:
         self._unscaled.clear()
 
     def _after(self, name: str, state: dict[str, Any]) -> None:
+        if (norms := self._late.pop(name, None)) is not None:
+            # It does not step this optimizer: from now on they are judged before it.
+            self._early.add(name)
+            self.recorder.note("grad_norms", norms, name)
         if (scaler := state.get("scaler")) is None:
             return
         for value in state["of_step"].get("found_inf_per_device", {}).values():

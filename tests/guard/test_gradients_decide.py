@@ -341,6 +341,27 @@ class RootOfZero(small.Small):
         return losses
 
 
+@OPTIM_WRAPPERS.register_module()
+class ByHandOptimWrapper(OptimWrapper):
+    """Never asks its optimizer."""
+
+    def step(self, **kwargs):
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data.add_(p.grad, alpha=-group["lr"])
+
+
+def test_a_wrapper_that_steps_by_hand_is_guarded_before_it(tmp_path):
+    hooks = [*GUARD, small.SpoilInputs([20])]
+    options = dict(wrapper=dict(type="ByHandOptimWrapper"), iters=40)
+    runner = small.build(tmp_path, hooks, **options)
+    runner.train()
+    (line,) = small.ledger(runner, "veto")
+    assert (line["iter"], line["verdict"]) == (20, "FORWARD_NONFINITE")
+    assert all(torch.isfinite(v).all() for v in small.state(runner).values())
+
+
 CLEANING = dict(type="CleaningOptimWrapper")
 ROLLBACK = dict(type="amp_hooks.RollbackHook", interval=5, probation=2)
 BY_VALUE = dict(clip_grad=dict(type="value", clip_value=0.1))
