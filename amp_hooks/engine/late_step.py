@@ -28,7 +28,8 @@ def cleans_gradients(wrapper: OptimWrapper) -> bool:
 
 def has_own_step(wrapper: OptimWrapper) -> bool:
     """Whether its class is one of the user's that steps in its own way."""
-    return not type(wrapper).step.__module__.startswith(("mmengine.", "amp_hooks."))
+    module = str(getattr(type(wrapper).step, "__module__", ""))
+    return not module.startswith(("mmengine.", "amp_hooks."))
 
 
 @contextmanager
