@@ -17,6 +17,7 @@ from .thresholds import (
     RANGE_CREDIT,
     RANGE_LIMIT,
     RANGE_SPREADS,
+    SIGNED,
     SMALL,
     SPREAD_WINDOW,
     WINDOW,
@@ -46,7 +47,9 @@ class Reference:
         past: Healthy losses of late.
         start: Losses before training had changed anything.
         rates: Losses by learning rate.
-        small: Below it a loss is as good as 0; None before there is any.
+        small: Below it a loss is as good as 0; None before there is any. Of one that
+            has been below 0, a likelihood's or a policy gradient's, ratios to its level
+            say nothing.
     """
 
     def __init__(self) -> None:
@@ -55,7 +58,7 @@ class Reference:
         self.start = Start()
         self.rates = Rates()
         self.small: float | None = None
-        self._settled = False
+        self._settled = self._signed = False
         self._at_rate: float | None = None
         self._excess = 0.0  # mean of the past over its level
         self._learned = 0
@@ -64,6 +67,9 @@ class Reference:
         """Take in a loss, healthy or not: the start and the learning rate."""
         if not self._settled:
             self._scale(loss)
+        self._signed = self._signed or loss < 0
+        if self._signed:
+            self.small = max(self.small or 0.0, SIGNED)
         self.start.add(loss, lr, self.small)
         self._at_rate = self.rates.at(lr)
 
@@ -112,7 +118,7 @@ class Reference:
     def from_start(self) -> Range | None:
         """The range of a run no worse than untrained; None: not known."""
         level, edge = self.start.level, self.start.edge()
-        if level is None or edge is None or self.small is None:
+        if self._signed or level is None or edge is None or self.small is None:
             return None
         return Range(height(level, self.small), edge)
 
@@ -144,6 +150,7 @@ class Reference:
             rates=self.rates.state(),
             small=self.small,
             settled=int(self._settled),
+            signed=int(self._signed),
             excess=[self._excess, self._learned],
         )
 
@@ -154,4 +161,5 @@ class Reference:
         self.start.load_state(state["start"])
         self.rates.load_state(state["rates"])
         self.small, self._settled = state["small"], bool(state["settled"])
+        self._signed = bool(state.get("signed"))
         self._excess, self._learned = state["excess"]

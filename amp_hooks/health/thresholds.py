@@ -33,6 +33,9 @@ FIRST = _row("first", 5, "iterations", "fewer give no level")
 SMALL = _row(
     "small", 0.02, "of the first level", "below it losses count linearly, as nearly 0"
 )
+SIGNED = _row(
+    "signed", 0.25, "of the loss", "small for one that goes below 0: it has no zero"
+)
 RANGE = _row("range", 0.45, "log", "x1.57: closing mosaic moves the loss by x1.4")
 RANGE_SPREADS = _row(
     "range_spreads", 1.2, "spreads", "noise of this run, if it is wider than that"

@@ -59,6 +59,39 @@ def test_a_queue_that_fills(tmp_path, length):
     assert small.same(*states)
 
 
+class PolicyGradient(small.Small):
+    """REINFORCE with a penalty: a loss of either sign, whose zero means nothing."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()]
+        self.backbone = nn.Sequential(*layers, nn.Linear(64, 16), nn.ReLU())
+        layers = nn.Sequential(self.backbone, self.bbox_head.fc_cls)
+        self.reference = copy.deepcopy(layers).requires_grad_(False)
+
+    def forward(self, x, y, mode="loss"):
+        now = self.bbox_head.fc_cls(self.backbone(x)).float().log_softmax(1)
+        action = torch.distributions.Categorical(logits=now.detach()).sample()
+        reward = (action == y).float()
+        advantage = (reward - reward.mean()) / (reward.std() + 1e-6)
+        chosen = now.gather(1, action[:, None])[:, 0]
+        penalty = (now.exp() * (now - self.reference(x).log_softmax(1))).sum(1)
+        return dict(
+            loss_policy=-(advantage * chosen).mean(), loss_kl=0.1 * penalty.mean()
+        )
+
+
+def test_losses_below_0(tmp_path):
+    adam = dict(wrapper=dict(optimizer=dict(type="Adam", lr=3e-3)), iters=300)
+    stock = small.build(tmp_path, [], PolicyGradient, **adam)
+    stock.train()
+    suite = dict(SUITE, rollback=dict(interval=500))
+    runner = small.build(tmp_path, [suite], PolicyGradient, **adam)
+    runner.train()
+    assert small.ledger(runner, *INTERVENTIONS) == []
+    assert small.same(small.state(stock), small.state(runner))
+
+
 class Gan(small.Small):
     """What is real becomes easier to tell, so that the generator's loss rises."""
 
