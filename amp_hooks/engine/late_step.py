@@ -11,6 +11,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
+from .of_others import attribute
 from .patch import replace
 from .tensors import parameter_grad_norms
 
@@ -21,7 +22,7 @@ def cleans_gradients(wrapper: OptimWrapper) -> bool:
     Clipping by value makes large ones of infinities, and a ``step`` that is not
     MMEngine's may do anything (``nan_to_num_``).
     """
-    if getattr(wrapper, "clip_func", None) is torch.nn.utils.clip_grad_value_:
+    if attribute(wrapper, "clip_func", None) is torch.nn.utils.clip_grad_value_:
         return True
     return has_own_step(wrapper)
 
