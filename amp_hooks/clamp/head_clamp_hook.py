@@ -27,7 +27,7 @@ from ..engine.verdict import Verdict
 from ..monitor.logit_watch import LogitWatch
 from ..registry import HOOKS
 from .head_guard import HeadGuard
-from .trigger import LIMIT, TRIGGER, beyond_trigger, check_trigger
+from .trigger import LIMIT, beyond_trigger, check_trigger, in_fp16
 
 _FORWARD_BAD = (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
 
@@ -71,12 +71,13 @@ class HeadClampHook(AmpHook):
             The values are the same. Defaults to 'soft'.
         when (str): 'triggered' switches it on by need, 'always' keeps it on. Defaults
             to 'triggered'.
-        trigger (float or dict): With 'triggered': a ``|logit|`` above this switches it
-            on; 1000 is 6 doublings below the largest FP16 number. Or
-            ``dict(headroom_bits=6.0)``: so many doublings below the largest number of
-            the precision that the layer computes in. Defaults to 1000.0.
-        early_warning (bool): With 'triggered': an early warning switches it on.
-            Defaults to True.
+        trigger (float or dict, optional): With 'triggered': a ``|logit|`` above this
+            switches it on. Or ``dict(headroom_bits=6.0)``: so many doublings below the
+            largest number of the precision that the layer computes in. Defaults to
+            None: 1000 where that is FP16, 6 doublings below its largest number; in BF16
+            and FP32, where such logits overflow nothing, no magnitude does it.
+        early_warning (bool): With 'triggered': an early warning switches it on, where
+            the layers compute in FP16. Defaults to True.
         release_after (int): With 'triggered': so many iterations in a row that are
             finite, with all logits inside the limit, switch it off. Defaults to 200.
         targets (str or Sequence[str], optional): fnmatch patterns over module names, in
@@ -103,7 +104,7 @@ class HeadClampHook(AmpHook):
         limit: float = LIMIT,
         mode: str = "soft",
         when: str = "triggered",
-        trigger: float | dict[str, float] = TRIGGER,
+        trigger: float | dict[str, float] | None = None,
         early_warning: bool = True,
         release_after: int = 200,
         targets: str | Sequence[str] | None = None,
@@ -211,7 +212,7 @@ class HeadClampHook(AmpHook):
             "non-finite forward": record.verdict in _FORWARD_BAD
             and not record.get("gave_up"),
             "large logits": beyond_trigger(self.trigger, logits, largest),
-            "early warning": warned,
+            "early warning": warned and in_fp16(largest),
         }
         reason = next((text for text, holds in reasons.items() if holds), None)
         # While a clamp is on, infinities in its layers do not count in the verdict.

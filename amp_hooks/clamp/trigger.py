@@ -8,15 +8,17 @@ from typing import Any, Dict, Union
 from ..engine.checks import check_number
 from ..engine.headroom import FP16_MAX, USELESS_LOGIT, headroom_bits
 
-Trigger = Union[float, Dict[str, float]]
+Trigger = Union[float, Dict[str, float], None]
 
 # HeadClampHook's defaults.
 LIMIT = USELESS_LOGIT
-TRIGGER = 1000.0  # 6 doublings below the largest FP16 number
+# In FP16, 6 doublings below its largest number. What overflows nothing may be healthy:
+# a linear classifier on raw pixels has logits of thousands.
+TRIGGER = 1000.0
 
 
 def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
-    """Return ``trigger`` if it is a number of logits or ``dict(headroom_bits=...)``.
+    """Return ``trigger`` if it is a number, ``dict(headroom_bits=...)`` or None.
 
     Args:
         owner: Whose argument it is.
@@ -24,8 +26,11 @@ def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
         limit: The trigger must not lie below it, or what switches the clamp on would
             switch it off as well; None if that does not matter.
     """
-    if not isinstance(trigger, dict):
-        checked: Trigger = check_number(owner, "trigger", trigger, above=0)
+    if trigger is None:
+        checked: Trigger = None
+        logits, shown = TRIGGER, f"None, which is {TRIGGER} in FP16,"
+    elif not isinstance(trigger, dict):
+        checked = check_number(owner, "trigger", trigger, above=0)
         logits, shown = float(trigger), f"{trigger}"
     elif set(trigger) != {"headroom_bits"}:
         raise ValueError(
@@ -47,6 +52,11 @@ def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
     return checked
 
 
+def in_fp16(largest: Mapping[str, float]) -> bool:
+    """Whether a layer's largest number is FP16's: no other is so soon overflowed."""
+    return any(value <= FP16_MAX for value in largest.values())
+
+
 def beyond_trigger(
     trigger: Trigger, absmax: Mapping[str, float], largest: Mapping[str, float]
 ) -> bool:
@@ -57,6 +67,9 @@ def beyond_trigger(
         absmax: Largest |logit| by layer.
         largest: Largest finite number of the layer's precision, by layer.
     """
+    if trigger is None:
+        in_fp16 = {n: v for n, v in absmax.items() if largest[n] <= FP16_MAX}
+        return any(value > TRIGGER for value in in_fp16.values())
     if not isinstance(trigger, dict):
         return any(value > trigger for value in absmax.values())
     bits = trigger["headroom_bits"]

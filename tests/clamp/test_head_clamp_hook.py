@@ -319,7 +319,7 @@ def test_two_clamps_in_one_config_keep_their_own_state(build, tmp_path):
         (
             dict(limit=60000.0),
             ValueError,
-            "trigger=1000.0 must not be below limit=6000",
+            "trigger=None, which is 1000.0 in FP16, must not be below limit=6000",
         ),
         (dict(trigger=dict(bits=3)), ValueError, "headroom_bits=6.0.*'bits': 3"),
         (dict(trigger=dict(headroom_bits=None)), TypeError, "headroom_bits.*number"),
@@ -342,4 +342,4 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(build):
 
 def test_always_needs_no_trigger():
     hook = HOOKS.build(clamp(when="always", limit=60000.0, targets="*.ffn"))
-    assert (hook.limit, hook.trigger) == (60000.0, 1000.0)
+    assert (hook.limit, hook.trigger) == (60000.0, None)

@@ -9,7 +9,7 @@ from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
 
 from amp_hooks.engine.torch_api import is_autocast_enabled
-from tests import helpers
+from tests import helpers, small
 
 CLS, RPN = "roi_head.bbox_head.fc_cls", "rpn_head.rpn_cls"
 
@@ -235,3 +235,28 @@ def test_overflow_in_a_decoder(family, targets):
         assert (f"{LAST}.layers.1" in record.values["logit_absmax"]) is (
             targets == ["*.ffn*"]
         )
+
+
+class RawPixels(small.Small):
+    """A linear classifier: its logits are in the thousands, and healthy."""
+
+    def __init__(self):
+        super().__init__()
+        self.bbox_head.fc_cls = torch.nn.Linear(8, 4)
+
+    def forward(self, x, y, mode="loss"):
+        logits = self.bbox_head.fc_cls(x * 255)
+        return self.losses(x, logits, y) if mode == "loss" else logits
+
+
+@pytest.mark.parametrize("length", [dict(iters=150), dict(epochs=5)])
+def test_large_logits_that_overflow_nothing_are_left_alone(tmp_path, length):
+    slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=0.01)))
+    stock = small.build(tmp_path, [], RawPixels, **slowly, **length)
+    stock.train()
+    suite = dict(type="amp_hooks.StabilityHook", preflight=None)
+    runner = small.build(tmp_path, [suite], RawPixels, **slowly, **length)
+    runner.train()
+    assert max(r.all("logit_absmax")[0] for r in helpers.records(runner)[9:]) > 1000
+    assert small.ledger(runner, "clamp_on", "rollback", "diverged") == []
+    assert small.same(small.state(stock), small.state(runner))

@@ -9,6 +9,9 @@ FP32_MAX = 3.4e38
 @pytest.mark.parametrize(
     ("trigger", "absmax", "largest", "beyond"),
     [
+        (None, 1000.0, FP16_MAX, False),
+        (None, 1000.1, FP16_MAX, True),
+        (None, 1e30, FP32_MAX, False),
         (1000.0, 1000.0, FP16_MAX, False),
         (1000.0, 1000.1, FP16_MAX, True),
         (1000.0, 1000.1, FP32_MAX, True),

@@ -2,9 +2,7 @@
 
 import pytest
 
-from amp_hooks import HeadClampHook
 from amp_hooks.engine.words import first_names
-from amp_hooks.report.judge.advice_training import TRIGGER
 from amp_hooks.report.judge.advise import advise
 from amp_hooks.report.judge.causes import find_causes
 from amp_hooks.report.judge.incidents import find
@@ -315,10 +313,6 @@ def test_stock_scale_of_nothing():
     first, last = advice_on(run([], ckpt=checkpoint([1.0] * 1000, scale=0.0)))
     assert first.title == "Attach StabilityHook"
     assert last.evidence == ["loss scale 0 after iteration 999"]
-
-
-def test_the_thresholds_are_those_of_the_hooks():
-    assert HeadClampHook().trigger == TRIGGER
 
 
 def test_images_of_which_most_come_back_do_not_stand_out():
