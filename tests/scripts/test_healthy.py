@@ -160,4 +160,4 @@ def test_two_runs_in_small_and_one_that_is_ill(tmp_path):
     assert "2 runs, 0 of them to be made" in run.stdout
     run = processes.script(*command, "fcos", "--recipes", ILL, status=1)
     assert "1 with an intervention, 1 that differ" in run.stdout
-    assert "NOT SHOWN: lr_jump, fcos from scratch, float32: clamp_on at" in run.stderr
+    assert "NOT SHOWN: lr_jump, fcos from scratch, float32: diverged at" in run.stderr
