@@ -58,6 +58,9 @@ def run(programs, timeout, cwd=None):
                 raise subprocess.TimeoutExpired(programs[0][0], timeout)
             wait([child.sentinel for child in running], left)
             running = [child for child in running if child.exitcode is None]
+        for child in running:  # one that fails as well has time to say so
+            child.join(3)
+        running = [child for child in running if child.exitcode is None]
         status = children[0].exitcode
         if len(children) > 1:
             status = int(any(child.exitcode for child in children))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from amp_hooks.forensics.preserved import IMPOSSIBLE
+from amp_hooks.engine.preserved import IMPOSSIBLE
 from amp_hooks.forensics.replay import dense, in_a_line
 from amp_hooks.preflight.batch_findings import _needs_others
 from amp_hooks.preflight.first_batch import Layers, count_images, first_images, largest
