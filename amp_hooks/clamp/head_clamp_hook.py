@@ -212,7 +212,7 @@ class HeadClampHook(AmpHook):
             "non-finite forward": record.verdict in _FORWARD_BAD
             and not record.get("gave_up"),
             "large logits": beyond_trigger(self.trigger, logits, largest),
-            "early warning": warned and in_fp16(largest),
+            "early warning": warned and any(map(in_fp16, largest.values())),
         }
         reason = next((text for text, holds in reasons.items() if holds), None)
         # While a clamp is on, infinities in its layers do not count in the verdict.

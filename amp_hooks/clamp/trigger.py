@@ -52,9 +52,9 @@ def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
     return checked
 
 
-def in_fp16(largest: Mapping[str, float]) -> bool:
-    """Whether a layer's largest number is FP16's: no other is so soon overflowed."""
-    return any(value <= FP16_MAX for value in largest.values())
+def in_fp16(largest: float) -> bool:
+    """Whether this is FP16's largest number: no other is so soon overflowed."""
+    return largest <= FP16_MAX
 
 
 def beyond_trigger(
@@ -68,8 +68,7 @@ def beyond_trigger(
         largest: Largest finite number of the layer's precision, by layer.
     """
     if trigger is None:
-        in_fp16 = {n: v for n, v in absmax.items() if largest[n] <= FP16_MAX}
-        return any(value > TRIGGER for value in in_fp16.values())
+        return any(v > TRIGGER and in_fp16(largest[n]) for n, v in absmax.items())
     if not isinstance(trigger, dict):
         return any(value > trigger for value in absmax.values())
     bits = trigger["headroom_bits"]

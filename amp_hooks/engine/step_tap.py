@@ -164,7 +164,7 @@ class StepTap:
                 return None
             self._inside = True
             try:
-                with state.get("told", nullcontext()):
+                with state.get("around", nullcontext()):
                     result = original(*args, **kwargs)
             finally:
                 self._inside = False
@@ -256,11 +256,11 @@ class StepTap:
                     self._late[name] = norms
                     judge = self._failures.guarded(self, self._judge_late, True)
                     judge = partial(judge, name, wrapper, params, norms)
-                    return dict(told=judged_late(wrapper, judge))
+                    return dict(around=judged_late(wrapper, judge))
                 if scaled and torch_api.can_refuse(wrapper.optimizer):
                     if self.gate is not None:
                         flag = nonfinite_flag(norms)
-                        state["told"] = torch_api.refusing(wrapper.optimizer, flag)
+                        state["around"] = torch_api.refusing(wrapper.optimizer, flag)
                 elif self.gate is not None:
                     known = norms.tolist()  # the guard's one wait
                     state["bad"] = not math.isfinite(sum(known))
