@@ -137,7 +137,7 @@ class GoBack:
         BatchNorm's statistics, Adam's squares, or a weight, which finite numbers
         overflow to; NaN made from these comes with them.
         """
-        guarded = runtime.tap.gate is not None
+        guarded = runtime.tap.gate is not None and not runtime.blindness.steps_unseen
         state = verdict is Verdict.STATE_NONFINITE
         if not (guarded and state) or self._store.cooling(self._runner.iter):
             return False

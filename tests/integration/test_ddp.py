@@ -76,7 +76,7 @@ def test_a_clamp_needed_on_one_rank_delays_the_proof_on_both(digits, tmp_path):
     """Logits are each rank's own; the snapshot gone back to must be the same."""
     large = dict(where="bbox_head.retina_cls", value="x1000", rank=1)
     hooks = [
-        dict(type="amp_hooks.HeadClampHook", when="triggered"),
+        dict(type="amp_hooks.HeadClampHook", trigger=1000.0),
         dict(type="amp_hooks.RollbackHook", interval=4, probation=4),
         helpers.fault("forward", 5, **large),
         helpers.fault("parameter", 9, where="backbone.conv1.weight"),
