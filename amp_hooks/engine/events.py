@@ -152,12 +152,16 @@ EVENTS = {
             "scale": "loss scale after it, or null",
             "nonfinite_state": "up to five tensors of the state that were not finite",
             "why": "if the verdict is DIVERGED: one sentence",
+            "target_level": "if it is known: level of the loss at the snapshot",
         },
     ),
     "recover": Event(
         "RollbackHook raised the learning rate again",
-        lambda line: f"Learning rate raised to x{words.number(line['lr_factor'])}.",
-        {"lr_factor": "learning rate over the schedule's"},
+        words.recover,
+        {
+            "lr_factor": "learning rate over the schedule's",
+            "why": "if going back was of no use: how that is known",
+        },
     ),
     "fallback": Event(
         "the precision changed",

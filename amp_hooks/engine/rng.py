@@ -106,6 +106,12 @@ def rng_state(states: States | None = None) -> dict[str, Any]:
     return state if cuda is None else dict(state, cuda=cuda)
 
 
+def rng_of_all_ranks() -> list[dict[str, Any]]:
+    """That of each; a collective."""
+    state = rng_state()
+    return [state] if dist.get_world_size() == 1 else dist.all_gather_object(state)
+
+
 def set_rng_state(state: dict[str, Any]) -> None:
     """Take back what :func:`rng_state` gave.
 

@@ -143,6 +143,12 @@ def rollback(line: Line) -> str:
     )
 
 
+def recover(line: Line) -> str:
+    """Of a ``recover`` line."""
+    why = f" again: {line['why']}" if line.get("why") else ""
+    return f"Learning rate raised to x{number(line['lr_factor'])}{why}."
+
+
 def clamp_on(line: Line) -> str:
     """Of a ``clamp_on`` line."""
     return (

@@ -32,10 +32,20 @@ class GoingBack:
         self._times = 0
         self._seen: int | None = None  # iterations since
         self._was_inside = False  # the range, since then
+        self._then: float | None = None
+        self._width = 0.0
 
-    def begin(self, height: float | None) -> None:
-        """The run goes back; ``height`` as it was if it was the loss that made it."""
-        self._height = height
+    def begin(
+        self, height: float | None, then: float | None = None, width: float = 0.0
+    ) -> None:
+        """The run goes back.
+
+        Args:
+            height: As it was, if it was the loss that made it go back.
+            then: When the weights gone back to were taken; None: not known.
+            width: Of the healthy range.
+        """
+        self._height, self._then, self._width = height, then, width
         self._times = self._times + 1 if height is not None else 0
         self._first = []
         self._seen, self._was_inside = 0, False
@@ -50,6 +60,18 @@ class GoingBack:
             self._first.append(height)
         if self._seen >= BACK_FOR:
             self._height, self._first, self._times, self._seen = None, [], 0, None
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether the weights gone back to cost far more than when they were taken.
+
+        From the first batch on, which no step has come before. Then it is the data, a
+        setting, or a hook that changes the weights on purpose, as for pruning.
+        """
+        if self._height is None or self._then is None or len(self._first) < AT_ONCE:
+            return False
+        out = self._then + max(self._width, self._height / 2)
+        return min(self._first[0], sorted(self._first)[AT_ONCE // 2]) > out
 
     @property
     def patience(self) -> float:
@@ -81,6 +103,8 @@ class GoingBack:
             times=self._times,
             seen=self._seen,
             was_inside=int(self._was_inside),
+            then=self._then,
+            width=self._width,
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -88,3 +112,4 @@ class GoingBack:
         self._height, self._first = state["height"], list(state["first"])
         self._times, self._seen = state["times"], state["seen"]
         self._was_inside = bool(state["was_inside"])
+        self._then, self._width = state.get("then"), state.get("width", 0.0)

@@ -22,6 +22,7 @@ from . import words
 from .blame import excuse
 from .highest_rate import HighestRate, largest_lr
 from .main_metric import main_metric, save_best_of
+from .onset import Lifts
 from .run_health import RunHealth
 from .start_look import LOOKS, ruined_start
 
@@ -31,8 +32,6 @@ _LARGEST = 1e30  # of a chart, whose numbers are float32
 # x1.4, x3, x212 (mmdetection#4299). What is out by so much at once was one batch.
 _AT_ONCE = 100.0
 _ROSE = 1.5  # a learning rate that has, is to blame all the same
-_BEFORE = 5  # iterations: momentum works on after the batch is gone
-_LAST = 300  # iterations; illness is seen before that
 
 
 @HOOKS.register_module()
@@ -92,7 +91,7 @@ class HealthHook(AmpHook):
         self.metric = check_bool("HealthHook", "metric", metric)
         self.health = RunHealth()
         self._rates = HighestRate()
-        self._lifts: dict[int, float] = {}  # loss over its level, by iteration
+        self._lifts = Lifts()
         self._told = State.HEALTHY
         self._told_since = 0
         self._watches = 0
@@ -190,9 +189,7 @@ class HealthHook(AmpHook):
         logged = terms.pop("loss", None)
         propagated = record.all("backward_loss")
         loss = sum(propagated) if propagated else logged
-        if loss is not None and (level := self.health.level):
-            self._lifts[record.iter] = loss / level
-            self._lifts.pop(record.iter - _LAST, None)
+        self._lifts.add(record.iter, loss, self.health.level)
         lr = largest_lr(runner)
         self._iter = record.iter
         well = self.health.condition == State.HEALTHY
@@ -214,17 +211,12 @@ class HealthHook(AmpHook):
             health.why,
             health.ratio,
             rise := self._rates.rise(health.since or self._iter),
-            sudden=rise < _ROSE and self._height_at(health.since) >= _AT_ONCE,
+            sudden=rise < _ROSE and self._lifts.at(health.since) >= _AT_ONCE,
             convalescent=self._convalescent,
             by_loss=health.by_loss,
+            level=health.level,
+            in_vain=health.in_vain,
         )
-
-    def _height_at(self, onset: int | None) -> float:
-        """Loss over its level where it left its range, or just before."""
-        if onset is None:
-            return 0.0
-        near = range(onset - _BEFORE, onset + 1)
-        return max(self._lifts.get(i, 0.0) for i in near)
 
     def _tell(self, runtime: Runtime, record: IterationRecord) -> None:
         """Say that it is watched, or well again; not yet that it is ill."""
@@ -292,8 +284,17 @@ class HealthHook(AmpHook):
     def _on_event(self, runtime: Runtime, line: dict[str, Any]) -> None:
         if line["event"] == "rollback":
             self._rates.went_back(runtime.condition.since)
-            self.health.rolled_back(line["iter"], line["target_iter"])
+            self.health.rolled_back(
+                line["iter"],
+                line["target_iter"],
+                line.get("target_level"),
+                line["verdict"] == Verdict.DIVERGED.value,
+            )
             self._told, self._convalescent = State.WATCHED, True
             self._start_is_worse = False  # of weights that are gone
             runtime.forward.diverged = None
+            runtime.condition = self._condition()
+        elif line["event"] == "recover" and line.get("why"):
+            self.health.changed()
+            self._told, self._convalescent = State.HEALTHY, False
             runtime.condition = self._condition()

@@ -27,6 +27,7 @@ class Metrics:
         self._best: dict[str, float] = {}
         self._fallen: dict[str, int] = {}
         self._good: dict[str, int] = {}
+        self._in_vain: set[str] = set()  # fell, and went back for it
 
     def add(self, iteration: int, name: str, value: float, larger: bool) -> None:
         """Take in an evaluation; metrics of which less is better say nothing here."""
@@ -34,17 +35,27 @@ class Metrics:
             return
         best = max(self._best.get(name, value), value)
         self._best[name] = best
-        if best >= METRIC_LEAST and value <= METRIC_FALLEN * best:
-            self._fallen[name] = self._fallen.get(name, 0) + 1
-        else:
+        if best < METRIC_LEAST or value > METRIC_FALLEN * best:
             self._fallen[name], self._good[name] = 0, iteration
-        if self._fallen[name] >= self.fallen or name == self.name:
-            self.name, self.fallen = name, self._fallen[name]
+            self._in_vain.discard(name)
+        elif name not in self._in_vain:
+            self._fallen[name] = self._fallen.get(name, 0) + 1
+        fallen = self._fallen.get(name, 0)
+        if fallen >= self.fallen or name == self.name:
+            self.name, self.fallen = name, fallen
             self.value, self.best = value, best
             self.since = self._good.get(name, iteration) + 1
 
-    def clear(self) -> None:
-        """The run went back: the best stays, what fell is gone."""
+    def went_back(self, for_it: bool) -> None:
+        """The best stays, what fell is gone.
+
+        Args:
+            for_it: Because of a metric. If that is no better then, it is one of
+                something else than what is trained, of the classes before, say: until
+                it has been well once it is not held against the run.
+        """
+        if for_it:
+            self._in_vain.add(self.name)
         self.fallen = 0
         self._fallen.clear()
 
@@ -53,9 +64,11 @@ class Metrics:
         return dict(
             now=[self.fallen, self.name, self.value, self.best, self.since],
             by_name=[dict(self._best), dict(self._fallen), dict(self._good)],
+            in_vain=sorted(self._in_vain),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.fallen, self.name, self.value, self.best, self.since = state["now"]
         self._best, self._fallen, self._good = (dict(x) for x in state["by_name"])
+        self._in_vain = set(state.get("in_vain", ()))

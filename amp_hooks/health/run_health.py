@@ -142,26 +142,50 @@ class RunHealth:
         s = self._symptoms
         self._excuses += 1
         if s.lift <= math.log(NORMAL_RATIO) or self._excuses > 1:
-            s.accept(list(self._held_back))
             self._excuses = 0
+            self.changed()
         else:
             s.went_back(self._last, None)
+            self._be_well()
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it went back, and the weights of then cost far more than then."""
+        return self._symptoms.back.in_vain
+
+    def changed(self) -> None:
+        """What a loss costs has changed: that of now is the new normal."""
+        self._symptoms.accept(list(self._held_back))
         self._be_well()
 
-    def rolled_back(self, now: int, target: int) -> None:
+    def rolled_back(
+        self,
+        now: int,
+        target: int,
+        then: float | None = None,
+        diverged: bool = False,
+    ) -> None:
         """The run went back, to be judged anew by the level of before.
 
         Args:
             now: Iteration at which it did.
             target: Iteration of what it went back to.
+            then: Level of the loss when that was taken; None: not known.
+            diverged: Because it has, on this rank or another, where being watched is
+                as much as one can be.
         """
-        of_loss = self.condition is State.ILL and self._cause in OF_LOSS
-        self._symptoms.went_back(now, self._symptoms.lift if of_loss else None)
-        self._metrics.clear()
+        sick = self.condition is not State.HEALTHY if diverged else self._is_ill
+        of_loss = sick and self._cause in OF_LOSS
+        self._symptoms.went_back(now, self._symptoms.lift if of_loss else None, then)
+        self._metrics.went_back(self._is_ill and self._cause == "metric")
         self._be_well()
         self._convalescent, self._calm = True, 0
         self.condition, self.since = State.WATCHED, now
         self.why = f"went back to iteration {target}"
+
+    @property
+    def _is_ill(self) -> bool:
+        return self.condition is State.ILL
 
     def _conclude(self) -> None:
         cause = self._worst()

@@ -234,12 +234,23 @@ class Symptoms:
         self._terms.clear()
         self._signs.clear()
 
-    def went_back(self, now: int, lift: float | None) -> None:
-        """Begin anew by the level of before; ``lift`` as in :class:`GoingBack`."""
+    def went_back(
+        self, now: int, lift: float | None, then: float | None = None
+    ) -> None:
+        """Begin anew by the level of before.
+
+        Args:
+            now: Iteration in which it went back.
+            lift: As :class:`GoingBack` takes it.
+            then: Level of the loss when the weights gone back to were taken.
+        """
         self._left_start, self._rise = now + 1, None
         self.clear()
         self._latest.clear()
-        self.back.begin(lift)
+        recent, small, above = self.range, self.reference.small, None
+        if recent and small and then is not None:
+            above = max(0.0, height(then, small) - recent.level)
+        self.back.begin(lift, above, recent.width if recent else 0.0)
 
     def accept(self, losses: list[tuple[float, float | None]]) -> None:
         """Take these losses, at these learning rates, as the new normal."""

@@ -79,6 +79,11 @@ class Attempts:
         self.done.append([now, target, verdict, int(extra)])
         self._save()
 
+    def forget_last(self) -> None:
+        """There was no need for it."""
+        self.done.pop()
+        self._save()
+
     def since(self, iteration: int) -> int:
         """How many there were in that iteration and later."""
         return sum(at >= iteration for at, *_ in self.done)

@@ -14,6 +14,7 @@ from ..engine.verdict import Verdict
 from ..errors import TrainingDivergedError
 from . import messages
 from .attempts import Attempts
+from .hindsight import Hindsight
 from .lr_policy import LRPolicy
 from .run_state import overflowed
 from .snapshot_store import SnapshotStore
@@ -30,6 +31,9 @@ class GoBack:
         scale_factor: Multiplies the snapshot's loss scale, once for every rollback
             since it was taken.
         reset_optimizer: Start without momentum.
+
+    Attributes:
+        hindsight: Whether it was of any use.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class GoBack:
     ) -> None:
         self._runner, self._store = runner, store
         self._attempts, self._lr = attempts, lr
+        self.hindsight = Hindsight(runner, attempts, store, lr)
         self._scale_factor, self._reset_optimizer = scale_factor, reset_optimizer
 
     def __call__(self, verdict: Verdict, nonfinite: list[str]) -> None:
@@ -82,8 +87,10 @@ class GoBack:
         target.restore(runner, self._reset_optimizer)
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self._scale_factor ** self._attempts.since(target.iter)
+        level = self._store.level
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
         self._lr.rolled_back(runner, lower=not kept, rise=ill.lr_rise)
+        self.hindsight.rolled_back(verdict, runner.iter, target.iter)
         runtime.forget_accumulation()
         runtime.emit(
             "rollback",
@@ -95,6 +102,7 @@ class GoBack:
             scale=scale,
             nonfinite_state=nonfinite[:5],
             **(dict(why=ill.why) if ill.why else {}),
+            **(dict(target_level=level) if level is not None else {}),
         )
         warn(
             messages.rolled_back(

@@ -42,7 +42,7 @@ class LRPolicy:
     ) -> None:
         self._factor = factor
         self.warmup_iters, self._recover_after = warmup_iters, recover_after
-        self.total = 1.0
+        self.total = self._before = 1.0  # before: the last rollback
         self.trust = LRTrust(keep_after)
         self._clean = 0  # healthy iterations since it changed
         self._since: int | None = None  # the rollback
@@ -75,11 +75,20 @@ class LRPolicy:
         self._clean = 0
         self.trust.begin_anew()
         self._hold(runner)
+        self._before = self.total
         if lower:
             self._since = runner.iter
             self._change(runner, min(self._factor, 1.0 / rise))
         else:
             self._note(runner, 1.0)
+
+    def give_back(self, runner: Runner) -> None:
+        """It was not to blame for the last rollback: as before that, at once."""
+        self._temporary.undo()
+        self._since = None
+        if self.total != self._before:
+            self._change(runner, self._before / self.total)
+            self.total = self._before  # exactly
 
     def begin_iteration(self, runner: Runner) -> None:
         """Apply all this; after everything that copies the learning rate.

@@ -104,6 +104,23 @@ def lr_raised(healthy: int | None, lr_factor: float, now: int) -> str:
     )
 
 
+def in_vain(target: int) -> str:
+    """Why a rollback was of no use."""
+    return (
+        f"the weights of iteration {target} cost far more now than they did then, so "
+        "it is the data, or a setting, and not the weights"
+    )
+
+
+def no_use(now: int, why: str, lr_factor: float) -> str:
+    """What a rollback did is taken back."""
+    return (
+        f"iteration {now}: going back was of no use; {why}. This loss is the new "
+        f"normal, the learning rate is x{lr_factor:g} again, and that rollback does "
+        "not count."
+    )
+
+
 def lr_held(factor: float, now: int) -> str:
     """Somebody writes the learning rate, and knew nothing of what it was changed by."""
     return (

@@ -22,6 +22,7 @@ class Entry(Generic[T]):
         left: Healthy iterations until it is proven.
         renewals: How often its probation has begun anew.
         number: Of the snapshot, in the order in which they were taken.
+        level: Of the loss when it was taken, where that is known.
     """
 
     iter: int
@@ -29,6 +30,7 @@ class Entry(Generic[T]):
     left: int
     renewals: int = 0
     number: int = 0
+    level: float | None = None
 
 
 class SnapshotRing(Generic[T]):
@@ -67,16 +69,20 @@ class SnapshotRing(Generic[T]):
         """Whether a snapshot is not proven yet."""
         return any(entry.left > 0 for entry in self.entries)
 
-    def add(self, iteration: int, item: T, proven: bool = False) -> Entry[T]:
+    def add(
+        self, iteration: int, item: T, proven: bool = False, level: float | None = None
+    ) -> Entry[T]:
         """Put in a snapshot.
 
         Args:
             iteration: Complete iterations.
             item: The snapshot.
             proven: It needs no probation, as the state before the first step.
+            level: Of the loss now, where that is known.
         """
         number = self.entries[-1].number + 1 if self.entries else 0
-        entry = Entry(iteration, item, 0 if proven else self.probation, number=number)
+        left = 0 if proven else self.probation
+        entry = Entry(iteration, item, left, number=number, level=level)
         self.entries.append(entry)
         self._rotate(iteration)
         return entry

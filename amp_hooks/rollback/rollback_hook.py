@@ -55,9 +55,9 @@ class RollbackHook(AmpHook):
 
     *The learning rate* goes down by ``lr_factor``; where it had risen by more before
     the run diverged, to the highest that had gone well. It stays where it is not to
-    blame: if it has gone well for ``keep_lr_after``; if one iteration did it; and, with
-    :class:`StepGuardHook`, if the state holds NaN and no infinity to which finite
-    numbers may have overflowed; but not within ``cooldown`` of the last time.
+    blame: if it has gone well for ``keep_lr_after``; if one iteration did it; if going
+    back was of no use, which then does not count; and, with :class:`StepGuardHook`, if
+    the state holds NaN, and no infinity; but not within ``cooldown`` of the last time.
 
     *Resume* goes on, in the middle of an epoch too, from the newest checkpoint that is
     whole and finite; CheckpointHook writes no other, and no old one goes before that.
@@ -68,8 +68,8 @@ class RollbackHook(AmpHook):
         window (int): Iterations looked back on. Defaults to 20.
         share (float): Bad share of them that causes one, in (0, 1]. Defaults to 0.35.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
-            (0, 1], once for every rollback since it was taken; not below 1, or
-            StepGuardHook's floor. Defaults to 0.5.
+            (0, 1], once for each rollback since; not below 1, or StepGuardHook's floor.
+            Defaults to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, in (0, 1]; dlib takes a tenth. Defaults to 0.1.
         keep_lr_after (int, optional): Healthy iterations since the learning rate last
@@ -79,8 +79,7 @@ class RollbackHook(AmpHook):
             is reached; 0 for none. Defaults to 100.
         recover_after (int, optional): Healthy iterations after which the learning rate
             is doubled, until it is what the config says. Defaults to None: never.
-        reset_optimizer (bool): Start without momentum after a rollback, instead of the
-            snapshot's. Defaults to False.
+        reset_optimizer (bool): Start without momentum then. Defaults to False.
         max_rollbacks (int): In the whole run, resumes included. Defaults to 10.
         max_recent (int): Within ``recent_iters`` iterations. Defaults to 3.
         recent_iters (int): See ``max_recent``. Defaults to 5000.
@@ -236,6 +235,7 @@ class RollbackHook(AmpHook):
     ) -> None:
         """Count bad iterations and roll back when they are too many."""
         self._lr.end_iteration()
+        self._go_back.hindsight.look(runtime, record)
         self._snapshots.clamp_needed |= bool(record.get("clamp_needed"))
         bad: list[str] = []
         now = record.iter

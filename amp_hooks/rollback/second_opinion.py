@@ -164,7 +164,7 @@ class SecondOpinion:
                 if isinstance(outputs, dict):
                     total, _ = runner_model.parse_losses(outputs)
                     if isinstance(total, Tensor):  # else a call for something else
-                        losses.append(float(total))
+                        losses.append(float(total.detach()))
         if not losses:
             raise ValueError("the forward pass gives no losses")
         return sum(losses)

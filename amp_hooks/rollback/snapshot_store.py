@@ -14,7 +14,7 @@ from ..engine import private
 from ..engine.condition import Condition
 from ..engine.files import remove
 from ..engine.messages import warn
-from ..engine.rng import rng_state
+from ..engine.rng import rng_of_all_ranks
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
@@ -63,8 +63,7 @@ class SnapshotStore:
         self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
-        self.clamp_needed = False
-        self._was_ill = False  # since probation began
+        self.clamp_needed = self._was_ill = False  # since probation began
         if dist.is_main_process():
             self._files.prepare(runner.iter)
             self._run = RunCheckpoint(runner)
@@ -101,7 +100,8 @@ class SnapshotStore:
         if any_rank(snapshot is None) or snapshot is None:
             return
         self.clamp_needed = self._was_ill = False
-        entry = self._ring.add(snapshot.iter, snapshot, proven) if keep else None
+        level = self._condition.level
+        entry = self._ring.add(snapshot.iter, snapshot, proven, level) if keep else None
         if entry is None and isinstance(snapshot, Snapshot):
             self._write(snapshot)
         elif entry is None:
@@ -134,6 +134,11 @@ class SnapshotStore:
         """Whether this process has whole snapshots, and not rank 0 for it."""
         return self._holder.holds_all
 
+    @property
+    def level(self) -> float | None:
+        """Of the loss when the newest was taken, where that is known."""
+        return self._ring.entries[-1].level if self._ring.entries else None
+
     def look(self, now: int, before: int | None = None) -> Snapshot | None:
         """What :meth:`go_back` would return, if this process has it."""
         entry = self._ring.target(now, before)
@@ -161,6 +166,10 @@ class SnapshotStore:
                 self._waiting = None
             return snapshot
         return None
+
+    def forget_last(self) -> None:
+        """The last rollback does not make the next go further."""
+        self._ring.last = None
 
     def collect(self, wait: float = 0.0) -> None:
         """See what the writer has done, and give it what waits."""
@@ -226,7 +235,7 @@ class SnapshotStore:
         return any_rank(was_ill)
 
     def _checkpoint(self) -> dict[str, Any] | None:
-        rng = _rng_of_all_ranks()
+        rng = rng_of_all_ranks()
         if not dist.is_main_process():
             return None
         try:
@@ -289,8 +298,3 @@ class SnapshotStore:
             return
         path = self._files.path_of(snapshot.iter)
         self._writer.start(snapshot.checkpoint, path, self._runtime.saver(path))
-
-
-def _rng_of_all_ranks() -> list[dict[str, Any]]:
-    state = rng_state()
-    return [state] if dist.get_world_size() == 1 else dist.all_gather_object(state)

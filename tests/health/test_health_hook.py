@@ -241,7 +241,8 @@ def test_a_metric_that_falls_to_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("factor", "kind"), [(1, "reduced"), (1000, "by_name"), (1, "parts")]
+    ("factor", "kind"),
+    [(1, "reduced"), (1000, "by_name"), (1, "parts"), (1, "written")],
 )
 def test_two_ranks_go_back_together(tmp_path, factor, kind):
     """Each judges its own loss; what one of them finds the other learns of.
@@ -256,9 +257,14 @@ def test_two_ranks_go_back_together(tmp_path, factor, kind):
     (_, went, mean, weights, costs), (_, *other) = (x.split(" | ") for x in lines)
     assert [went, weights, costs] == [other[0], *other[2:]]
     known = r"weights of now cost 0\.\d+ and those of iteration 0 1\."
-    assert re.search(known if kind == "reduced" else "None", costs)
-    assert float(mean) < 1
-    if factor == 1:
+    alone = kind in ("reduced", "written")
+    assert re.search(known if alone else "None", costs)
+    assert (float(mean) < 1) is (kind != "written")
+    if kind == "written":  # going back is of no use, which both know
+        (back, recover) = ast.literal_eval(went)
+        assert back[1] < 90 < back[0] < recover[0] <= back[0] + 10
+        assert recover[1] == 1.0
+    elif factor == 1:
         assert went == "[]"
     else:
         ((now, target),) = ast.literal_eval(went)

@@ -1,6 +1,9 @@
-"""A learning rate that jumps, on two ranks: ``two_ranks.py WORK_DIR FACTOR KIND``.
+"""A learning rate that jumps, or a classifier that a hook writes, on two ranks.
 
-Prints for each rank the rollbacks as iteration and target, the mean of the last losses,
+``two_ranks.py WORK_DIR FACTOR KIND``
+
+Prints for each rank the rollbacks as iteration and target, and what was taken back of
+them as iteration and factor of the learning rate, the mean of the last losses,
 a checksum of the weights, and what a batch costs with those of now and of the start.
 """
 
@@ -57,6 +60,17 @@ class Parts(small.Small):
         return dict(loss_cls=self.bbox_head(self.backbone(x), y))
 
 
+class Write(small.Hook):
+    """The classifier is the same for good, in each iteration from some on."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter >= 90:
+            head = runner.model.module.bbox_head.fc_cls
+            with torch.no_grad():
+                head.weight.zero_()
+                head.bias.copy_(torch.tensor([6.0, 0.0, 0.0, 0.0]))
+
+
 class Listen(small.Hook):
     def __init__(self):
         self.lines, self.costs = [], None
@@ -73,7 +87,8 @@ class Listen(small.Hook):
 
 work_dir, factor, kind = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 ddp = dict(type="MMDistributedDataParallel", device_ids=None)
-model = dict(reduced=Reduced, by_name=ReducedByName, parts=Parts)[kind]
+kinds = dict(reduced=Reduced, by_name=ReducedByName, parts=Parts, written=Reduced)
+model = kinds[kind]
 if kind == "parts":
     ddp = dict(ddp, type="MMSeparateDistributedDataParallel", broadcast_buffers=True)
 suite = dict(
@@ -83,6 +98,7 @@ suite = dict(
 )
 seen, listen = small.Seen(), Listen()
 hooks = [suite, small.RaiseLR(factor), seen, listen]
+hooks += [Write()] * (kind == "written")
 runner = small.build(
     work_dir,
     hooks,
@@ -95,9 +111,9 @@ runner = small.build(
 )
 runner.train()
 went = [
-    (line["iter"], line["target_iter"])
+    (line["iter"], line.get("target_iter", line["lr_factor"]))
     for line in listen.lines
-    if line["event"] == "rollback"
+    if line["event"] in ("rollback", "recover")
 ]
 mean = sum(seen.losses[-40:]) / 40
 weights = sum(float(p.detach().double().sum()) for p in runner.model.parameters())
