@@ -49,8 +49,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     which may still need them, does not see them change. Attributes of the modules, and
     of the plain objects that they hold (assigners, samplers), are noted by reference
     and put back; so are the elements of lists, dicts and sets, the state of generators
-    (torch's, numpy's and Python's), and values in tensors and arrays. What is not seen:
-    objects further away than that, attributes of classes, globals.
+    (torch's, numpy's and Python's), and values in tensors and arrays. Trained weights
+    get their memory back, where it was exchanged (``w.data = normalize(w.data)``). What
+    is not seen: values written into it, objects further away than that, attributes of
+    classes, globals.
     """
     books = _Books()
     try:
@@ -84,10 +86,14 @@ class _Books:
         for kind in (private.buffers_of(module), private.parameters_of(module)):
             self.undo.append(_put_back(kind, frozenset()))
             for name, tensor in list(kind.items()):
-                if tensor is not None and not tensor.requires_grad:
-                    if id(tensor) not in self._copies:
-                        self._copies[id(tensor)] = _copy(tensor)
-                    kind[name] = self._copies[id(tensor)]
+                if tensor is None:
+                    continue
+                if tensor.requires_grad:
+                    self.undo.append(_in_its_memory(tensor))
+                    continue
+                if id(tensor) not in self._copies:
+                    self._copies[id(tensor)] = _copy(tensor)
+                kind[name] = self._copies[id(tensor)]
 
     def _note_attributes(
         self, own: dict[str, Any], leave: frozenset[str], depth: int
@@ -126,6 +132,16 @@ def _copy(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(clone, requires_grad=False)
     return clone
+
+
+def _in_its_memory(weight: Tensor) -> Callable[[], None]:
+    memory = weight.data
+
+    def put_back() -> None:
+        if weight.data_ptr() != memory.data_ptr():
+            weight.data = memory
+
+    return put_back
 
 
 def _put_back(own: dict[str, Any], leave: frozenset[str]) -> Callable[[], None]:

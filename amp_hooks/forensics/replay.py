@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..engine import private, torch_api
 from ..engine.batches import Contents, batch_tensors
 from ..engine.of_others import text_of
-from ..engine.preserved import alone, preserved
-from ..engine.rng import States, restore_rng, undisturbed_rng
+from ..engine.preserved import alone
+from ..engine.rng import States, restore_rng
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
+from ..engine.unnoticed import unnoticed
 from ..precision.half_rehearsal import rehearsing_half
 from .first_operation import raised_at
 from .forward_trace import ForwardTrace, Frame, Origin
@@ -140,7 +141,7 @@ def run_call(
             which is many times quicker, and losses and gradients alone tell.
         on_grads: Is given the gradients by the names of their parameters.
     """
-    with undisturbed_rng(), preserved(model), torch_api.eager(), call.as_given():
+    with unnoticed(model), torch_api.eager(), call.as_given():
         restore_rng(call.rng)
         return _run(model, wrapper, call, scale, frames, on_grads)
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.of_others import has
-from ..engine.preserved import alone, preserved
-from ..engine.rng import capture_rng, undisturbed_rng
+from ..engine.preserved import alone
+from ..engine.rng import capture_rng
 from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import peak_of
+from ..engine.unnoticed import unnoticed
 from ..forensics.replay import Call, Replay, dense, in_a_line, run_call
 from ..monitor.classifiers import ClassifierFinder
 from ..monitor.logits import infinity_is_overflow, logit_stats
@@ -165,7 +166,7 @@ class FirstBatch:
 
     def _prepare(self, batch: Any) -> Call:
         model = self.model
-        with undisturbed_rng(), preserved(model), alone():
+        with unnoticed(model), alone():
             data = model.data_preprocessor(copy.deepcopy(batch), True)
             # As BaseModel._run_forward does.
             if isinstance(data, dict):

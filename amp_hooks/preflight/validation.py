@@ -16,11 +16,12 @@ from ..engine import private, torch_api
 from ..engine.batches import batch_tensors
 from ..engine.describe import batch_size
 from ..engine.finding import Finding
-from ..engine.preserved import alone, preserved
+from ..engine.preserved import alone
 from ..engine.rng import undisturbed_rng
 from ..engine.run import bare_model
 from ..engine.runtime import Runtime
 from ..engine.tensors import nonfinite_names
+from ..engine.unnoticed import unnoticed
 from ..precision.half_rehearsal import half_rehearsal
 from .first_batch import peak, worst
 from .setup_rules import Predictions, validation
@@ -99,8 +100,7 @@ def _predict(
         for context in (
             Runtime.of(runner).quiet(),
             alone(),
-            undisturbed_rng(),
-            preserved(model),
+            unnoticed(model),
             torch_api.eager(),
             torch.no_grad(),
         ):

@@ -16,11 +16,11 @@ from ..engine import private
 from ..engine.batches import Contents
 from ..engine.condition import Condition, Costs
 from ..engine.patch import Guard, unguarded
-from ..engine.preserved import alone, preserved
-from ..engine.rng import capture_rng, restore_rng, undisturbed_rng
+from ..engine.preserved import alone
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import overlaps_itself
+from ..engine.unnoticed import unnoticed
 from .snapshot_store import SnapshotStore
 
 # Of one iteration: those of a sandwich, say, but not of a whole loop of its own.
@@ -120,14 +120,12 @@ class SecondOpinion:
         # that is measured on them is another one (MoCo's begins at 0.05 and ends at 9).
         state = model.state_dict(keep_vars=True)
         live = {n: t for n, t in state.items() if getattr(t, "requires_grad", False)}
-        with self._weights_back(), undisturbed_rng():
-            states = capture_rng()
+        with self._weights_back():
             now = self._loss()
             for name, value in before.items():
                 if name in live and not overlaps_itself(live[name]):
                     live[name].detach().copy_(value)
             torch.clear_autocast_cache()
-            restore_rng(states)
             return now, self._loss()
 
     @contextmanager
@@ -153,7 +151,7 @@ class SecondOpinion:
         losses: list[float] = []
         with ExitStack() as stack:
             stack.callback(Contents(self._calls).restore)
-            stack.enter_context(preserved(model))
+            stack.enter_context(unnoticed(model))
             stack.enter_context(alone())
             stack.enter_context(runtime.quiet())
             for as_injected in runtime.replayed:

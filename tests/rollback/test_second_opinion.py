@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MessageHub
 
 from amp_hooks.engine.condition import Condition, Costs, State
 from amp_hooks.engine.runtime import Runtime
@@ -99,6 +100,17 @@ class Books(small.Small):
         return dict(loss_cls=loss * float(factor) * (1 + self.mean.mean()))
 
 
+class Logs(small.Small):
+    """By itself, in its forward pass; and what it has logged decides on its loss."""
+
+    def losses(self, features, logits, y):
+        hub = MessageHub.get_current_instance()
+        hub.update_info("calls", hub.runtime_info.get("calls", 0) + 1)
+        hub.update_scalar("train/mean", features.mean().detach())
+        loss = super().losses(features, logits, y)["loss_cls"]
+        return dict(loss_cls=loss * (1 + 0.01 * hub.get_info("calls")))
+
+
 class NormalizesItsWeights(small.Small):
     """The weights get new memory in each forward pass, as in binary networks."""
 
@@ -108,17 +120,20 @@ class NormalizesItsWeights(small.Small):
         return super().forward(x, y, mode)
 
 
-@pytest.mark.parametrize("model", [Books, NormalizesItsWeights])
+@pytest.mark.parametrize("model", [Books, Logs, NormalizesItsWeights])
 @pytest.mark.parametrize("length", [dict(iters=100), dict(epochs=3)])
 def test_a_model_of_its_own_ways_trains_as_it_would_without(tmp_path, length, model):
     """The start is looked at in every run: nothing may come of it in a healthy one."""
     stock = small.build(tmp_path, model=model, **length)
     stock.train()
-    suite = dict(type="amp_hooks.StabilityHook", preflight=None)
     looks = Looks()
+    suite = dict(type="amp_hooks.StabilityHook")
     runner = small.build(tmp_path, [suite, looks], model, **length)
     runner.train()
     assert runner.model.calls == stock.model.calls
+    logged = [r.message_hub.log_scalars.get("train/mean") for r in (stock, runner)]
+    if model is Logs:
+        assert np.array_equal(logged[0].data[0], logged[1].data[0])
     assert small.same(small.state(stock), small.state(runner))
     assert looks.costs.comparable
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..read.history import RunHistory
+from .metrics import metric_of
 
 _TIMES = 30.0  # those of a sound head begin with some times that of the end
-_TIMES_DEAD = 5.0  # where evaluations find nothing at all
-_DEAD = 0.01  # of such a metric
+_TIMES_DEAD = 5.0  # where evaluations find next to nothing
+_DEAD = 0.03  # of the metric that the run is judged by
 _FEW = 5  # points of the curve
 _LIVES = 0.1  # of a metric that goes to 1: somebody lives who had been given up
 
@@ -31,7 +32,8 @@ def broken_beginning(run: RunHistory) -> str | None:
         return None
     first = float(losses.values[0])
     later = float(np.median(losses.values[len(losses) // 2 :]))
-    metrics = [x for v in run.validations for x in v.metrics.values()]
+    judged_by = metric_of(run)
+    metrics = [value for _, value in judged_by[1]] if judged_by else []
     if metrics and max(metrics) > _LIVES:
         return None
     dead = bool(metrics) and max(metrics) < _DEAD

@@ -392,6 +392,8 @@ def test_an_illness_that_was_resumed_is_the_same():
         (["large_logits"], [40.0] + [5.0] * 9, (), HEALTHY),
         (["large_logits"], [40.0] + [5.0] * 9, [(99, dict(mAP=0.004))], LOST),
         (["large_logits"], [20.0] + [5.0] * 9, [(99, dict(mAP=0.004))], HEALTHY),
+        # The sub-metrics are larger by nature.
+        (["large_logits"], [40.0] + [5.0] * 9, [(99, dict(mAP=0.018, AR=0.14))], LOST),
         (["large_logits"], [40.0] + [5.0] * 9, [(99, dict(mAP=0.05))], HEALTHY),
         (["warm_up"], [10564.0] + [5.0] * 9, (), HEALTHY),
     ],
