@@ -31,7 +31,7 @@ class Condition:
             or a number that was changed.
         convalescent: It has just gone back and is only watched for that.
         by_loss: It is the loss that shows it, and not an evaluation.
-        level: The healthy level of the loss, where it is known.
+        cost: Loss of the weights of now, where the run is healthy and it is known.
         in_vain: It went back to weights that cost little when they were taken, and now
             these cost as much: what has changed is not the weights.
     """
@@ -44,7 +44,7 @@ class Condition:
     sudden: bool = False
     convalescent: bool = False
     by_loss: bool = True
-    level: float | None = None
+    cost: float | None = None
     in_vain: bool = False
 
     @property

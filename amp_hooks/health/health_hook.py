@@ -214,7 +214,7 @@ class HealthHook(AmpHook):
             sudden=rise < _ROSE and self._lifts.at(health.since) >= _AT_ONCE,
             convalescent=self._convalescent,
             by_loss=health.by_loss,
-            level=health.level,
+            cost=health.cost,
             in_vain=health.in_vain,
         )
 

@@ -59,6 +59,12 @@ class RunHealth:
         return None if s.range is None else s.reference.loss(s.range.level)
 
     @property
+    def cost(self) -> float | None:
+        """That of the weights of now, at most: the level lags behind a falling loss."""
+        level = self.level
+        return None if level is None else min(level, self._symptoms.latest)
+
+    @property
     def band(self) -> tuple[float, float] | None:
         """Edges of the healthy range of the loss; None: not known yet."""
         s = self._symptoms
@@ -176,8 +182,10 @@ class RunHealth:
         """
         sick = self.condition is not State.HEALTHY if diverged else self._is_ill
         of_loss = sick and self._cause in OF_LOSS
-        self._symptoms.went_back(now, self._symptoms.lift if of_loss else None, then)
-        self._metrics.went_back(self._is_ill and self._cause == "metric")
+        by_metric = self._is_ill and self._cause == "metric"
+        lift = 0.0 if by_metric else None  # such a loss was as it should be
+        self._symptoms.went_back(now, self._symptoms.lift if of_loss else lift, then)
+        self._metrics.went_back(by_metric)
         self._be_well()
         self._convalescent, self._calm = True, 0
         self.condition, self.since = State.WATCHED, now

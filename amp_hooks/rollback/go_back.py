@@ -19,6 +19,8 @@ from .lr_policy import LRPolicy
 from .run_state import overflowed
 from .snapshot_store import SnapshotStore
 
+_ROSE = 1.5  # times; a warm-up rises by less within an incident
+
 
 class GoBack:
     """Takes a run back, on every rank alike.
@@ -90,7 +92,7 @@ class GoBack:
         level = self._store.level
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
         self._lr.rolled_back(runner, lower=not kept, rise=ill.lr_rise)
-        self.hindsight.rolled_back(verdict, runner.iter, target.iter)
+        self.hindsight.lr_rose = ill.lr_rise > _ROSE
         runtime.forget_accumulation()
         runtime.emit(
             "rollback",
@@ -131,6 +133,8 @@ class GoBack:
         cooling = self._store.cooling(self._runner.iter)
         if ill.sudden and not cooling:
             return "one iteration did this"
+        if verdict is Verdict.DIVERGED and not ill.by_loss:
+            return "the loss is as it should be"
         if self._lr.trust.cleared:
             return f"it has gone well for {self._lr.trust.after} iterations"
         return ""

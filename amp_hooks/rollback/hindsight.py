@@ -26,11 +26,17 @@ class Hindsight:
     prunes. Then the learning rate was not to blame, and to go back again would not
     help either. Training goes on from there as it would have without us.
 
+    It knows of the last rollback what is counted of it, so that a resumed run looks at
+    what the killed one had not come to.
+
     Args:
         runner: The run.
         attempts: Forgets that rollback.
         store: Need not go back further the next time.
         lr: Has the learning rate of before.
+
+    Attributes:
+        lr_rose: Before the last rollback. Then it stays lowered, whatever the data do.
     """
 
     def __init__(
@@ -38,25 +44,26 @@ class Hindsight:
     ) -> None:
         self._runner, self._attempts = runner, attempts
         self._store, self._lr = store, lr
-        self._since: int | None = None  # the last rollback, where the run had diverged
-        self._target = 0
+        self.lr_rose = False
 
-    def rolled_back(self, verdict: Verdict, now: int, target: int) -> None:
-        """The run went back."""
-        self._since = now if verdict is Verdict.DIVERGED else None
-        self._target = target
+    def look(self, runtime: Runtime, record: IterationRecord) -> bool:
+        """After each iteration; on all ranks alike, for losses are each rank's own.
 
-    def look(self, runtime: Runtime, record: IterationRecord) -> None:
-        """After each iteration; on all ranks alike, for losses are each rank's own."""
-        if self._since is None or record.iter - self._since not in _LOOKS:
-            return
-        if any_rank(not runtime.condition.in_vain):
-            return
-        self._since = None
+        Returns:
+            Whether something was taken back.
+        """
+        if not self._attempts.done:
+            return False
+        since, target, verdict, _ = self._attempts.done[-1]
+        due = verdict == Verdict.DIVERGED.value and record.iter - since in _LOOKS
+        if not due or any_rank(not runtime.condition.in_vain):
+            return False
         self._store.forget_last()
         self._attempts.forget_last()
-        self._lr.give_back(self._runner)
-        why = messages.in_vain(self._target)
+        if not self.lr_rose:
+            self._lr.give_back(self._runner)
+        why = messages.in_vain(target)
         about = dict(lr_factor=self._lr.total, why=why)
         runtime.emit("recover", record.iter, record.verdict, **about)
         warn(messages.no_use(record.iter, why, self._lr.total))
+        return True

@@ -125,6 +125,7 @@ class LRPolicy:
         """Plain numbers."""
         return dict(
             total=self.total,
+            before=self._before,
             clean=self._clean,
             since=self._since,
             held=self._held.state(),
@@ -135,6 +136,7 @@ class LRPolicy:
         """Take back what :meth:`state` gave."""
         self.total, self._clean = float(state["total"]), int(state["clean"])
         self._since = state["since"]
+        self._before = float(state.get("before", self.total))
         if "held" in state:  # not in checkpoints of the first versions, nor the next
             self._held.load_state(state["held"])
         if "trust" in state:

@@ -116,8 +116,8 @@ def no_use(now: int, why: str, lr_factor: float) -> str:
     """What a rollback did is taken back."""
     return (
         f"iteration {now}: going back was of no use; {why}. This loss is the new "
-        f"normal, the learning rate is x{lr_factor:g} again, and that rollback does "
-        "not count."
+        f"normal, the learning rate is x{lr_factor:g}, and that rollback does not "
+        "count."
     )
 
 

@@ -55,9 +55,9 @@ class RollbackHook(AmpHook):
 
     *The learning rate* goes down by ``lr_factor``; where it had risen by more before
     the run diverged, to the highest that had gone well. It stays where it is not to
-    blame: if it has gone well for ``keep_lr_after``; if one iteration did it; if going
-    back was of no use, which then does not count; and, with :class:`StepGuardHook`, if
-    the state holds NaN, and no infinity; but not within ``cooldown`` of the last time.
+    blame: if it has gone well for ``keep_lr_after``; one iteration did it; it was only
+    an evaluation; going back was of no use, which then does not count; with
+    :class:`StepGuardHook`, the state holds NaN, no infinity; but not in ``cooldown``.
 
     *Resume* goes on, in the middle of an epoch too, from the newest checkpoint that is
     whole and finite; CheckpointHook writes no other, and no old one goes before that.
@@ -68,8 +68,7 @@ class RollbackHook(AmpHook):
         window (int): Iterations looked back on. Defaults to 20.
         share (float): Bad share of them that causes one, in (0, 1]. Defaults to 0.35.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
-            (0, 1], once for each rollback since; not below 1, or StepGuardHook's floor.
-            Defaults to 0.5.
+            (0, 1], once for each since; at least StepGuardHook's floor. Default: 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, in (0, 1]; dlib takes a tenth. Defaults to 0.1.
         keep_lr_after (int, optional): Healthy iterations since the learning rate last
@@ -235,7 +234,8 @@ class RollbackHook(AmpHook):
     ) -> None:
         """Count bad iterations and roll back when they are too many."""
         self._lr.end_iteration()
-        self._go_back.hindsight.look(runtime, record)
+        if self._go_back.hindsight.look(runtime, record):
+            self._schedule.rolled_back()
         self._snapshots.clamp_needed |= bool(record.get("clamp_needed"))
         bad: list[str] = []
         now = record.iter

@@ -100,7 +100,7 @@ class SnapshotStore:
         if any_rank(snapshot is None) or snapshot is None:
             return
         self.clamp_needed = self._was_ill = False
-        level = self._condition.level
+        level = self._condition.cost
         entry = self._ring.add(snapshot.iter, snapshot, proven, level) if keep else None
         if entry is None and isinstance(snapshot, Snapshot):
             self._write(snapshot)

@@ -1,5 +1,7 @@
 """A rollback that was of no use: what it did to the rest of the run is taken back."""
 
+import time
+
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
@@ -106,6 +108,37 @@ def test_training_goes_on_as_without_us(tmp_path, model, hook, length):
     assert small.ledger(runner, "snapshot")[-1]["iter"] > AT + 100
     assert loss < 1.3 * loss_of_stock + 0.05
     assert small.ledger(runner, "abort") == []
+
+
+class Kill(Hook):
+    priority = "LOWEST"
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == self.at:
+            time.sleep(0.5)  # for the writer
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 3, 15])
+def test_a_run_that_is_killed_then_knows_it_when_it_is_resumed(tmp_path, after):
+    """Before it was looked at, and after."""
+    hooks = [SUITE, OtherClasses()]
+    whole = small.build(tmp_path, hooks, OwnStep, iters=540, **ADAM)
+    whole.train()
+    at = small.ledger(whole, "rollback")[0]["iter"] + after
+    more = dict(ADAM, work_dir=tmp_path / "run", iters=800)
+    with pytest.raises(KeyboardInterrupt):
+        small.build(tmp_path, [*hooks, Kill(at)], OwnStep, **more).train()
+    seen = small.Seen()
+    runner = small.build(tmp_path, [*hooks, seen], OwnStep, resume=True, **more)
+    runner.train()
+    (hook,) = [h for h in runner.hooks if type(h).__name__ == "RollbackHook"]
+    assert hook.rollbacks == 0
+    assert runner.optim_wrapper.param_groups[0]["lr"] == 1e-3
+    assert sum(seen.losses[-10:]) / 10 < 0.1
 
 
 class AccuracyOfBefore(BaseMetric):

@@ -372,9 +372,6 @@ def test_what_the_pages_show_is_what_was_measured():
     assert tables[0] in told
     measured = json.loads((docs / "rescue.json").read_text())
     results = measured["results"]
-    if "precision" not in results[0]:
-        assert "has not been run to its end yet" in told
-        return
     names = [f.name for f in fields(Cell)]
     made = [Cell(**{name: r[name] for name in names}) for r in results]
     every = cells(list(DETECTORS), list(FAULTS), list(POLICIES))
