@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+LR_ROSE = 1.5  # times the highest that had gone well: then it is to blame
+
 
 class State(IntEnum):
     """How a run is, in a word; the numbers are those of the scalar ``amp/health``."""
@@ -46,6 +48,11 @@ class Condition:
     by_loss: bool = True
     cost: float | None = None
     in_vain: bool = False
+
+    @property
+    def lr_rose(self) -> bool:
+        """Whether the learning rate had risen before, as in no warm-up meanwhile."""
+        return self.lr_rise >= LR_ROSE
 
     @property
     def well(self) -> bool:

@@ -145,8 +145,10 @@ def rollback(line: Line) -> str:
 
 def recover(line: Line) -> str:
     """Of a ``recover`` line."""
-    why = f" again: {line['why']}" if line.get("why") else ""
-    return f"Learning rate raised to x{number(line['lr_factor'])}{why}."
+    factor = f"x{number(line['lr_factor'])}"
+    if why := line.get("why"):
+        return f"Going back was of no use: {why}. Learning rate now {factor}."
+    return f"Learning rate raised to {factor}."
 
 
 def clamp_on(line: Line) -> str:

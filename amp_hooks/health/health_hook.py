@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..engine.checks import check_bool
-from ..engine.condition import Condition, State
+from ..engine.condition import LR_ROSE, Condition, State
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
@@ -31,7 +31,6 @@ _LARGEST = 1e30  # of a chart, whose numbers are float32
 # A learning rate that is too high needs some iterations to ruin a model: the loss is
 # x1.4, x3, x212 (mmdetection#4299). What is out by so much at once was one batch.
 _AT_ONCE = 100.0
-_ROSE = 1.5  # a learning rate that has, is to blame all the same
 
 
 @HOOKS.register_module()
@@ -211,7 +210,7 @@ class HealthHook(AmpHook):
             health.why,
             health.ratio,
             rise := self._rates.rise(health.since or self._iter),
-            sudden=rise < _ROSE and self._lifts.at(health.since) >= _AT_ONCE,
+            sudden=rise < LR_ROSE and self._lifts.at(health.since) >= _AT_ONCE,
             convalescent=self._convalescent,
             by_loss=health.by_loss,
             cost=health.cost,

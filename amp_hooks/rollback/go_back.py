@@ -19,8 +19,6 @@ from .lr_policy import LRPolicy
 from .run_state import overflowed
 from .snapshot_store import SnapshotStore
 
-_ROSE = 1.5  # times; a warm-up rises by less within an incident
-
 
 class GoBack:
     """Takes a run back, on every rank alike.
@@ -89,10 +87,10 @@ class GoBack:
         target.restore(runner, self._reset_optimizer)
         # Its scale knows nothing of the rollbacks since it was taken.
         factor = self._scale_factor ** self._attempts.since(target.iter)
-        level = self._store.level
+        cost = self._store.cost
         scale = lower_loss_scale(runner, factor, runtime.scale_floor)
         self._lr.rolled_back(runner, lower=not kept, rise=ill.lr_rise)
-        self.hindsight.lr_rose = ill.lr_rise > _ROSE
+        self.hindsight.lr_rose = ill.lr_rose
         runtime.forget_accumulation()
         runtime.emit(
             "rollback",
@@ -104,7 +102,7 @@ class GoBack:
             scale=scale,
             nonfinite_state=nonfinite[:5],
             **(dict(why=ill.why) if ill.why else {}),
-            **(dict(target_level=level) if level is not None else {}),
+            **(dict(target_level=cost) if cost is not None else {}),
         )
         warn(
             messages.rolled_back(

@@ -22,7 +22,7 @@ class Entry(Generic[T]):
         left: Healthy iterations until it is proven.
         renewals: How often its probation has begun anew.
         number: Of the snapshot, in the order in which they were taken.
-        level: Of the loss when it was taken, where that is known.
+        cost: Loss of its weights when it was taken, where that is known.
     """
 
     iter: int
@@ -30,7 +30,7 @@ class Entry(Generic[T]):
     left: int
     renewals: int = 0
     number: int = 0
-    level: float | None = None
+    cost: float | None = None
 
 
 class SnapshotRing(Generic[T]):
@@ -70,7 +70,7 @@ class SnapshotRing(Generic[T]):
         return any(entry.left > 0 for entry in self.entries)
 
     def add(
-        self, iteration: int, item: T, proven: bool = False, level: float | None = None
+        self, iteration: int, item: T, proven: bool = False, cost: float | None = None
     ) -> Entry[T]:
         """Put in a snapshot.
 
@@ -78,11 +78,11 @@ class SnapshotRing(Generic[T]):
             iteration: Complete iterations.
             item: The snapshot.
             proven: It needs no probation, as the state before the first step.
-            level: Of the loss now, where that is known.
+            cost: Loss of its weights, where that is known.
         """
         number = self.entries[-1].number + 1 if self.entries else 0
         left = 0 if proven else self.probation
-        entry = Entry(iteration, item, left, number=number, level=level)
+        entry = Entry(iteration, item, left, number=number, cost=cost)
         self.entries.append(entry)
         self._rotate(iteration)
         return entry

@@ -68,7 +68,7 @@ class RollbackHook(AmpHook):
         window (int): Iterations looked back on. Defaults to 20.
         share (float): Bad share of them that causes one, in (0, 1]. Defaults to 0.35.
         scale_factor (float): Multiplies the snapshot's loss scale at a rollback, in
-            (0, 1], once for each since; at least StepGuardHook's floor. Default: 0.5.
+            (0, 1], once for each since; not below 1, or the guard's floor. Default 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, in (0, 1]; dlib takes a tenth. Defaults to 0.1.
         keep_lr_after (int, optional): Healthy iterations since the learning rate last
@@ -78,7 +78,7 @@ class RollbackHook(AmpHook):
             is reached; 0 for none. Defaults to 100.
         recover_after (int, optional): Healthy iterations after which the learning rate
             is doubled, until it is what the config says. Defaults to None: never.
-        reset_optimizer (bool): Start without momentum then. Defaults to False.
+        reset_optimizer (bool): No momentum after a rollback. Defaults to False.
         max_rollbacks (int): In the whole run, resumes included. Defaults to 10.
         max_recent (int): Within ``recent_iters`` iterations. Defaults to 3.
         recent_iters (int): See ``max_recent``. Defaults to 5000.

@@ -100,8 +100,8 @@ class SnapshotStore:
         if any_rank(snapshot is None) or snapshot is None:
             return
         self.clamp_needed = self._was_ill = False
-        level = self._condition.cost
-        entry = self._ring.add(snapshot.iter, snapshot, proven, level) if keep else None
+        cost = self._condition.cost
+        entry = self._ring.add(snapshot.iter, snapshot, proven, cost) if keep else None
         if entry is None and isinstance(snapshot, Snapshot):
             self._write(snapshot)
         elif entry is None:
@@ -135,9 +135,9 @@ class SnapshotStore:
         return self._holder.holds_all
 
     @property
-    def level(self) -> float | None:
-        """Of the loss when the newest was taken, where that is known."""
-        return self._ring.entries[-1].level if self._ring.entries else None
+    def cost(self) -> float | None:
+        """Loss of the newest when it was taken, where that is known."""
+        return self._ring.entries[-1].cost if self._ring.entries else None
 
     def look(self, now: int, before: int | None = None) -> Snapshot | None:
         """What :meth:`go_back` would return, if this process has it."""
