@@ -34,6 +34,8 @@ class Condition:
         convalescent: It has just gone back and is only watched for that.
         by_loss: It is the loss that shows it, and not an evaluation.
         cost: Loss of the weights of now, where the run is healthy and it is known.
+        level: Loss of a healthy run, where it is known.
+        start: Loss of the weights that the run began with.
         in_vain: It went back to weights that cost little when they were taken, and now
             these cost as much: what has changed is not the weights.
     """
@@ -47,6 +49,8 @@ class Condition:
     convalescent: bool = False
     by_loss: bool = True
     cost: float | None = None
+    level: float | None = None
+    start: float | None = None
     in_vain: bool = False
 
     @property
@@ -67,14 +71,27 @@ class Costs(NamedTuple):
         now: With the weights of now.
         before: With those of a snapshot.
         taken_at: The iteration of that.
+        usual: With those of the snapshot when it was taken, on any batch, over those of
+            a healthy run of late; 1 where that is not known.
+        unlike: With those of the snapshot on this batch, over any when it was taken.
+        compared: Otherwise the batch cannot be run again, and these are the loss of now
+            and that of the time when the snapshot was taken.
     """
 
     now: float
     before: float
     taken_at: int
+    usual: float = 1.0
+    unlike: float = 1.0
+    compared: bool = True
 
     def __str__(self) -> str:
         """For the log."""
+        if not self.compared:
+            return (
+                f"that of iteration {self.taken_at}, which it would go back to, was "
+                f"{self.before:.3g} then"
+            )
         return (
             f"on this batch the weights of now cost {self.now:.3g} and those of "
             f"iteration {self.taken_at} {self.before:.3g}"

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from . import private
+from .condition import Condition
 from .of_others import attribute
 
 
@@ -81,3 +82,15 @@ def any_rank(flag: bool) -> bool:
     votes = torch.tensor(float(flag), dtype=torch.float32)
     dist.all_reduce(votes, "max")
     return bool(votes.item())
+
+
+def of_all_ranks(condition: Condition) -> Condition:
+    """The earliest illness that a rank knows of, as of which all of them must act.
+
+    A collective: call it on every rank.
+    """
+    if dist.get_world_size() == 1:
+        return condition
+    everyone: list[Condition] = dist.all_gather_object(condition)
+    sick = [one for one in everyone if not one.well]
+    return min(sick, key=lambda one: one.since or 0) if sick else everyone[0]

@@ -120,7 +120,7 @@ def diverged(line: Line) -> str:
 def well(line: Line) -> str:
     """Of a ``well`` line."""
     if why := line.get("why"):
-        return f"It is not the weights: {why}."
+        return f"To go back would not help: {why}."
     return f"Healthy again by itself, after it was not since iteration {line['since']}."
 
 

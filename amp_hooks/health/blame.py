@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ..engine.condition import Condition, Costs
-from .thresholds import AGAINST_EACH_OTHER, WORSE
+from .thresholds import (
+    AGAINST_EACH_OTHER,
+    BLIND,
+    BLIND_WAIT,
+    START_EARLY,
+    UNLIKE,
+    WORSE,
+)
 
 
 def excuse(ill: Condition, costs: Costs | None, optimizers: int) -> str | None:
@@ -17,9 +24,40 @@ def excuse(ill: Condition, costs: Costs | None, optimizers: int) -> str | None:
             batch cannot be run again as a whole, and they may be adversaries: a
             generator's loss rises as its discriminator learns (Goodfellow et al. 2014).
     """
-    if costs is not None:
-        return None if costs.worse(WORSE) else str(costs)
+    if costs is not None and costs.compared:
+        no_better = blind(costs) and costs.now > costs.before / WORSE
+        return None if no_better or costs.worse(WORSE) else str(costs)
     moderate = ill.by_loss and (ill.loss_ratio or 1.0) < AGAINST_EACH_OTHER
     if optimizers > 1 and moderate:
         return f"{optimizers} optimizers may work against each other, as in a GAN"
+    if costs is not None and costs.now < costs.before / WORSE:
+        return str(costs)  # nothing is to be gained there
     return None
+
+
+def blind(costs: Costs) -> bool:
+    """Whether the weights of before know too little to tell.
+
+    Those of a start cost the same on any batch, and as much as ruined ones, which have
+    unlearned everything. So they excuse nothing that costs as much, and accuse nothing
+    but what costs far more: good weights are wrong with confidence on new classes.
+    """
+    return costs.usual > BLIND and costs.unlike < UNLIKE
+
+
+def undecided(ill: Condition, costs: Costs | None, iteration: int) -> bool:
+    """Whether to wait: time tells where weights that are blind are all there is.
+
+    To go back to them is to begin anew, and a run that is ruined loses nothing by
+    waiting. New data are learned meanwhile.
+
+    Args:
+        ill: As found.
+        costs: As for :func:`excuse`.
+        iteration: The present one.
+    """
+    if costs is None or not blind(costs) or ill.lr_rose:
+        return False
+    since = iteration if ill.since is None else ill.since
+    soon = since >= START_EARLY and iteration - since < BLIND_WAIT
+    return soon and not costs.worse(AGAINST_EACH_OTHER)

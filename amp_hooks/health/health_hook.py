@@ -6,27 +6,26 @@ from functools import partial
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..engine.checks import check_bool
 from ..engine.condition import LR_ROSE, Condition, State
 from ..engine.hook import AmpHook
-from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.run import iter_wrappers
+from ..engine.run import iter_wrappers, of_all_ranks
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
-from . import words
-from .blame import excuse
+from .blame import excuse, undecided
 from .highest_rate import HighestRate, largest_lr
 from .main_metric import main_metric, save_best_of
 from .onset import Lifts
+from .rise_look import RiseLook
 from .run_health import RunHealth
 from .start_look import LOOKS, ruined_start
+from .telling import Told
+from .thresholds import BLIND_WAIT
 
-_MOST_WATCHES = 100  # lines in the ledger
 _LARGEST = 1e30  # of a chart, whose numbers are float32
 # A learning rate that is too high needs some iterations to ruin a model: the loss is
 # x1.4, x3, x212 (mmdetection#4299). What is out by so much at once was one batch.
@@ -91,11 +90,9 @@ class HealthHook(AmpHook):
         self.health = RunHealth()
         self._rates = HighestRate()
         self._lifts = Lifts()
-        self._told = State.HEALTHY
-        self._told_since = 0
-        self._watches = 0
-        self._iter = 0
-        self._convalescent = False  # watched because it went back, which was told
+        self._rise = RiseLook()
+        self._told = Told()
+        self._iter = self._patient_until = 0
         self._start_is_worse = False  # by the last look at it
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
@@ -120,9 +117,17 @@ class HealthHook(AmpHook):
             if self.divergence:
                 self._add(runner, record)
             runtime.condition = self._condition()
-            self._tell(runtime, record)
+            self._told.tell(runtime, record)
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
-        if record.iter in LOOKS and self._start_is_ruined(runtime, record):
+        ill = ill and record.iter >= self._patient_until
+        lr, cost = largest_lr(runner), runtime.condition.cost
+        rose = self._rise.due(record.iter, lr, cost)
+        if (
+            record.iter in LOOKS
+            and self._start_is_ruined(runtime, record)
+            or rose
+            and self._rise_ruined(runtime, record)
+        ):
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
         elif together or (ill and not runtime.forward.together):
@@ -152,6 +157,17 @@ class HealthHook(AmpHook):
         self._start_is_worse, runtime.condition = False, found
         return True
 
+    def _rise_ruined(self, runtime: Runtime, record: IterationRecord) -> bool:
+        """By the weights of the last snapshot, on all ranks alike."""
+        ask = runtime.second_opinion
+        if ask is None or not (self.divergence and self._acts(runtime)):
+            return False
+        found = self._rise.ruined(ask(self._rise.question, unasked=True))
+        if found is None or record.verdict.is_bad:
+            return False
+        runtime.condition = found
+        return True
+
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
@@ -167,11 +183,8 @@ class HealthHook(AmpHook):
 
     def state(self) -> dict[str, Any]:
         """What has been learned of the run."""
-        told = map(
-            int, (self._told, self._told_since, self._watches, self._convalescent)
-        )
         health, rates = self.health.state(), self._rates.state()
-        return dict(health=health, rates=rates, told=list(told))
+        return dict(health=health, rates=rates, told=self._told.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
@@ -179,9 +192,7 @@ class HealthHook(AmpHook):
         health.load_state(state["health"])
         rates.load_state(state["rates"])
         self.health, self._rates = health, rates
-        told, self._told_since, self._watches, quiet = state["told"]
-        self._told = State(told)
-        self._convalescent = bool(quiet)
+        self._told.load_state(state["told"])
 
     def _add(self, runner: Runner, record: IterationRecord) -> None:
         terms = dict(record.values.get("loss", {}))
@@ -211,69 +222,43 @@ class HealthHook(AmpHook):
             health.ratio,
             rise := self._rates.rise(health.since or self._iter),
             sudden=rise < LR_ROSE and self._lifts.at(health.since) >= _AT_ONCE,
-            convalescent=self._convalescent,
+            convalescent=self._told.convalescent,
             by_loss=health.by_loss,
             cost=health.cost,
+            level=health.level,
+            start=health.start,
             in_vain=health.in_vain,
         )
-
-    def _tell(self, runtime: Runtime, record: IterationRecord) -> None:
-        """Say that it is watched, or well again; not yet that it is ill."""
-        now = runtime.condition
-        if now.state == State.HEALTHY and self._told != State.HEALTHY:
-            if not self._convalescent:
-                since = self._told_since
-                runtime.emit("well", record.iter, record.verdict, since=since)
-            self._told, self._convalescent = State.HEALTHY, False
-        elif now.state == State.WATCHED and self._told == State.HEALTHY:
-            self._watches += 1
-            if self._watches <= _MOST_WATCHES:
-                about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
-                runtime.emit("watch", record.iter, record.verdict, **about)
-                self._told = State.WATCHED
-        if now.state != State.HEALTHY and now.since is not None:
-            self._told_since = now.since
 
     def _diverged(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Act on it, unless it is not the weights; on all ranks alike."""
-        ask = runtime.second_opinion
-        costs = ask(runtime.condition) if ask is not None else None
+        ask, ill = runtime.second_opinion, of_all_ranks(runtime.condition)
+        costs = ask(ill) if ask is not None else None
         optimizers = len(list(iter_wrappers(runner.optim_wrapper)))
-        why = excuse(runtime.condition, costs, optimizers)
+        why = excuse(ill, costs, optimizers)
         if why is not None:
             self._excuse(runtime, record, why)
-            return
-        self._tell_diverged(runtime, record)
-        record.verdict = Verdict.DIVERGED
+        elif undecided(ill, costs, record.iter):
+            self._patient_until = (ill.since or 0) + BLIND_WAIT
+            if record.verdict is Verdict.DIVERGED:
+                record.verdict = Verdict.HEALTHY
+        else:
+            self._tell_diverged(runtime, record)
+            record.verdict = Verdict.DIVERGED
 
     def _excuse(self, runtime: Runtime, record: IterationRecord, why: str) -> None:
-        told = runtime.condition.why
+        found = runtime.condition.why
         self.health.excuse()
         runtime.condition = self._condition()
         if record.verdict is Verdict.DIVERGED:
             record.verdict = Verdict.HEALTHY
-        if self._told != State.HEALTHY:
-            about = dict(since=self._told_since, why=f"{told}, but {why}")
-            runtime.emit("well", record.iter, record.verdict, **about)
-        self._told, self._convalescent = State.HEALTHY, False
-        print_log(
-            f"[amp_hooks] iteration {record.iter}: {told}, but {why}. So it is the "
-            "data, or a setting, and not the weights; training goes on.",
-            logger="current",
-        )
+        self._told.excused(runtime, record, found, why)
 
     def _tell_diverged(self, runtime: Runtime, record: IterationRecord) -> None:
-        now = runtime.condition
-        if self._told == State.ILL:
-            return
-        about = dict(why=now.why, loss_ratio=now.loss_ratio, since=now.since)
-        runtime.emit("diverged", record.iter, Verdict.DIVERGED, **about)
         missing = "RollbackHook" if not runtime.goes_back else "StepGuardHook"
-        told = words.diverged(now.why, "" if self._acts(runtime) else missing)
-        warn(f"iteration {record.iter}: {told}")
-        self._told, self._convalescent = State.ILL, False
+        self._told.diverged(runtime, record, "" if self._acts(runtime) else missing)
 
     def _acts(self, runtime: Runtime) -> bool:
         # Of several ranks one alone cannot act; the guard lets the others know.
@@ -289,11 +274,12 @@ class HealthHook(AmpHook):
                 line.get("target_level"),
                 line["verdict"] == Verdict.DIVERGED.value,
             )
-            self._told, self._convalescent = State.WATCHED, True
+            self._told.set(State.WATCHED, convalescent=True)
             self._start_is_worse = False  # of weights that are gone
+            self._rise.forget()
             runtime.forward.diverged = None
             runtime.condition = self._condition()
         elif line["event"] == "recover" and line.get("why"):
             self.health.changed()
-            self._told, self._convalescent = State.HEALTHY, False
+            self._told.set(State.HEALTHY)
             runtime.condition = self._condition()

@@ -46,18 +46,21 @@ class Metrics:
             self.value, self.best = value, best
             self.since = self._good.get(name, iteration) + 1
 
-    def went_back(self, for_it: bool) -> None:
+    def went_back(self, for_it: bool, anew: bool = False) -> None:
         """The best stays, what fell is gone.
 
         Args:
             for_it: Because of a metric. If that is no better then, it is one of
                 something else than what is trained, of the classes before, say: until
                 it has been well once it is not held against the run.
+            anew: To weights that had learned next to nothing: nor is the best.
         """
         if for_it:
             self._in_vain.add(self.name)
         self.fallen = 0
         self._fallen.clear()
+        if anew:
+            self._best.clear()
 
     def state(self) -> dict[str, Any]:
         """As plain numbers and strings."""

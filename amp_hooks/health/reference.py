@@ -138,6 +138,10 @@ class Reference:
             self.learn(loss, lr)
         self.start.raise_to(self.past.median)
 
+    def begin_anew(self, loss: float) -> None:
+        """Training goes on from weights that cost so much."""
+        self.accept([(loss, None)] * FIRST)
+
     def loss(self, at: float) -> float:
         """The loss of a height."""
         return (self.small or 0.0) * math.sinh(at)

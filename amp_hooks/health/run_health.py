@@ -65,6 +65,11 @@ class RunHealth:
         return None if level is None else min(level, self._symptoms.latest)
 
     @property
+    def start(self) -> float | None:
+        """What the run cost at first, in the loss's units; None: not known yet."""
+        return self._symptoms.reference.start.level
+
+    @property
     def band(self) -> tuple[float, float] | None:
         """Edges of the healthy range of the loss; None: not known yet."""
         s = self._symptoms
@@ -184,8 +189,9 @@ class RunHealth:
         of_loss = sick and self._cause in OF_LOSS
         by_metric = self._is_ill and self._cause == "metric"
         lift = 0.0 if by_metric else None  # such a loss was as it should be
-        self._symptoms.went_back(now, self._symptoms.lift if of_loss else lift, then)
-        self._metrics.went_back(by_metric)
+        lift = self._symptoms.lift if of_loss else lift
+        anew = self._symptoms.went_back(now, lift, then)
+        self._metrics.went_back(by_metric, anew)
         self._be_well()
         self._convalescent, self._calm = True, 0
         self.condition, self.since = State.WATCHED, now

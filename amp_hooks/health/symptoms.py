@@ -11,6 +11,7 @@ from . import words
 from .evidence import Evidence
 from .going_back import GoingBack
 from .level import height
+from .rate_rise import RateRise
 from .reference import Range, Reference
 from .signs import Signs
 from .terms import Terms
@@ -24,8 +25,6 @@ from .thresholds import (
 )
 
 LATEST = 5  # losses whose median is the loss of now: three bad batches in a row show
-RATE_ROSE = 3.0  # times the highest learning rate so far; a warm-up begins with less
-NEARBY = 20  # iterations between a rise of the learning rate and the onset
 
 
 class Cause(NamedTuple):
@@ -71,18 +70,13 @@ class Symptoms:
         self._latest: deque[float] = deque(maxlen=LATEST)
         self._left_start = 0  # iteration after the last batch that cost no more
         self._lr: float | None = None
-        self._rise: tuple[int, float] | None = None  # of the learning rate
-        self._highest, self._rates_seen = 0.0, 0
+        self._rise = RateRise()
 
     def note_rate(self, iteration: int, lr: float | None) -> None:
         """Take in a learning rate, also of an iteration whose loss says nothing."""
         self._lr = lr
-        if lr is None:
-            return
-        if self._rates_seen >= NEARBY and lr >= RATE_ROSE * self._highest > 0:
-            self._rise = iteration, lr / self._highest
-        self._rates_seen += 1
-        self._highest = max(self._highest, lr)
+        if lr is not None:
+            self._rise.add(iteration, lr)
 
     def of_known_terms(self, loss: float, terms: Mapping[str, float]) -> float:
         """The total without terms that are too new to be part of its past."""
@@ -214,9 +208,8 @@ class Symptoms:
             why += "; hardly any gradient is left"
         elif cause.kind == "clamped":
             why += f"; {self._signs.share:.0%} of the logits are clamped"
-        rise, since = self._rise, cause.since
-        if rise is not None and since is not None and abs(rise[0] - since) <= NEARBY:
-            why += words.rate_words(rise[1])
+        if (rise := self._rise.near(cause.since)) is not None:
+            why += words.rate_words(rise)
         rose = self._terms.rose_most(self.reference.small or 1.0)
         if rose is not None and rose[0] != cause.name and rose[1] > DEAD_RATIO:
             why += words.term_words(*rose)
@@ -236,21 +229,31 @@ class Symptoms:
 
     def went_back(
         self, now: int, lift: float | None, then: float | None = None
-    ) -> None:
+    ) -> bool:
         """Begin anew by the level of before.
 
         Args:
             now: Iteration in which it went back.
             lift: As :class:`GoingBack` takes it.
             then: Level of the loss when the weights gone back to were taken.
+
+        Returns:
+            Whether these had learned so little that the level is theirs from now on.
         """
-        self._left_start, self._rise = now + 1, None
+        self._left_start = now + 1
+        self._rise.forget()
         self.clear()
         self._latest.clear()
         recent, small, above = self.range, self.reference.small, None
+        width = recent.width if recent else 0.0
         if recent and small and then is not None:
             above = max(0.0, height(then, small) - recent.level)
-        self.back.begin(lift, above, recent.width if recent else 0.0)
+        anew = above is not None and above > width
+        if anew and above is not None and then is not None:
+            self.reference.begin_anew(then)
+            lift, above = None if lift is None else max(0.0, lift - above), 0.0
+        self.back.begin(lift, above, width)
+        return anew
 
     def accept(self, losses: list[tuple[float, float | None]]) -> None:
         """Take these losses, at these learning rates, as the new normal."""
@@ -280,10 +283,8 @@ class Symptoms:
             latest=list(self._latest),
             left_start=self._left_start,
             lr=self._lr,
-            rise=None if self._rise is None else list(self._rise),
             range=None if self.range is None else list(self.range),
-            highest=self._highest,
-            rates_seen=self._rates_seen,
+            **self._rise.state(),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -294,7 +295,5 @@ class Symptoms:
         self.inside = bool(state["inside"])
         self._latest = deque(state["latest"], maxlen=LATEST)
         self._left_start, self._lr = state["left_start"], state["lr"]
-        self._highest, self._rates_seen = state["highest"], state["rates_seen"]
-        rise = state["rise"]
-        self._rise = None if rise is None else (rise[0], rise[1])
+        self._rise.load_state(state)
         self.range = None if state["range"] is None else Range(*state["range"])

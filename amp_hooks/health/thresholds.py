@@ -93,6 +93,18 @@ WORSE = _row(
 AGAINST_EACH_OTHER = _row(
     "against_each_other", 12.0, "x level", "less is no ruin where optimizers compete"
 )
+BLIND = _row(
+    "blind",
+    1.5,
+    "x level",
+    "weights that cost so much when taken, as a start's, know too little to tell",
+)
+UNLIKE = _row(
+    "unlike", 2.0, "x", "on this batch, over when they were taken: so it is the data"
+)
+BLIND_WAIT = _row(
+    "blind_wait", 100, "iterations", "new data are learned in, ruined weights not"
+)
 TERM_RANGE = _row("term_range", 3.4, "log", "x30: a term is noisier than the total")
 DEAD = _row("dead", 1e-3, "of its median", "gradient norm of a model that cannot learn")
 DEAD_RATIO = _row("dead_ratio", 1.5, "x level", "a converged run has small ones too")

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from ..engine import private
 from ..engine.condition import Condition
 from ..engine.messages import warn
-from ..engine.run import active_scaler, any_rank, iter_wrappers
+from ..engine.run import active_scaler, any_rank, iter_wrappers, of_all_ranks
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..errors import TrainingDivergedError
@@ -188,15 +188,6 @@ class GoBack:
                 checkpoint=checkpoint,
             )
         )
-
-
-def of_all_ranks(condition: Condition) -> Condition:
-    """The earliest illness that a rank knows of: all must go back to one snapshot."""
-    if dist.get_world_size() == 1:
-        return condition
-    everyone: list[Condition] = dist.all_gather_object(condition)
-    sick = [one for one in everyone if not one.well]
-    return min(sick, key=lambda one: one.since or 0) if sick else everyone[0]
 
 
 def lower_loss_scale(runner: Runner, factor: float, floor: float) -> float | None:

@@ -21,6 +21,7 @@ from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import overlaps_itself
 from ..engine.unnoticed import unnoticed
+from .run_state import Snapshot
 from .snapshot_store import SnapshotStore
 
 # Of one iteration: those of a sandwich, say, but not of a whole loop of its own.
@@ -89,8 +90,11 @@ class SecondOpinion:
         known = [costs for costs in answers if costs is not None]
         if not known or len(known) < len(answers):
             return None
-        now, before = (sum(each) / len(known) for each in list(zip(*known))[:2])
-        return Costs(now, before, known[0].taken_at)
+        now, before, taken_at, usual, unlike, _ = (
+            sum(each) / len(known) for each in zip(*known)
+        )
+        compared = all(costs.compared for costs in known)
+        return Costs(now, before, int(taken_at), usual, unlike, compared)
 
     def _note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         muted = self._runtime.recorder.muted
@@ -99,9 +103,25 @@ class SecondOpinion:
             del self._calls[_MOST_CALLS:]
 
     def _compare(self, ill: Condition, unasked: bool) -> Costs | None:
-        snapshot = self._store.look(self._runner.iter, ill.since)
+        snapshot, then = self._store.look(self._runner.iter, ill.since)
         if snapshot is None or not ill.by_loss:
             return None
+        losses = self._on_this_batch(snapshot, unasked)
+        level = ill.level
+        if then is None or level is None or min(then, level) <= 0:
+            return None if losses is None else Costs(*losses, snapshot.iter)
+        usual, compared = then / level, losses is not None
+        if losses is None:
+            if unasked or ill.loss_ratio is None or usual < 1:
+                return None
+            losses = ill.loss_ratio * level, then
+        now, before = losses
+        return Costs(now, before, snapshot.iter, usual, before / then, compared)
+
+    def _on_this_batch(
+        self, snapshot: Snapshot, unasked: bool
+    ) -> tuple[float, float] | None:
+        """Now and before; None: cannot be told."""
         modules = bare_model(self._runner).modules()
         if any(isinstance(module, DistributedDataParallel) for module in modules):
             return None  # it waits for the others by itself
@@ -110,9 +130,8 @@ class SecondOpinion:
         # Some need gradients in their forward pass, for a penalty: the second try.
         for context in (torch.no_grad(), torch.enable_grad()):
             with suppress(Exception), context:
-                now, before = self._losses(snapshot.state["model"])
-                return Costs(now, before, snapshot.iter)
-        return None  # a model of its own ways: then the loss decides alone
+                return self._losses(snapshot.state["model"])
+        return None  # a model of its own ways
 
     def _losses(self, before: dict[str, Tensor]) -> tuple[float, float]:
         model = bare_model(self._runner)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os.path as osp
 from collections.abc import Container
 from typing import Any
 
@@ -25,6 +24,7 @@ from .own_part import Part
 from .resume import Candidate, of_older_runs
 from .ring import Entry, SnapshotRing
 from .run_state import RunCheckpoint, Snapshot
+from .saved_by_others import SavedByOthers
 from .writer import SnapshotWriter, Written
 
 # Seconds for each of the last two files of a run. The other ranks wait meanwhile, and
@@ -60,9 +60,9 @@ class SnapshotStore:
         self._waiting: Snapshot | None = None  # for the writer
         # Files after this iteration, up to that one, carry the disease.
         self._outdated: tuple[int, int] | None = None
-        self._saved: list[list[Any]] = []  # others' checkpoints: path, iteration, left
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
+        self._saved = SavedByOthers(self.pointer, ring.probation)
         self.clamp_needed = self._was_ill = False  # since probation began
         if dist.is_main_process():
             self._files.prepare(runner.iter)
@@ -119,15 +119,12 @@ class SnapshotStore:
         )
         for entry in proven:
             self._write_entry(entry)
-        if not (well and self._saved):
-            return
-        for saved in self._saved:
-            saved[2] -= iterations
-        self._offer_saved(all_of_them=False)
+        if well:
+            self._saved.healthy(iterations)
 
     def saved(self, path: str, iteration: int) -> None:
         """Somebody else has saved a checkpoint that was verified."""
-        self._saved.append([path, iteration, self._ring.probation])
+        self._saved.add(path, iteration)
 
     @property
     def holds_all(self) -> bool:
@@ -137,12 +134,20 @@ class SnapshotStore:
     @property
     def cost(self) -> float | None:
         """Loss of the newest when it was taken, where that is known."""
-        return self._ring.entries[-1].cost if self._ring.entries else None
+        return self._cost_of(self._ring.entries[-1]) if self._ring.entries else None
 
-    def look(self, now: int, before: int | None = None) -> Snapshot | None:
-        """What :meth:`go_back` would return, if this process has it."""
+    def _cost_of(self, entry: Entry[Any]) -> float | None:
+        # That of the start was not known yet when it was taken.
+        return self._condition.start if entry.iter == 0 else entry.cost
+
+    def look(
+        self, now: int, before: int | None = None
+    ) -> tuple[Snapshot | None, float | None]:
+        """What :meth:`go_back` would return, if this process has it; its loss then."""
         entry = self._ring.target(now, before)
-        return None if entry is None else self._holder.here(entry.item)
+        if entry is None:
+            return None, None
+        return self._holder.here(entry.item), self._cost_of(entry)
 
     def go_back(self, now: int, before: int | None = None) -> Snapshot | None:
         """The snapshot to restore; later files will be removed in time.
@@ -207,7 +212,7 @@ class SnapshotStore:
                 f"is {self.pointer.named}."
             )
         if not diverged and (self._condition.well or self._condition.convalescent):
-            self._offer_saved(all_of_them=True)
+            self._saved.offer(all_of_them=True)
             if not self._writer.busy:
                 self._files.clear(self.pointer.named)
 
@@ -269,13 +274,6 @@ class SnapshotStore:
             f"and training goes on; {remedy}, or a killed run resumes from "
             f"{self.pointer.named or 'the beginning'}."
         )
-
-    def _offer_saved(self, all_of_them: bool) -> None:
-        proven = [s for s in self._saved if all_of_them or s[2] <= 0]
-        self._saved = [s for s in self._saved if s not in proven]
-        for path, iteration, _ in proven:
-            if osp.exists(path):  # not rotated away
-                self.pointer.offer(path, iteration)
 
     def _write_entry(self, entry: Entry[Any]) -> None:
         if isinstance(entry.item, Snapshot):

@@ -1,0 +1,76 @@
+"""Has a learning rate that jumped ruined the run? Its weights and those of before."""
+
+from __future__ import annotations
+
+from ..engine.condition import Condition, Costs, State
+from .blame import blind
+from .rate_rise import RateRise
+from .start_look import LOOKS
+from .thresholds import START_WORSE, WORSE
+
+
+class RiseLook:
+    """Looks at a run some iterations after its learning rate has jumped.
+
+    What is unlearned then need not show in the loss: early in a run, or where batches
+    differ a lot, that of an untrained model is within the range. On the same batch the
+    weights of now and those of the last snapshot are far apart.
+    """
+
+    def __init__(self) -> None:
+        self._rise = RateRise()
+        self._seen: tuple[int, float] | None = None
+        self._cost: float | None = None  # of the weights, shortly before it jumped
+        self._worse = False  # by the last look
+
+    def due(self, iteration: int, lr: float | None, cost: float | None) -> bool:
+        """Take in an iteration; on all ranks alike, whatever their losses are.
+
+        Args:
+            iteration: The present one.
+            lr: Its learning rate.
+            cost: Loss of the weights of now, where the run is healthy; of this rank.
+
+        Returns:
+            Whether the two are to be compared now.
+        """
+        if lr is not None:
+            self._rise.add(iteration, lr)
+        if self._rise.last != self._seen:
+            self._seen, self._worse = self._rise.last, False
+        elif self._seen is None or iteration - self._seen[0] > LOOKS[-1]:
+            self._cost = cost
+        return self._seen is not None and iteration - self._seen[0] in LOOKS
+
+    @property
+    def question(self) -> Condition:
+        """What is asked of a second opinion."""
+        since = self._seen[0] if self._seen is not None else 0
+        return Condition(State.ILL, since=since, level=self._cost)
+
+    def ruined(self, costs: Costs | None) -> Condition | None:
+        """What is to be said of it; ``None`` if it is well, or not known to be ill.
+
+        Args:
+            costs: Answer to the question. Two in a row must say so.
+        """
+        before, self._worse = self._worse, _is_worse(costs)
+        if costs is None or self._seen is None or not (before and self._worse):
+            return None
+        since, rise = self._seen
+        why = f"{costs}; the learning rate rose x{rise:.3g} at iteration {since}"
+        ratio = costs.now / costs.before
+        return Condition(State.ILL, since, why, ratio, lr_rise=rise)
+
+    def forget(self) -> None:
+        """The run went back, or these are not its weights any more."""
+        self._rise.forget()
+        self._seen, self._worse = None, False
+
+
+def _is_worse(costs: Costs | None) -> bool:
+    if costs is None or not (costs.compared and costs.comparable):
+        return False
+    if blind(costs):
+        return costs.now > costs.before / WORSE
+    return costs.worse(START_WORSE)
