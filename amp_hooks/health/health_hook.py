@@ -120,14 +120,9 @@ class HealthHook(AmpHook):
             self._told.tell(runtime, record)
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
         ill = ill and record.iter >= self._patient_until
-        lr, cost = largest_lr(runner), runtime.condition.cost
-        rose = self._rise.due(record.iter, lr, cost)
-        if (
-            record.iter in LOOKS
-            and self._start_is_ruined(runtime, record)
-            or rose
-            and self._rise_ruined(runtime, record)
-        ):
+        rose = self._rise.due(record.iter, largest_lr(runner), runtime.condition.cost)
+        if (found := self._look(runtime, record, rose)) is not None:
+            runtime.condition = found
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
         elif together or (ill and not runtime.forward.together):
@@ -145,28 +140,21 @@ class HealthHook(AmpHook):
             record.put("loss_low", band[0])
             record.put("loss_high", band[1])
 
-    def _start_is_ruined(self, runtime: Runtime, record: IterationRecord) -> bool:
-        """By the weights of the start, on all ranks alike."""
-        ask = runtime.second_opinion
+    def _look(
+        self, runtime: Runtime, record: IterationRecord, rose: bool
+    ) -> Condition | None:
+        """By the weights of before, at some iterations; on all ranks alike."""
+        ask, found = runtime.second_opinion, None
         if ask is None or not (self.divergence and self._acts(runtime)):
-            return False
-        found = ruined_start(ask(Condition(State.ILL, since=0), unasked=True))
-        before, self._start_is_worse = self._start_is_worse, found is not None
-        if found is None or not before or record.verdict.is_bad:
-            return False
-        self._start_is_worse, runtime.condition = False, found
-        return True
-
-    def _rise_ruined(self, runtime: Runtime, record: IterationRecord) -> bool:
-        """By the weights of the last snapshot, on all ranks alike."""
-        ask = runtime.second_opinion
-        if ask is None or not (self.divergence and self._acts(runtime)):
-            return False
-        found = self._rise.ruined(ask(self._rise.question, unasked=True))
-        if found is None or record.verdict.is_bad:
-            return False
-        runtime.condition = found
-        return True
+            return None
+        if record.iter in LOOKS:
+            start = ruined_start(ask(Condition(State.ILL, since=0), unasked=True))
+            before, self._start_is_worse = self._start_is_worse, start is not None
+            found = start if before else None
+        if rose:
+            ruined = self._rise.ruined(ask(self._rise.question, unasked=True))
+            found = found or ruined
+        return None if record.verdict.is_bad else found
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
