@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from amp_hooks.engine.condition import Condition, Costs, State
-from amp_hooks.health.blame import excuse
+from amp_hooks.health.blame import excuse, undecided
 from tests import small
 
 ROLLBACK = dict(interval=20, probation=5)
@@ -167,6 +167,12 @@ ILL = Condition(State.ILL, since=5, why="loss 3 for 1", loss_ratio=3.0)
     [
         (ILL, Costs(3.0, 1.0, 0), 2, False),
         (ILL, Costs(3.0, 3.0, 0), 1, True),
+        (ILL, Costs(1.4, 1.4, 0, usual=5.0), 1, False),  # as all that knows nothing
+        (ILL, Costs(1.1, 1.4, 0, usual=5.0), 1, True),
+        (ILL, Costs(1.4, 1.4, 0, usual=5.0, unlike=3.0), 1, True),
+        (ILL, Costs(0.5, 1.4, 0, usual=5.0, compared=False), 1, True),
+        (ILL, Costs(1.4, 1.4, 0, usual=5.0, compared=False), 1, False),
+        (ILL, Costs(1.4, 1.4, 0, usual=5.0, compared=False), 2, True),
         (ILL, None, 1, False),
         (ILL, None, 2, True),
         (Condition(State.ILL, loss_ratio=20.0), None, 2, False),
@@ -176,3 +182,26 @@ ILL = Condition(State.ILL, since=5, why="loss 3 for 1", loss_ratio=3.0)
 )
 def test_what_is_an_excuse(ill, costs, optimizers, excused):
     assert (excuse(ill, costs, optimizers) is not None) is excused
+
+
+LATER = Condition(State.ILL, since=300, loss_ratio=3.0)
+ROSE = Condition(State.ILL, since=300, loss_ratio=3.0, lr_rise=10.0)
+WRONG = Costs(5.0, 1.4, 0, usual=5.0)  # with confidence, as good weights on new data
+
+
+@pytest.mark.parametrize(
+    ("ill", "costs", "iteration", "waits"),
+    [
+        (LATER, WRONG, 315, True),
+        (LATER, WRONG, 400, False),
+        (ILL, WRONG, 20, False),  # there is little to lose
+        (ROSE, WRONG, 315, False),
+        (LATER, WRONG._replace(now=20.0), 315, False),
+        (LATER, WRONG._replace(usual=1.0), 315, False),
+        (LATER, WRONG._replace(unlike=3.0), 315, False),
+        (LATER, WRONG._replace(compared=False), 315, True),
+        (LATER, None, 315, False),
+    ],
+)
+def test_when_time_will_tell(ill, costs, iteration, waits):
+    assert undecided(ill, costs, iteration) is waits

@@ -87,7 +87,13 @@ class Listen(small.Hook):
 
 work_dir, factor, kind = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 ddp = dict(type="MMDistributedDataParallel", device_ids=None)
-kinds = dict(reduced=Reduced, by_name=ReducedByName, parts=Parts, written=Reduced)
+kinds = dict(
+    reduced=Reduced,
+    by_name=ReducedByName,
+    parts=Parts,
+    written=Reduced,
+    rise=small.Wide,
+)
 model = kinds[kind]
 if kind == "parts":
     ddp = dict(ddp, type="MMSeparateDistributedDataParallel", broadcast_buffers=True)
@@ -97,8 +103,13 @@ suite = dict(
     rollback=dict(interval=25, probation=5),
 )
 seen, listen = small.Seen(), Listen()
-hooks = [suite, small.RaiseLR(factor), seen, listen]
+hooks = [suite, small.RaiseLR(factor, 60 + 60 * (kind == "rise")), seen, listen]
 hooks += [Write()] * (kind == "written")
+more = dict()
+if kind == "rise":
+    # Nothing is proven yet when it jumps, and the loss does not leave its range.
+    suite.pop("rollback")
+    more = dict(wrapper=dict(optimizer=dict(type="Adam", lr=1e-3)))
 runner = small.build(
     work_dir,
     hooks,
@@ -108,6 +119,7 @@ runner = small.build(
     launcher="pytorch",
     env_cfg=dict(dist_cfg=dict(backend="gloo")),
     cfg=dict(model_wrapper_cfg=ddp),
+    **more,
 )
 runner.train()
 went = [

@@ -8,7 +8,6 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
-from torch.nn import functional as F
 
 from amp_hooks.health.going_back import AT_ONCE, GoingBack
 from tests import small
@@ -17,27 +16,6 @@ SUITE = dict(type="amp_hooks.StabilityHook", rollback=dict(interval=50, probatio
 LENGTHS = [dict(iters=704), dict(epochs=22)]
 AT = 500
 ADAM = dict(wrapper=dict(optimizer=dict(type="Adam", lr=1e-3)))
-
-
-class Wide(small.Small):
-    """Learns it well: a loss near 0.01."""
-
-    def __init__(self):
-        super().__init__()
-        layers = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()]
-        self.backbone = nn.Sequential(*layers, nn.Linear(64, 16), nn.ReLU())
-
-
-class OwnStep(Wide):
-    """The batch cannot be run again by calling the model."""
-
-    def train_step(self, data, optim_wrapper):
-        data = self.data_preprocessor(data, True)
-        with optim_wrapper.optim_context(self):
-            logits = self.bbox_head.fc_cls(self.backbone(data["x"]))
-            loss = F.cross_entropy(logits.float(), data["y"])
-        optim_wrapper.update_params(loss)
-        return dict(loss=loss.detach())
 
 
 class OtherClasses(Hook):
@@ -90,7 +68,8 @@ def train(tmp_path, model, hook, suite, **length):
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(
-    ("model", "hook"), [(OwnStep, OtherClasses), (Wide, NewHead), (Wide, Prune)]
+    ("model", "hook"),
+    [(small.OwnStep, OtherClasses), (small.Wide, NewHead), (small.Wide, Prune)],
 )
 def test_training_goes_on_as_without_us(tmp_path, model, hook, length):
     """At the learning rate of before; one rollback, which does not count."""
@@ -126,14 +105,14 @@ class Kill(Hook):
 def test_a_run_that_is_killed_then_knows_it_when_it_is_resumed(tmp_path, after):
     """Before it was looked at, and after."""
     hooks = [SUITE, OtherClasses()]
-    whole = small.build(tmp_path, hooks, OwnStep, iters=540, **ADAM)
+    whole = small.build(tmp_path, hooks, small.OwnStep, iters=540, **ADAM)
     whole.train()
     at = small.ledger(whole, "rollback")[0]["iter"] + after
     more = dict(ADAM, work_dir=tmp_path / "run", iters=800)
     with pytest.raises(KeyboardInterrupt):
-        small.build(tmp_path, [*hooks, Kill(at)], OwnStep, **more).train()
+        small.build(tmp_path, [*hooks, Kill(at)], small.OwnStep, **more).train()
     seen = small.Seen()
-    runner = small.build(tmp_path, [*hooks, seen], OwnStep, resume=True, **more)
+    runner = small.build(tmp_path, [*hooks, seen], small.OwnStep, resume=True, **more)
     runner.train()
     (hook,) = [h for h in runner.hooks if type(h).__name__ == "RollbackHook"]
     assert hook.rollbacks == 0
@@ -153,7 +132,7 @@ class AccuracyOfBefore(BaseMetric):
         return dict(accuracy=right / number)
 
 
-class Predicts(Wide):
+class Predicts(small.Wide):
     def forward(self, x, y, mode="loss"):
         logits = super().forward(x, y, "tensor")
         return self.losses(None, logits, y) if mode == "loss" else logits.argmax(1)
