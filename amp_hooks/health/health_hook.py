@@ -42,10 +42,10 @@ class HealthHook(AmpHook):
     healthy past, in the logarithm and robustly, and adds up how far it is out of that
     range (CUSUM, Page 1954): x1000 is ill after a few iterations, x2 after many; one
     batch, however bad, never is. The first losses of a run are a level as well, which a
-    hot start cannot spoil; at iterations 20, 40 and 80, and as long after a learning rate
-    has jumped, RollbackHook is asked what the batch costs with the weights of before. Judged are also gradients that have died
-    while the loss is high, a clamp that bounds most logits for long, and the
-    evaluation's main metric.
+    hot start cannot spoil; at iterations 20, 40 and 80, and as long after a learning
+    rate has jumped, RollbackHook is asked what the batch costs with the weights of
+    before. Judged are also gradients that have died while the loss is high, a clamp
+    that bounds most logits for long, and the evaluation's main metric.
 
     - *watched*: the loss has left its range. Until it is back no snapshot is taken or
       proven, and no older checkpoint is removed.
@@ -57,9 +57,9 @@ class HealthHook(AmpHook):
     the end of mosaic and a few hard batches are no illness. RollbackHook is asked for a
     second opinion first: if the weights of its snapshot cost as much on the last batch
     as those of now, it is the data, and nothing is taken back. Nor is it where several
-    optimizers compete, as in a GAN, unless the loss is more than x12. Weights that know too
-    little, as those of a start, excuse nothing; there a run whose learning rate did not
-    rise gets 100 iterations to learn new data in.
+    optimizers compete, as in a GAN, unless the loss is more than x12. Weights that know
+    too little, as those of a start, excuse nothing; there a run whose learning rate did
+    not rise gets 100 iterations to learn new data in.
 
     The numbers are on the host anyway: nothing is copied, launched or awaited for this.
     With several processes each judges its own loss. One that finds the run ill makes
