@@ -6,6 +6,7 @@ from ..engine.condition import Condition, Costs
 from .thresholds import (
     AGAINST_EACH_OTHER,
     BLIND,
+    BLIND_LEARNS,
     BLIND_WAIT,
     START_EARLY,
     UNLIKE,
@@ -45,7 +46,9 @@ def blind(costs: Costs) -> bool:
     return costs.usual > BLIND and costs.unlike < UNLIKE
 
 
-def undecided(ill: Condition, costs: Costs | None, iteration: int) -> bool:
+def undecided(
+    ill: Condition, costs: Costs | None, iteration: int, ratio: float | None = None
+) -> bool:
     """Whether to wait: time tells where weights that are blind are all there is.
 
     To go back to them is to begin anew, and a run that is ruined loses nothing by
@@ -55,9 +58,12 @@ def undecided(ill: Condition, costs: Costs | None, iteration: int) -> bool:
         ill: As found.
         costs: As for :func:`excuse`.
         iteration: The present one.
+        ratio: The loss over its level when this was asked before of the same onset: as
+            long as it falls something is learned.
     """
     if costs is None or not blind(costs) or ill.lr_rose:
         return False
     since = iteration if ill.since is None else ill.since
-    soon = since >= START_EARLY and iteration - since < BLIND_WAIT
-    return soon and not costs.worse(AGAINST_EACH_OTHER)
+    learns = ratio is not None and (ill.loss_ratio or ratio) < BLIND_LEARNS * ratio
+    soon = iteration - since < BLIND_WAIT or learns
+    return soon and since >= START_EARLY and not costs.worse(AGAINST_EACH_OTHER)

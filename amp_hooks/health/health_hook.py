@@ -95,6 +95,7 @@ class HealthHook(AmpHook):
         self._rise = RiseLook()
         self._told = Told()
         self._iter = self._patient_until = 0
+        self._asked: dict[int | None, float | None] = {}  # loss ratio, by onset
         self._start_is_worse = False  # by the last look at it
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
@@ -230,8 +231,9 @@ class HealthHook(AmpHook):
         why = excuse(ill, costs, optimizers)
         if why is not None:
             self._excuse(runtime, record, why)
-        elif undecided(ill, costs, record.iter):
-            self._patient_until = (ill.since or 0) + BLIND_WAIT
+        elif undecided(ill, costs, record.iter, self._asked.get(ill.since)):
+            self._asked = {ill.since: ill.loss_ratio}
+            self._patient_until = record.iter + BLIND_WAIT
             if record.verdict is Verdict.DIVERGED:
                 record.verdict = Verdict.HEALTHY
         else:

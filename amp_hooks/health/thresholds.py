@@ -105,6 +105,9 @@ UNLIKE = _row(
 BLIND_WAIT = _row(
     "blind_wait", 100, "iterations", "new data are learned in, ruined weights not"
 )
+BLIND_LEARNS = _row(
+    "blind_learns", 0.8, "x", "the loss of so many iterations before: once more, then"
+)
 TERM_RANGE = _row("term_range", 3.4, "log", "x30: a term is noisier than the total")
 DEAD = _row("dead", 1e-3, "of its median", "gradient norm of a model that cannot learn")
 DEAD_RATIO = _row("dead_ratio", 1.5, "x level", "a converged run has small ones too")

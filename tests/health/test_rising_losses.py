@@ -190,18 +190,20 @@ WRONG = Costs(5.0, 1.4, 0, usual=5.0)  # with confidence, as good weights on new
 
 
 @pytest.mark.parametrize(
-    ("ill", "costs", "iteration", "waits"),
+    ("ill", "costs", "iteration", "ratio", "waits"),
     [
-        (LATER, WRONG, 315, True),
-        (LATER, WRONG, 400, False),
-        (ILL, WRONG, 20, False),  # there is little to lose
-        (ROSE, WRONG, 315, False),
-        (LATER, WRONG._replace(now=20.0), 315, False),
-        (LATER, WRONG._replace(usual=1.0), 315, False),
-        (LATER, WRONG._replace(unlike=3.0), 315, False),
-        (LATER, WRONG._replace(compared=False), 315, True),
-        (LATER, None, 315, False),
+        (LATER, WRONG, 315, None, True),
+        (LATER, WRONG, 400, None, False),
+        (LATER, WRONG, 400, 3.5, False),
+        (LATER, WRONG, 400, 6.0, True),  # it still learns
+        (ILL, WRONG, 20, None, False),  # there is little to lose
+        (ROSE, WRONG, 315, None, False),
+        (LATER, WRONG._replace(now=20.0), 315, None, False),
+        (LATER, WRONG._replace(usual=1.0), 315, None, False),
+        (LATER, WRONG._replace(unlike=3.0), 315, None, False),
+        (LATER, WRONG._replace(compared=False), 315, None, True),
+        (LATER, None, 315, None, False),
     ],
 )
-def test_when_time_will_tell(ill, costs, iteration, waits):
-    assert undecided(ill, costs, iteration) is waits
+def test_when_time_will_tell(ill, costs, iteration, ratio, waits):
+    assert undecided(ill, costs, iteration, ratio) is waits
