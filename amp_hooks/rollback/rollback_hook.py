@@ -67,8 +67,8 @@ class RollbackHook(AmpHook):
         patience (int): Bad iterations in a row that cause a rollback. Defaults to 3.
         window (int): Iterations looked back on. Defaults to 20.
         share (float): Bad share of them that causes one, in (0, 1]. Defaults to 0.35.
-        scale_factor (float): Multiplies the snapshot's loss scale at a rollback, (0, 1],
-            once for each since; not below 1, or the guard's floor. Defaults to 0.5.
+        scale_factor (float): Multiplies the snapshot's loss scale, in (0, 1], once for
+            each rollback since; not below 1, or the guard's floor. Defaults to 0.5.
         lr_factor (float): Multiplies the learning rate of every group, now and for the
             rest of every schedule, in (0, 1]; dlib takes a tenth. Defaults to 0.1.
         keep_lr_after (int, optional): Healthy iterations since the learning rate last
