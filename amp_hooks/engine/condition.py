@@ -36,6 +36,7 @@ class Condition:
         cost: Loss of the weights of now, where the run is healthy and it is known.
         level: Loss of a healthy run, where it is known.
         start: Loss of the weights that the run began with.
+        median: Of the losses since it was left open whether the run is ill.
         in_vain: It went back to weights that cost little when they were taken, and now
             these cost as much: what has changed is not the weights.
     """
@@ -51,6 +52,7 @@ class Condition:
     cost: float | None = None
     level: float | None = None
     start: float | None = None
+    median: float | None = None
     in_vain: bool = False
 
     @property

@@ -6,8 +6,7 @@ from ..engine.condition import Condition, Costs
 from .thresholds import (
     AGAINST_EACH_OTHER,
     BLIND,
-    BLIND_LEARNS,
-    BLIND_WAIT,
+    MODERATE,
     START_EARLY,
     UNLIKE,
     WORSE,
@@ -46,24 +45,19 @@ def blind(costs: Costs) -> bool:
     return costs.usual > BLIND and costs.unlike < UNLIKE
 
 
-def undecided(
-    ill: Condition, costs: Costs | None, iteration: int, ratio: float | None = None
-) -> bool:
-    """Whether to wait: time tells where weights that are blind are all there is.
+def undecided(ill: Condition, costs: Costs | None) -> bool:
+    """Whether time may tell better, as long as the run learns.
 
-    To go back to them is to begin anew, and a run that is ruined loses nothing by
-    waiting. New data are learned meanwhile.
+    To go back to weights that are blind is to begin anew, and a run that is ruined
+    loses nothing by waiting. New data are learned meanwhile, and noise in their labels
+    makes weights that were too sure of themselves less so.
 
     Args:
         ill: As found.
         costs: As for :func:`excuse`.
-        iteration: The present one.
-        ratio: The loss over its level when this was asked before of the same onset: as
-            long as it falls something is learned.
     """
-    if costs is None or not blind(costs) or ill.lr_rose:
+    if costs is None or ill.lr_rose or ill.since is None or ill.since < START_EARLY:
         return False
-    since = iteration if ill.since is None else ill.since
-    learns = ratio is not None and (ill.loss_ratio or ratio) < BLIND_LEARNS * ratio
-    soon = iteration - since < BLIND_WAIT or learns
-    return soon and since >= START_EARLY and not costs.worse(AGAINST_EACH_OTHER)
+    if blind(costs):
+        return not costs.worse(AGAINST_EACH_OTHER)
+    return costs.compared and not costs.worse(MODERATE)

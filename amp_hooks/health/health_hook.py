@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from .rise_look import RiseLook
 from .run_health import RunHealth
 from .start_look import LOOKS, ruined_start
 from .telling import Told
-from .thresholds import BLIND_WAIT
+from .waiting import Waiting
 
 _LARGEST = 1e30  # of a chart, whose numbers are float32
 # A learning rate that is too high needs some iterations to ruin a model: the loss is
@@ -94,8 +95,8 @@ class HealthHook(AmpHook):
         self._lifts = Lifts()
         self._rise = RiseLook()
         self._told = Told()
-        self._iter = self._patient_until = 0
-        self._asked: dict[int | None, float | None] = {}  # loss ratio, by onset
+        self._waiting = Waiting()
+        self._iter = 0
         self._start_is_worse = False  # by the last look at it
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
@@ -122,10 +123,13 @@ class HealthHook(AmpHook):
             runtime.condition = self._condition()
             self._told.tell(runtime, record)
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
-        ill = ill and record.iter >= self._patient_until
+        ill = ill and not self._waiting.is_open(record.iter, runtime.condition)
         rose = self._rise.due(record.iter, largest_lr(runner), runtime.condition.cost)
         if (found := self._look(runtime, record, rose)) is not None:
-            runtime.condition = found
+            known = runtime.condition
+            runtime.condition = replace(
+                found, cost=known.cost, level=known.level, start=known.start
+            )
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
         elif together or (ill and not runtime.forward.together):
@@ -175,7 +179,8 @@ class HealthHook(AmpHook):
     def state(self) -> dict[str, Any]:
         """What has been learned of the run."""
         health, rates = self.health.state(), self._rates.state()
-        return dict(health=health, rates=rates, told=self._told.state())
+        told, rise = self._told.state(), self._rise.state()
+        return dict(health=health, rates=rates, told=told, rise=rise)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
@@ -184,6 +189,8 @@ class HealthHook(AmpHook):
         rates.load_state(state["rates"])
         self.health, self._rates = health, rates
         self._told.load_state(state["told"])
+        # Of an earlier version: what it knew of the learning rate.
+        self._rise.load_state(state.get("rise", dict(state["health"]["symptoms"])))
 
     def _add(self, runner: Runner, record: IterationRecord) -> None:
         terms = dict(record.values.get("loss", {}))
@@ -191,6 +198,7 @@ class HealthHook(AmpHook):
         propagated = record.all("backward_loss")
         loss = sum(propagated) if propagated else logged
         self._lifts.add(record.iter, loss, self.health.level)
+        self._waiting.add(loss)
         lr = largest_lr(runner)
         self._iter = record.iter
         well = self.health.condition == State.HEALTHY
@@ -218,6 +226,7 @@ class HealthHook(AmpHook):
             cost=health.cost,
             level=health.level,
             start=health.start,
+            median=self._waiting.median,
             in_vain=health.in_vain,
         )
 
@@ -231,9 +240,8 @@ class HealthHook(AmpHook):
         why = excuse(ill, costs, optimizers)
         if why is not None:
             self._excuse(runtime, record, why)
-        elif undecided(ill, costs, record.iter, self._asked.get(ill.since)):
-            self._asked = {ill.since: ill.loss_ratio}
-            self._patient_until = record.iter + BLIND_WAIT
+        elif undecided(ill, costs) and self._waiting.learns(ill):
+            self._waiting.ask_again(record.iter, ill)
             if record.verdict is Verdict.DIVERGED:
                 record.verdict = Verdict.HEALTHY
         else:
@@ -242,6 +250,7 @@ class HealthHook(AmpHook):
 
     def _excuse(self, runtime: Runtime, record: IterationRecord, why: str) -> None:
         found = runtime.condition.why
+        self._waiting.end()
         self.health.excuse()
         runtime.condition = self._condition()
         if record.verdict is Verdict.DIVERGED:
@@ -269,6 +278,7 @@ class HealthHook(AmpHook):
             self._told.set(State.WATCHED, convalescent=True)
             self._start_is_worse = False  # of weights that are gone
             self._rise.forget()
+            self._waiting.end()
             runtime.forward.diverged = None
             runtime.condition = self._condition()
         elif line["event"] == "recover" and line.get("why"):

@@ -24,7 +24,8 @@ class Metrics:
         self.name = ""
         self.value = self.best = 0.0
         self.since: int | None = None
-        self._best: dict[str, float] = {}
+        # By name: iterations at which it was better than before, and its value.
+        self._best: dict[str, list[tuple[int, float]]] = {}
         self._fallen: dict[str, int] = {}
         self._good: dict[str, int] = {}
         self._in_vain: set[str] = set()  # fell, and went back for it
@@ -33,8 +34,10 @@ class Metrics:
         """Take in an evaluation; metrics of which less is better say nothing here."""
         if not larger or not math.isfinite(value):
             return
-        best = max(self._best.get(name, value), value)
-        self._best[name] = best
+        bests = self._best.setdefault(name, [])
+        if not bests or value > bests[-1][1]:
+            bests.append((iteration, value))
+        best = bests[-1][1]
         if best < METRIC_LEAST or value > METRIC_FALLEN * best:
             self._fallen[name], self._good[name] = 0, iteration
             self._in_vain.discard(name)
@@ -46,32 +49,36 @@ class Metrics:
             self.value, self.best = value, best
             self.since = self._good.get(name, iteration) + 1
 
-    def went_back(self, for_it: bool, anew: bool = False) -> None:
-        """The best stays, what fell is gone.
+    def went_back(self, for_it: bool, target: int) -> None:
+        """What fell is gone, and so is the best of weights that were given up.
 
         Args:
             for_it: Because of a metric. If that is no better then, it is one of
                 something else than what is trained, of the classes before, say: until
                 it has been well once it is not held against the run.
-            anew: To weights that had learned next to nothing: nor is the best.
+            target: Iteration of the weights it went back to.
         """
         if for_it:
             self._in_vain.add(self.name)
         self.fallen = 0
         self._fallen.clear()
-        if anew:
-            self._best.clear()
+        for name, bests in self._best.items():
+            self._best[name] = [best for best in bests if best[0] <= target]
 
     def state(self) -> dict[str, Any]:
         """As plain numbers and strings."""
+        best = {n: [list(pair) for pair in bests] for n, bests in self._best.items()}
         return dict(
             now=[self.fallen, self.name, self.value, self.best, self.since],
-            by_name=[dict(self._best), dict(self._fallen), dict(self._good)],
+            by_name=[best, dict(self._fallen), dict(self._good)],
             in_vain=sorted(self._in_vain),
         )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self.fallen, self.name, self.value, self.best, self.since = state["now"]
-        self._best, self._fallen, self._good = (dict(x) for x in state["by_name"])
+        best, self._fallen, self._good = (dict(x) for x in state["by_name"])
+        # Of an earlier version: a number each, and it is not known when.
+        pairs = {n: x if isinstance(x, list) else [(0, x)] for n, x in best.items()}
+        self._best = {n: [(int(i), x) for i, x in p] for n, p in pairs.items()}
         self._in_vain = set(state.get("in_vain", ()))

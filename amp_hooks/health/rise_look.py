@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..engine.condition import Condition, Costs, State
 from .blame import blind
 from .rate_rise import RateRise
-from .start_look import LOOKS
-from .thresholds import START_WORSE, WORSE
+from .start_look import LOOKS as AT_START
+from .thresholds import START_WORSE, UNLIKE, WORSE
+
+# Of two in a row one may be a batch that says little.
+LOOKS = (*AT_START, 2 * AT_START[-1])
 
 
 class RiseLook:
@@ -21,7 +26,7 @@ class RiseLook:
         self._rise = RateRise()
         self._seen: tuple[int, float] | None = None
         self._cost: float | None = None  # of the weights, shortly before it jumped
-        self._worse = False  # by the last look
+        self._last: Costs | None = None  # look
 
     def due(self, iteration: int, lr: float | None, cost: float | None) -> bool:
         """Take in an iteration; on all ranks alike, whatever their losses are.
@@ -37,7 +42,7 @@ class RiseLook:
         if lr is not None:
             self._rise.add(iteration, lr)
         if self._rise.last != self._seen:
-            self._seen, self._worse = self._rise.last, False
+            self._seen, self._last = self._rise.last, None
         elif self._seen is None or iteration - self._seen[0] > LOOKS[-1]:
             self._cost = cost
         return self._seen is not None and iteration - self._seen[0] in LOOKS
@@ -52,25 +57,45 @@ class RiseLook:
         """What is to be said of it; ``None`` if it is well, or not known to be ill.
 
         Args:
-            costs: Answer to the question. Two in a row must say so.
+            costs: Answer to the question. Two in a row decide.
         """
-        before, self._worse = self._worse, _is_worse(costs)
-        if costs is None or self._seen is None or not (before and self._worse):
+        last, self._last = self._last, costs
+        if costs is None or self._seen is None or not _both_are_worse(last, costs):
             return None
         since, rise = self._seen
-        why = f"{costs}; the learning rate rose x{rise:.3g} at iteration {since}"
+        why = f"{costs}{', which had learned little' if blind(costs) else ''}"
+        why += f"; the learning rate rose x{rise:.3g} at iteration {since}"
         ratio = costs.now / costs.before
         return Condition(State.ILL, since, why, ratio, lr_rise=rise)
 
     def forget(self) -> None:
         """The run went back, or these are not its weights any more."""
         self._rise.forget()
-        self._seen, self._worse = None, False
+        self._seen = self._last = None
+
+    def state(self) -> dict[str, Any]:
+        """As plain numbers."""
+        seen = None if self._seen is None else list(self._seen)
+        look = dict(seen=seen, cost=self._cost)
+        return dict(self._rise.state(), look=look)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._rise.load_state(state)
+        look = state.get("look", dict(seen=self._rise.last, cost=None))
+        seen, self._cost = look["seen"], look["cost"]
+        self._seen = None if seen is None else (seen[0], seen[1])
 
 
-def _is_worse(costs: Costs | None) -> bool:
-    if costs is None or not (costs.compared and costs.comparable):
+def _both_are_worse(one: Costs | None, two: Costs | None) -> bool:
+    """Each somewhat, and both together clearly: batches differ."""
+    for costs in (one, two):
+        if costs is None or not (costs.compared and costs.comparable):
+            return False
+        if costs.now < (costs.before / UNLIKE if blind(costs) else costs.before):
+            return False
+    if one is None or two is None:
         return False
-    if blind(costs):
-        return costs.now > costs.before / WORSE
-    return costs.worse(START_WORSE)
+    now, before = one.now + two.now, one.before + two.before
+    either = blind(one) or blind(two)
+    return now > (before / WORSE if either else START_WORSE * before)

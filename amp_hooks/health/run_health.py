@@ -190,8 +190,8 @@ class RunHealth:
         by_metric = self._is_ill and self._cause == "metric"
         lift = 0.0 if by_metric else None  # such a loss was as it should be
         lift = self._symptoms.lift if of_loss else lift
-        anew = self._symptoms.went_back(now, lift, then)
-        self._metrics.went_back(by_metric, anew)
+        self._symptoms.went_back(now, lift, then)
+        self._metrics.went_back(by_metric, target)
         self._be_well()
         self._convalescent, self._calm = True, 0
         self.condition, self.since = State.WATCHED, now

@@ -229,16 +229,13 @@ class Symptoms:
 
     def went_back(
         self, now: int, lift: float | None, then: float | None = None
-    ) -> bool:
-        """Begin anew by the level of before.
+    ) -> None:
+        """Begin anew by the level of before, or that of weights far above it.
 
         Args:
             now: Iteration in which it went back.
             lift: As :class:`GoingBack` takes it.
             then: Level of the loss when the weights gone back to were taken.
-
-        Returns:
-            Whether these had learned so little that the level is theirs from now on.
         """
         self._left_start = now + 1
         self._rise.forget()
@@ -248,12 +245,10 @@ class Symptoms:
         width = recent.width if recent else 0.0
         if recent and small and then is not None:
             above = max(0.0, height(then, small) - recent.level)
-        anew = above is not None and above > width
-        if anew and above is not None and then is not None:
+        if above is not None and then is not None and above > width:
             self.reference.begin_anew(then)
             lift, above = None if lift is None else max(0.0, lift - above), 0.0
         self.back.begin(lift, above, width)
-        return anew
 
     def accept(self, losses: list[tuple[float, float | None]]) -> None:
         """Take these losses, at these learning rates, as the new normal."""

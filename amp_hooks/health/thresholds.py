@@ -102,11 +102,14 @@ BLIND = _row(
 UNLIKE = _row(
     "unlike", 2.0, "x", "on this batch, over when they were taken: so it is the data"
 )
-BLIND_WAIT = _row(
-    "blind_wait", 100, "iterations", "new data are learned in, ruined weights not"
+MODERATE = _row(
+    "moderate", 2.0, "x", "weights that cost less are too sure of themselves, perhaps"
 )
-BLIND_LEARNS = _row(
-    "blind_learns", 0.8, "x", "the loss of so many iterations before: once more, then"
+OPEN_FOR = _row(
+    "open_for", 100, "iterations", "then it is asked again; what is learned shows"
+)
+LEARNS = _row(
+    "learns", 0.98, "x", "the least median of so many iterations: ruined weights do not"
 )
 TERM_RANGE = _row("term_range", 3.4, "log", "x30: a term is noisier than the total")
 DEAD = _row("dead", 1e-3, "of its median", "gradient norm of a model that cannot learn")

@@ -118,10 +118,13 @@ def test_who_begins_anew_is_judged_by_the_start():
     assert health.condition.name == "ILL"
 
 
-@pytest.mark.parametrize(("anew", "fallen"), [(False, 1), (True, 0)])
-def test_and_so_is_its_metric(anew, fallen):
+@pytest.mark.parametrize(("target", "fallen"), [(100, 1), (0, 0)])
+def test_and_so_is_its_metric(target, fallen):
+    """By no best that weights reached which were given up."""
     metrics = Metrics()
     metrics.add(100, "bbox_mAP", 0.4, True)
-    metrics.went_back(False, anew)
+    state, metrics = metrics.state(), Metrics()
+    metrics.load_state(state)
+    metrics.went_back(False, target)
     metrics.add(200, "bbox_mAP", 0.001, True)
     assert metrics.fallen == fallen

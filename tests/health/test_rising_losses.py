@@ -1,6 +1,7 @@
 """Losses that rise in healthy runs: of queues of keys, of optimizers that compete."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from amp_hooks.engine.condition import Condition, Costs, State
 from amp_hooks.health.blame import excuse, undecided
+from amp_hooks.health.waiting import Waiting
 from tests import small
 
 ROLLBACK = dict(interval=20, probation=5)
@@ -190,20 +192,40 @@ WRONG = Costs(5.0, 1.4, 0, usual=5.0)  # with confidence, as good weights on new
 
 
 @pytest.mark.parametrize(
-    ("ill", "costs", "iteration", "ratio", "waits"),
+    ("ill", "costs", "open_"),
     [
-        (LATER, WRONG, 315, None, True),
-        (LATER, WRONG, 400, None, False),
-        (LATER, WRONG, 400, 3.5, False),
-        (LATER, WRONG, 400, 6.0, True),  # it still learns
-        (ILL, WRONG, 20, None, False),  # there is little to lose
-        (ROSE, WRONG, 315, None, False),
-        (LATER, WRONG._replace(now=20.0), 315, None, False),
-        (LATER, WRONG._replace(usual=1.0), 315, None, False),
-        (LATER, WRONG._replace(unlike=3.0), 315, None, False),
-        (LATER, WRONG._replace(compared=False), 315, None, True),
-        (LATER, None, 315, None, False),
+        (LATER, WRONG, True),
+        (ILL, WRONG, False),  # there is little to lose
+        (ROSE, WRONG, False),
+        (LATER, WRONG._replace(now=20.0), False),
+        (LATER, WRONG._replace(usual=1.0), False),
+        (LATER, WRONG._replace(unlike=3.0), False),
+        (LATER, WRONG._replace(compared=False), True),
+        (LATER, Costs(1.9, 1.0, 500), True),  # noise: too sure of itself, perhaps
+        (LATER, Costs(2.1, 1.0, 500), False),
+        (LATER, None, False),
     ],
 )
-def test_when_time_will_tell(ill, costs, iteration, ratio, waits):
-    assert undecided(ill, costs, iteration, ratio) is waits
+def test_when_time_will_tell(ill, costs, open_):
+    assert undecided(ill, costs) is open_
+
+
+def test_as_long_as_it_learns():
+    waiting = Waiting()
+    ill = replace(LATER, level=1.0, start=1.4)
+    assert waiting.learns(ill)
+    assert not waiting.is_open(310, ill)
+    waiting.ask_again(310, ill)
+    assert waiting.is_open(409, ill)
+    assert not waiting.is_open(410, ill)
+    assert not waiting.is_open(350, replace(ill, since=340))  # another onset
+    assert not waiting.is_open(350, replace(ill, loss_ratio=20.0))  # far worse
+    assert not waiting.is_open(350, replace(ill, lr_rise=10.0))
+    for iteration, loss, learns in ((410, 2.0, True), (510, 1.9, True), (610, 1.9, 0)):
+        for _ in range(100):
+            waiting.add(loss)
+        assert waiting.learns(replace(ill, median=waiting.median)) == learns
+        waiting.ask_again(iteration, replace(ill, median=waiting.median))
+    assert waiting.learns(replace(ill, since=600, median=5.0))
+    waiting.end()
+    assert not waiting.is_open(611, ill)
