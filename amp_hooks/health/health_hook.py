@@ -59,8 +59,8 @@ class HealthHook(AmpHook):
     second opinion first: if the weights of its snapshot cost as much on the last batch
     as those of now, it is the data, and nothing is taken back. Nor is it where several
     optimizers compete, as in a GAN, unless the loss is more than x12. Weights that know
-    too little, as those of a start, excuse nothing; there a run whose learning rate did
-    not rise gets 100 iterations to learn new data in.
+    too little, as those of a start, excuse nothing; there, and where those of now are
+    less than twice as bad, time decides: the run goes back once it learns nothing.
 
     The numbers are on the host anyway: nothing is copied, launched or awaited for this.
     With several processes each judges its own loss. One that finds the run ill makes
