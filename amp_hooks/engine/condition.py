@@ -37,6 +37,9 @@ class Condition:
         level: Loss of a healthy run, where it is known.
         start: Loss of the weights that the run began with.
         median: Of the losses since it was left open whether the run is ill.
+        learns: It had fallen when that was asked last.
+        warms_up: The learning rate was rising at the onset, as in a warm-up, or shortly
+            before.
         in_vain: It went back to weights that cost little when they were taken, and now
             these cost as much: what has changed is not the weights.
     """
@@ -53,6 +56,8 @@ class Condition:
     level: float | None = None
     start: float | None = None
     median: float | None = None
+    learns: bool = False
+    warms_up: bool = False
     in_vain: bool = False
 
     @property

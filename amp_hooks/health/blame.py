@@ -56,7 +56,9 @@ def undecided(ill: Condition, costs: Costs | None) -> bool:
         ill: As found.
         costs: As for :func:`excuse`.
     """
-    if costs is None or ill.lr_rose or ill.since is None or ill.since < START_EARLY:
+    if costs is None or not costs.comparable or ill.lr_rose or ill.warms_up:
+        return False
+    if ill.since is None or ill.since < START_EARLY:
         return False
     if blind(costs):
         return not costs.worse(AGAINST_EACH_OTHER)

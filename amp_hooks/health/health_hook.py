@@ -125,6 +125,7 @@ class HealthHook(AmpHook):
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
         ill = ill and not self._waiting.is_open(record.iter, runtime.condition)
         rose = self._rise.due(record.iter, largest_lr(runner), runtime.condition.cost)
+        rose = rose and len(list(iter_wrappers(runner.optim_wrapper))) == 1
         if (found := self._look(runtime, record, rose)) is not None:
             known = runtime.condition
             runtime.condition = replace(
@@ -180,7 +181,8 @@ class HealthHook(AmpHook):
         """What has been learned of the run."""
         health, rates = self.health.state(), self._rates.state()
         told, rise = self._told.state(), self._rise.state()
-        return dict(health=health, rates=rates, told=told, rise=rise)
+        waiting = self._waiting.state()
+        return dict(health=health, rates=rates, told=told, rise=rise, waiting=waiting)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
@@ -191,6 +193,8 @@ class HealthHook(AmpHook):
         self._told.load_state(state["told"])
         # Of an earlier version: what it knew of the learning rate.
         self._rise.load_state(state.get("rise", dict(state["health"]["symptoms"])))
+        if "waiting" in state:
+            self._waiting.load_state(state["waiting"])
 
     def _add(self, runner: Runner, record: IterationRecord) -> None:
         terms = dict(record.values.get("loss", {}))
@@ -227,6 +231,8 @@ class HealthHook(AmpHook):
             level=health.level,
             start=health.start,
             median=self._waiting.median,
+            learns=self._waiting.has_learned(health.since),
+            warms_up=self._rates.rise((health.since or 0) // 2) >= LR_ROSE,
             in_vain=health.in_vain,
         )
 

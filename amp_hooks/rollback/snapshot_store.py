@@ -119,7 +119,7 @@ class SnapshotStore:
         )
         for entry in proven:
             self._write_entry(entry)
-        if well:
+        if well or self._condition.learns:
             self._saved.healthy(iterations)
 
     def saved(self, path: str, iteration: int) -> None:
@@ -211,7 +211,8 @@ class SnapshotStore:
                 f"{_LAST_WAIT:g} s; the disk seems to hang. The newest that is whole "
                 f"is {self.pointer.named}."
             )
-        if not diverged and (self._condition.well or self._condition.convalescent):
+        now = self._condition
+        if not diverged and (now.well or now.convalescent or now.learns):
             self._saved.offer(all_of_them=True)
             if not self._writer.busy:
                 self._files.clear(self.pointer.named)

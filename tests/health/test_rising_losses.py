@@ -203,6 +203,8 @@ WRONG = Costs(5.0, 1.4, 0, usual=5.0)  # with confidence, as good weights on new
         (LATER, WRONG._replace(compared=False), True),
         (LATER, Costs(1.9, 1.0, 500), True),  # noise: too sure of itself, perhaps
         (LATER, Costs(2.1, 1.0, 500), False),
+        (LATER, Costs(-1.0, -1.5, 500), False),
+        (replace(LATER, warms_up=True), WRONG, False),
         (LATER, None, False),
     ],
 )
@@ -222,10 +224,25 @@ def test_as_long_as_it_learns():
     assert not waiting.is_open(350, replace(ill, loss_ratio=20.0))  # far worse
     assert not waiting.is_open(350, replace(ill, lr_rise=10.0))
     for iteration, loss, learns in ((410, 2.0, True), (510, 1.9, True), (610, 1.9, 0)):
-        for _ in range(100):
+        state, losses, waiting = waiting.state(), [loss] * 100, Waiting()
+        waiting.load_state(state)
+        for loss in losses:
             waiting.add(loss)
         assert waiting.learns(replace(ill, median=waiting.median)) == learns
         waiting.ask_again(iteration, replace(ill, median=waiting.median))
-    assert waiting.learns(replace(ill, since=600, median=5.0))
+        assert waiting.has_learned(ill.since) is (iteration > 410)
+    assert waiting.is_open(620, replace(ill, since=600))  # of another rank
+    assert not waiting.is_open(620, replace(ill, since=611))
+    assert waiting.learns(replace(ill, since=611, median=5.0))
+    assert not waiting.has_learned(611)
     waiting.end()
     assert not waiting.is_open(611, ill)
+
+
+@pytest.mark.parametrize(("least", "now", "learns"), [(-1.0, -1.0, 0), (-1.0, -1.1, 1)])
+def test_a_loss_below_0_learns_too(least, now, learns):
+    waiting = Waiting()
+    waiting.ask_again(310, LATER)
+    waiting.ask_again(410, replace(LATER, median=least))
+    assert waiting.learns(replace(LATER, median=now)) == learns
+    assert waiting.is_open(440, replace(LATER, start=-3.0, level=-5.0))
