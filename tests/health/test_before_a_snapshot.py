@@ -1,5 +1,7 @@
 """Ruin, or new data, before the first snapshot of weights that know something."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -84,6 +86,18 @@ def test_a_learning_rate_that_jumps_and_does_good(tmp_path, length):
     runner, _ = train(tmp_path, [SUITE, hook], **small_rate, **length)
     assert small.ledger(runner, "diverged", "rollback", "watch") == []
     assert small.same(small.state(stock), small.state(runner))
+
+
+def test_what_is_saved_while_it_learns_counts(tmp_path):
+    """Slowly, after the learning rate has decayed: it is ill for hundreds of them."""
+    hooks = [small.RaiseLR(0.15, AT - 10), OtherLabels()]
+    runner, losses = train(
+        tmp_path, [SUITE, *hooks], iters=560, checkpoint=dict(interval=100)
+    )
+    assert losses[-1] > UNTRAINED / 2
+    assert small.ledger(runner, "diverged", "rollback", "well") == []
+    named = (Path(runner.work_dir) / "last_checkpoint").read_text()
+    assert named.endswith("iter_500.pth")
 
 
 def test_two_ranks_look_together(tmp_path):
