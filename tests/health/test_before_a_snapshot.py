@@ -92,7 +92,7 @@ def test_what_is_saved_while_it_learns_counts(tmp_path):
     """Slowly, after the learning rate has decayed: it is ill for hundreds of them."""
     hooks = [small.RaiseLR(0.15, AT - 10), OtherLabels()]
     runner, losses = train(
-        tmp_path, [SUITE, *hooks], iters=560, checkpoint=dict(interval=100)
+        tmp_path, [SUITE, *hooks], iters=520, checkpoint=dict(interval=100)
     )
     assert losses[-1] > UNTRAINED / 2
     assert small.ledger(runner, "diverged", "rollback", "well") == []
