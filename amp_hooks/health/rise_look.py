@@ -23,6 +23,7 @@ class RiseLook:
     """
 
     def __init__(self) -> None:
+        # Its own: Symptoms hears of no bad iteration, in which ranks may differ.
         self._rise = RateRise()
         self._seen: tuple[int, float] | None = None
         self._cost: float | None = None  # of the weights, shortly before it jumped
