@@ -117,14 +117,15 @@ class HealthHook(AmpHook):
         """Take in the iteration; say what follows from it."""
         # Of several ranks one has asked for this, and all of them are here.
         together = record.verdict is Verdict.DIVERGED
+        lr = largest_lr(runner) if self.divergence else None
         if not record.verdict.is_bad:
             if self.divergence:
-                self._add(runner, record)
+                self._add(record, lr)
             runtime.condition = self._condition()
             self._told.tell(runtime, record)
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
         ill = ill and not self._waiting.is_open(record.iter, runtime.condition)
-        rose = self._rise.due(record.iter, largest_lr(runner), runtime.condition.cost)
+        rose = self._rise.due(record.iter, lr, runtime.condition.cost)
         rose = rose and len(list(iter_wrappers(runner.optim_wrapper))) == 1
         if (found := self._look(runtime, record, rose)) is not None:
             known = runtime.condition
@@ -196,14 +197,13 @@ class HealthHook(AmpHook):
         if "waiting" in state:
             self._waiting.load_state(state["waiting"])
 
-    def _add(self, runner: Runner, record: IterationRecord) -> None:
+    def _add(self, record: IterationRecord, lr: float | None) -> None:
         terms = dict(record.values.get("loss", {}))
         logged = terms.pop("loss", None)
         propagated = record.all("backward_loss")
         loss = sum(propagated) if propagated else logged
         self._lifts.add(record.iter, loss, self.health.level)
         self._waiting.add(loss)
-        lr = largest_lr(runner)
         self._iter = record.iter
         well = self.health.condition == State.HEALTHY
         self._rates.add(record.iter, lr, well)
@@ -230,7 +230,6 @@ class HealthHook(AmpHook):
             cost=health.cost,
             level=health.level,
             start=health.start,
-            median=self._waiting.median,
             learns=self._waiting.has_learned(health.since),
             warms_up=self._rates.rise((health.since or 0) // 2) >= LR_ROSE,
             in_vain=health.in_vain,
@@ -240,7 +239,8 @@ class HealthHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Act on it, unless it is not the weights; on all ranks alike."""
-        ask, ill = runtime.second_opinion, of_all_ranks(runtime.condition)
+        ask, mine = runtime.second_opinion, runtime.condition
+        ill = of_all_ranks(replace(mine, median=self._waiting.median))
         costs = ask(ill) if ask is not None else None
         optimizers = len(list(iter_wrappers(runner.optim_wrapper)))
         why = excuse(ill, costs, optimizers)
