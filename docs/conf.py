@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from amp_hooks.version import __version__ as release  # noqa: F401
@@ -16,6 +17,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "code_tables",  # in this folder
 ]
 autodoc_typehints = "none"  # the docstrings give them
 highlight_language = "text"  # of blocks that name none: what commands print

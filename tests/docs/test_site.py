@@ -1,9 +1,15 @@
 """The site is built in both languages without a warning, as `nox -s docs` does."""
 
+import html
+import re
 import sys
 
 import pytest
 
+from amp_hooks.config_check.check import RULES
+from amp_hooks.engine.events import EVENTS
+from amp_hooks.engine.verdict import Verdict
+from amp_hooks.panel.scalars import SCALARS
 from tests import helpers, processes
 
 
@@ -19,3 +25,8 @@ def test_it_is_built_without_a_warning(tmp_path, language):
     reference = (tmp_path / "site/reference.html").read_text()
     assert "amp_hooks.RollbackHook" in reference
     assert "max_rollbacks" in reference
+    rows = {
+        html.unescape(re.sub("<[^>]+>", "", cell)).strip()
+        for cell in re.findall(r"<tr[^>]*>\s*(<td>.*?</td>)", reference, re.DOTALL)
+    }
+    assert {*EVENTS, *SCALARS, *Verdict, *(rule.__name__ for rule in RULES)} <= rows
