@@ -43,6 +43,7 @@ class Page:
         found: What happened.
         judged: How it ended.
         sentence: Verdict, what happened, what to do first.
+        checkpoint: The last good one of a lost run, if nothing else names it, or ''.
         active: ``(label, text)`` of what was active.
         shown: Curves worth a plot.
         metric: The evaluations, if there were any.
@@ -58,6 +59,7 @@ class Page:
     found: Incidents
     judged: Judgement
     sentence: str
+    checkpoint: str
     active: list[tuple[str, str]]
     shown: list[Quantity]
     health: list[Stretch]
@@ -113,6 +115,7 @@ def make_page(run: RunHistory) -> Page:
         found=found,
         judged=judged,
         sentence=verdict_sentence(run, found, judged, advice),
+        checkpoint=_checkpoint(run, judged),
         active=describe(run, found),
         shown=shown,
         health=stretches(found, shown),
@@ -158,12 +161,17 @@ def verdict_sentence(
         what += f"The last {count(found.healthy_since, 'iteration')} were healthy."
     else:
         what = f"Lost: {'; '.join(judged.reasons)}."
-        snapshots = run.having("snapshot", lost=False)
-        named = any("checkpoint" in h.line for h in run.having("abort"))
-        if snapshots and not named:
-            what += f" Last good checkpoint: {snapshots[-1].line.get('file')}."
     passing = _no_harm(run), _watched(run), _failed(run)
     return _join(what, injected, *passing, _metric(run), end, first)
+
+
+def _checkpoint(run: RunHistory, judged: Judgement) -> str:
+    """The last good one of a lost run, unless the line of its end names it."""
+    snapshots = run.having("snapshot", lost=False)
+    named = any("checkpoint" in h.line for h in run.having("abort"))
+    if judged.status is not Status.LOST or named or not snapshots:
+        return ""
+    return str(snapshots[-1].line.get("file", ""))
 
 
 def _join(*sentences: str) -> str:

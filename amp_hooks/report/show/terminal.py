@@ -101,6 +101,9 @@ def render(
     bars = BARS if _can(encoding, BARS) else ASCII_BARS
     word, rest = page.sentence.split(":", 1)
     console.print(Text(f"{word}:", _COLOURS[page.judged.status]) + _text(rest))
+    if page.checkpoint:  # on a line of its own, to be copied
+        console.print("Last good checkpoint:")
+        console.print(_text(page.checkpoint), soft_wrap=True)
     _title(console, "What was active")
     console.print(_labelled(page.active))
     _title(console, "Health over time")

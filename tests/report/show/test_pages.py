@@ -222,6 +222,17 @@ def test_a_run_that_is_ill_and_finite():
     assert NOTHING not in render(page)
 
 
+def test_the_last_good_checkpoint_stands_on_a_line_of_its_own():
+    """To be copied: no full stop behind it, nothing that breaks a long path."""
+    path = f"/{'a_long_folder/' * 12}rollback/iter_50.pth"
+    lines = [START, line(50, "snapshot", file=path), watch(63), diverged(69), END]
+    page = make_page(run(lines, LOSS))
+    assert path not in page.sentence
+    assert f"\nLast good checkpoint:\n{path}\n" in render(page)
+    assert f">{path}</pre>" in render_html(page)
+    assert not make_page(run([START, *lines[1:2], END])).checkpoint
+
+
 def test_a_run_that_went_back_and_is_healthy():
     curves = {**LOSS, "amp/health": curve([0.0] * 6 + [2.0, 1.0, 0.0, 0.0])}
     page = make_page(run([START, diverged(69), went_back(69), END], curves))

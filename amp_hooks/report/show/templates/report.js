@@ -9,7 +9,7 @@
   });
   const lines = (name) =>
     name === "all"
-      ? [...document.querySelectorAll(".paste pre")].map((pre) => pre.textContent).join("\n")
+      ? [...document.querySelectorAll(".advice .paste pre")].map((pre) => pre.textContent).join("\n")
       : document.getElementById(name).textContent;
   const copied = async (text) => {
     try {
