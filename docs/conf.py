@@ -26,6 +26,7 @@ html_theme_options = {"navigation_depth": 3}
 html_show_copyright = False
 myst_heading_anchors = 4
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_css_files = ["site.css"]
 
 

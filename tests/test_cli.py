@@ -3,6 +3,8 @@
 import pytest
 
 from amp_hooks.cli import COMMANDS, main
+from amp_hooks.engine.command_line import STATUSES
+from amp_hooks.version import __version__
 from tests import helpers, processes
 
 
@@ -23,6 +25,32 @@ def test_what_is_no_command_is_an_error_of_use(arguments, capsys):
     text = capsys.readouterr().err
     assert all(command in text for command in COMMANDS)
     assert (arguments or ["name a command"])[0] in text
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"amp_hooks {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_every_exit_status(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"\n  amp-hooks {command} " in f"{text} ".replace("\n", " \n")
+    _, _, told = text.partition("exit status:\n")
+    told = {
+        int(line.split()[0]) for line in told.splitlines() if line[:3] != "     "[:3]
+    }
+    assert {0, 1, 64, 70} <= told <= set(STATUSES)
+
+
+def test_help_tells_examples_and_the_one_table_of_exit_statuses(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  amp-hooks {command}" in text for command in COMMANDS)
+    assert all(f"\n  {n:<3} {meaning}\n" in text for n, meaning in STATUSES.items())
 
 
 def test_help_needs_no_training_stack():

@@ -6,6 +6,7 @@ import argparse
 import os.path as osp
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
@@ -18,7 +19,12 @@ from ..rollback.checkpoint_file import Header, damage, read_header
 from .check import check, lines_of
 from .of_config import facts_of_config, gpus_of_name
 
-_EPILOG = """exit status:
+_EPILOG = """\
+examples:
+  amp-hooks check-config configs/my_8xb2.py --amp
+  amp-hooks check-config configs/my.py --gpus 8 --resume
+
+exit status:
   0   nothing found
   1   findings
   64  wrong arguments
@@ -31,12 +37,23 @@ class _UserError(Exception):
     """A message and an exit status."""
 
 
+class _Options(DictAction):
+    """MMEngine's, with an error of use for what it cannot take apart."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *more: Any) -> None:
+        try:
+            super().__call__(parser, namespace, values, *more)
+        except Exception as e:
+            given = " ".join(values)
+            parser.error(f"--cfg-options {given} is not KEY=VALUE ({e})")
+
+
 def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """The arguments."""
     parser = Parser(
         prog=prog,
         description="Find what is known to hurt training in a config, before it "
-        "starts. Needs no GPU and no data set.",
+        "starts.\nNeeds no GPU and no data set.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,7 +87,7 @@ def parse_args(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_Options,
         metavar="KEY=VALUE",
         help="override settings of the config, as for training",
     )
@@ -172,7 +189,7 @@ def _checkpoint(args: argparse.Namespace, cfg: Config) -> tuple[bool, Header | N
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
     return number

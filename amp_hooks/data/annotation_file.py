@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..engine.command_line import CANNOT_CREATE, NO_INPUT, markdown_table
+from ..engine.command_line import CANNOT_CREATE, DATA, NO_INPUT, markdown_table
 from ..engine.files import publish
 from ..engine.progress import progress
 from .annotation_pictures import EXAMPLES, BadImage
@@ -26,7 +26,6 @@ from .coco import (
 )
 from .coco_records import KINDS, file_name, is_number, of_images
 
-NOT_COCO = 65  # as sysexits.h has it for wrong data
 _MIN_SIZE = 1.0  # below it CocoDataset leaves boxes out
 
 
@@ -45,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
         stop(NO_INPUT, f"cannot read {path} ({e})")
     except ValueError as e:  # of JSON, of UTF-8, NotCocoError
         what = "COCO annotation file" if isinstance(e, NotCocoError) else "JSON"
-        stop(NOT_COCO, f"{path} is no {what}: {e}. Other formats: --config CFG")
+        stop(DATA, f"{path} is no {what}: {e}. Other formats: --config CFG")
     return data
 
 
@@ -68,8 +67,8 @@ def files_below(root: Path) -> Callable[[str], bool]:
 def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
     """Check ANN, print the table, write the copy."""
     start = time.perf_counter()
-    print(f"reading {args.ann}", file=sys.stderr)
-    data = read(args.ann)
+    with progress(f"reading {args.ann}"):
+        data = read(args.ann)
     min_size = _MIN_SIZE if args.min_size is None else args.min_size
     exists = files_below(args.img_root) if args.img_root else None
     total = len(data["annotations"])

@@ -12,7 +12,8 @@ from .rows import BROKEN, FINDING, NOTE, Row
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _REHEARSED = (
-    "Training goes to the CPU, where FP16 can be rehearsed: docs/en/precision.md."
+    "Training goes to the CPU, where FP16 can be rehearsed: page Precision of the "
+    "documentation."
 )
 
 

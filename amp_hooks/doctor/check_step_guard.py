@@ -21,8 +21,8 @@ _ITERS, _OVERFLOWS = 6, 3
 _HOOK = dict(type="amp_hooks.StepGuardHook")
 _TOO_LARGE = 3e38  # in FP16 and after a convolution in any precision
 _REMEDY = (
-    "Take versions that were tested together (README.md), and please report it with "
-    "the output of this command."
+    "Take versions that were tested together (page Get started of the documentation), "
+    "and please report it with the output of this command."
 )
 
 

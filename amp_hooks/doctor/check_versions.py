@@ -54,7 +54,7 @@ def check() -> Iterator[Row]:
         "these versions",
         "tested together" if good else "not tested together",
         NOTE if not good else "ok",
-        "" if good else "If a run goes wrong, name them: see the table of README.md.",
+        "" if good else "If a run goes wrong, name them; page Get started has a table.",
     )
 
 

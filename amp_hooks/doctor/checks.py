@@ -7,8 +7,8 @@ from typing import NamedTuple
 from .rows import BROKEN, FINDING
 
 _REINSTALL = (
-    "Install torch, mmcv and the rest anew, in versions that were tested together: the "
-    "table of README.md."
+    "Install torch, mmcv and the rest anew, in versions that were tested together: "
+    "page Get started of the documentation has a table."
 )
 
 

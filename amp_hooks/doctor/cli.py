@@ -35,6 +35,10 @@ network learns in, an iteration that overflows and is undone, backends for sever
 processes, and the disk of this folder. Needs no network, no data and no GPU.
 """
 _EPILOG = """\
+examples:
+  amp-hooks doctor
+  amp-hooks doctor --json doctor.json
+
 exit status:
   0   training works; without a GPU it says so
   1   findings: something hurts, and training works

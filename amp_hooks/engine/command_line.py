@@ -12,7 +12,17 @@ from typing import NoReturn
 # What was found: nothing, something, or what cannot go on like this.
 GOOD, FOUND, LOST = 0, 1, 2
 # As in sysexits.h. What is lower says what was found, so no failure may use it.
-USAGE, NO_INPUT, FAILED, CANNOT_CREATE = 64, 66, 70, 73
+USAGE, DATA, NO_INPUT, FAILED, CANNOT_CREATE = 64, 65, 66, 70, 73
+STATUSES = {
+    GOOD: "good: healthy, nothing found, finite, or training works",
+    FOUND: "findings: recovered, something found, not finite, or something hurts",
+    LOST: "lost: the run, or what training needs does not work",
+    USAGE: "wrong arguments",
+    DATA: "the file is not of the kind that was asked for",
+    NO_INPUT: "what is to be read is not there, or cannot be read",
+    FAILED: "the command itself failed",
+    CANNOT_CREATE: "a file cannot be written",
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -74,7 +74,7 @@ def tell_abort(runner: Runner, error: BaseException) -> None:
             about["checkpoint"] = last
         warn(
             f"a kernel failed on the device, in or before iteration {runner.iter}, and "
-            "nothing can go on in this process. Resume in a new one, from "
-            f"{last or 'the beginning: there is no checkpoint yet'}."
+            "nothing can go on in this process. Resume in a new one, from\n"
+            f"{last or 'the beginning: there is no checkpoint yet'}"
         )
     runtime.emit("abort", runner.iter, runtime.verdict, **about)

@@ -139,7 +139,7 @@ EVENTS = {
     ),
     "snapshot": Event(
         "a rollback checkpoint was written and verified",
-        lambda line: f"Verified checkpoint {line['file']}",
+        lambda line: f"Verified checkpoint:\n{line['file']}",
         {"file": "its path"},
     ),
     "rollback": Event(

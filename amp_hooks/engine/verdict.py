@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from .words import in_plain_words
+
 
 class Verdict(str, Enum):
     """Judgement on one training iteration, from harmless to lost.
@@ -32,6 +34,11 @@ class Verdict(str, Enum):
     STATE_NONFINITE = "STATE_NONFINITE"
     RAISED = "RAISED"
     DIVERGED = "DIVERGED"
+
+    @property
+    def in_words(self) -> str:
+        """As it is told to a person."""
+        return in_plain_words(self.value)
 
     @property
     def is_of_the_batch(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Mapping
 
 Line = Mapping[str, Any]
@@ -17,10 +17,21 @@ _VERDICTS = {
 }
 
 
+def in_plain_words(verdict: str) -> str:
+    """A verdict, as it is told to a person."""
+    return _VERDICTS.get(verdict, "")
+
+
 def first_names(names: list[str], limit: int = 3) -> str:
     """The first of many names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def one_a_line(paths: Sequence[Any]) -> str:
+    """The first of many paths, to be copied, and how many more there are."""
+    more = [f"and {len(paths) - _FEW} more"] if len(paths) > _FEW else []
+    return "\n".join([*map(str, paths[:_FEW]), *more])
 
 
 def without_prefix(text: str, prefix: str) -> str:
@@ -64,7 +75,7 @@ def number(value: Any) -> str:
 
 def reason(line: Line) -> str:
     """The verdict of a line in plain words, with where, as far as it is known."""
-    text = _VERDICTS.get(str(line.get("verdict")), "")
+    text = in_plain_words(str(line.get("verdict")))
     if where := line.get("losses"):
         text += f"; not finite: {names_in(where)}"
     if where := line.get("layers"):
@@ -194,12 +205,13 @@ def boxes(line: Line) -> str:
     """Of a ``boxes`` line."""
     counts = ", ".join(f"{n} {flaw}" for flaw, n in dict(line["counts"]).items())
     named = line["images"][:5]
-    images = all_of(named)
+    images = "\n".join(map(str, named))
     if more := line["images_total"] - len(named):
-        images += f" and {more} more images"
+        images += f"\nand {count(more, 'more image')}"
     rank = f" on rank {line['rank']}" if line["rank"] else ""
     done = {"drop": ", left out", "raise": ", which ended training"}
-    return f"Invalid boxes{rank}: {counts} in {images}{done.get(line['action'], '')}."
+    done_so = done.get(line["action"], "")
+    return f"Invalid boxes{rank}: {counts}{done_so}. Images:\n{images}"
 
 
 def resume(line: Line) -> str:
@@ -260,17 +272,19 @@ def forensics(line: Line) -> str:
 
 def bad_batch(line: Line) -> str:
     """Of a ``bad_batch`` line."""
-    return f"Bad batch on rank {line['rank']}: {names_in(line['images'])}."
+    return f"Bad batch on rank {line['rank']}:\n{one_a_line(line['images'])}"
 
 
 def suspect(line: Line) -> str:
     """Of a ``suspect`` line."""
-    return f"{line['image']} was in bad iterations {all_of(line['iters'])}."
+    iters = all_of(line["iters"])
+    return f"Suspect, for it was in bad iterations {iters}:\n{line['image']}"
 
 
 def replaced(line: Line) -> str:
     """Of a ``replaced`` line."""
-    return f"{line['image']} was left out; {line['by'] or 'another'} instead."
+    by = line["by"]
+    return f"Left out:\n{line['image']}" + (f"\nInstead:\n{by}" if by else "")
 
 
 def fault(line: Line) -> str:

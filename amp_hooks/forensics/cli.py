@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -15,7 +17,7 @@ from torch import nn
 
 from ..clamp.head_clamp_hook import HeadClampHook
 from ..clamp.head_guard import HeadGuard
-from ..engine.command_line import Parser, or_failed
+from ..engine.command_line import NO_INPUT, Parser, or_failed
 from ..engine.progress import progress
 from ..engine.recorder import FlightRecorder
 from ..precision.cpu_amp import CpuAmpOptimWrapper
@@ -37,9 +39,14 @@ example:
 exit status:
   0   what was asked for is finite (of several: one is)
   1   it is not
-  64  wrong arguments, or what was kept cannot be used
+  64  wrong arguments
+  66  FOLDER, CONFIG or weights are not there, or cannot be used
   70  the replay itself failed
 """
+
+
+class _NoInputError(Exception):
+    """What is to be run again is not there, or cannot be used."""
 
 
 def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:
@@ -98,22 +105,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "amp-hooks replay")
 
 def replay(parser: Parser, args: argparse.Namespace) -> int:
     """The same, of arguments that are in order; prints a line for each try."""
-    if not args.config.is_file():
-        parser.error(f"there is no config {args.config}")
     try:
-        report = load_report(str(args.folder))
-    except FileNotFoundError:
-        parser.error(
-            f"{args.folder} holds no report.json: name a folder that ForensicsHook "
-            "has written, WORK_DIR/TIMESTAMP/faults/iter_N"
-        )
-    model = load_model(parser, args, args.folder)
-    try:
-        call = load_call(str(args.folder), args.trust)
-    except FileNotFoundError:
-        parser.error(f"{args.folder} was written without its batch: {report['notes']}")
-    except pickle.UnpicklingError as e:
-        parser.error(f"{e}\n--trust reads it all the same, if you know who wrote it")
+        report, model, call = load(args)
+    except _NoInputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return NO_INPUT
     call = to_device(call, next(model.parameters()).device)
     print(f"iteration {report['iter']}, {report['verdict']}: {report['finding']}")
     layers = report["layers"]
@@ -138,9 +134,41 @@ def replay(parser: Parser, args: argparse.Namespace) -> int:
     return 0 if any(finite) else 1
 
 
-def load_model(parser: Parser, args: argparse.Namespace, folder: Path) -> nn.Module:
+def load(args: argparse.Namespace) -> tuple[dict[str, Any], nn.Module, Call]:
+    """What was kept of the fault: its report, its weights in a model, its batch."""
+    if not args.config.is_file():
+        raise _NoInputError(f"there is no config {args.config}")
+    try:
+        report = load_report(str(args.folder))
+    except OSError as e:
+        raise _NoInputError(
+            f"{args.folder} holds no report.json: name a folder that ForensicsHook "
+            "has written, WORK_DIR/TIMESTAMP/faults/iter_N"
+        ) from e
+    except ValueError as e:
+        raise _NoInputError(f"{args.folder}: report.json is damaged: {e}") from e
+    model = load_model(args, args.folder)
+    try:
+        call = load_call(str(args.folder), args.trust)
+    except FileNotFoundError as e:
+        notes = report.get("notes")
+        raise _NoInputError(
+            f"{args.folder} was written without its batch: {notes}"
+        ) from e
+    except pickle.UnpicklingError as e:
+        trust = "--trust reads it all the same, if you know who wrote it"
+        raise _NoInputError(f"{e}\n{trust}") from e
+    return report, model, call
+
+
+def load_model(args: argparse.Namespace, folder: Path) -> nn.Module:
     """The run's model with the weights of the fault, in training mode."""
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as e:  # a config is a program
+        raise _NoInputError(
+            f"config {args.config} cannot be read: {type(e).__name__}: {e}"
+        ) from e
     init_default_scope(cfg.get("default_scope", "mmdet"))
     model = MODELS.build(cfg.model)
     try:
@@ -150,10 +178,10 @@ def load_model(parser: Parser, args: argparse.Namespace, folder: Path) -> nn.Mod
             kept = torch.load(args.weights, map_location="cpu", weights_only=True)
             model.load_state_dict(kept["state_dict"])
     except FileNotFoundError as e:
-        parser.error(
+        raise _NoInputError(
             f"{e}. The weights of the fault were not kept ({WEIGHTS}); name a "
             "checkpoint: --weights WORK_DIR/rollback/iter_N.pth"
-        )
+        ) from e
     except RuntimeError as e:
-        parser.error(f"{args.config} is not the config of that run: {e}")
+        raise _NoInputError(f"{args.config} is not the config of that run: {e}") from e
     return model.cuda().train() if torch.cuda.is_available() else model.train()

@@ -242,7 +242,8 @@ class StepGuardHook(AmpHook):
             step = "a step that could not be seen"
             step = step if record.steps_unseen else "no optimizer step"
             warn(
-                f"iteration {record.iter} was undone ({record.verdict.value}): {step}, "
+                f"iteration {record.iter} was undone, for "
+                f"{record.verdict.in_words}: {step}, "
                 "and buffers and EMA are as before it. Training goes on with the next "
                 "batch; stability.jsonl tells more."
             )

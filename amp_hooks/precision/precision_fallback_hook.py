@@ -151,7 +151,7 @@ class PrecisionFallbackHook(AmpHook):
             reason = f"{rollbacks - self._counted} rollbacks"
             self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
         elif self._streak >= self.patience:
-            reason = f"{self._streak} iterations in a row with {record.verdict.value}"
+            reason = f"{record.verdict.in_words}, {self._streak} times in a row"
             self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
         elif self.until is not None and runner.iter + 1 >= self.until:
             self._come_back(runner, runtime, rollbacks)
@@ -168,7 +168,7 @@ class PrecisionFallbackHook(AmpHook):
         """Which precision, until when, what does not fit, the rollbacks acted on."""
         kept = dict(precision=self.precision, until=self.until, counted=self._counted)
         flags = dict(no_room=self._no_room, no_bfloat16=self._no_bfloat16)
-        return dict(kept, **{name: True for name, holds in flags.items() if holds})
+        return dict(kept, **{n: True for n, holds in flags.items() if holds})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on in that precision."""

@@ -9,16 +9,22 @@ from pathlib import Path
 
 from ..engine.command_line import CANNOT_CREATE, NO_INPUT, Parser, or_failed, print_out
 from ..engine.files import write_text
+from .judge.status import Status
 from .read.work_dir import NoRunError, read_run
 from .show.page import make_page
 from .show.terminal import render, window
 
-_EPILOG = """exit status:
+_EPILOG = """\
+examples:
+  amp-hooks report work_dirs/RUN
+  amp-hooks report work_dirs/RUN --html report.html
+
+exit status:
   0   healthy
   1   recovered
   2   lost
   64  wrong arguments
-  66  WORK_DIR holds no run
+  66  WORK_DIR holds no run, or no iteration of it
   70  the report itself failed
   73  the HTML file cannot be written
 """
@@ -67,6 +73,13 @@ def _report(args: argparse.Namespace) -> int:
         print(f"error: {e}", file=sys.stderr)
         return NO_INPUT
     page = make_page(run)
+    if page.found.last < page.found.first and page.judged.status is Status.HEALTHY:
+        print(
+            f"error: no iteration of the run in {args.work_dir} is known: it has just "
+            "begun, or was killed before the first one was logged. Its log has more.",
+            file=sys.stderr,
+        )
+        return NO_INPUT
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     width, colour = window()
     print_out(render(page, encoding, colour, width))

@@ -156,9 +156,9 @@ class Pointer:
                 write_text(self._file, path)
             except OSError as e:
                 warn(
-                    f"{self._file} could not be replaced ({e}); it names {self.named}. "
-                    "Training goes on. Make room on the disk: MMEngine alone would "
-                    "resume from what it names, RollbackHook looks for what is newer."
+                    f"{self._file} could not be replaced ({e}). Training goes on. "
+                    "Make room on the disk: RollbackHook looks for what is newer, "
+                    f"MMEngine alone would resume from\n{self.named}"
                 )
                 return False
             self._iter = iteration

@@ -66,7 +66,7 @@ class GoBack:
             # There was no healthy step: nothing has shown that they do no harm.
             named = messages.where_text(by_design.learned)
             raise TrainingDivergedError(
-                messages.no_snapshot(runner.iter, verdict.value, named)
+                messages.no_snapshot(runner.iter, verdict.in_words, named)
             )
         where = messages.where_text(nonfinite)
         # NaN may be but the end of an illness that had been seen before.
@@ -80,7 +80,7 @@ class GoBack:
         target = self._store.go_back(runner.iter, ill.since)
         if target is None:
             raise TrainingDivergedError(
-                messages.no_snapshot(runner.iter, verdict.value, where)
+                messages.no_snapshot(runner.iter, verdict.in_words, where)
             )
         # Counted first, so that a kill at any moment gives no extra attempt.
         self._attempts.add(runner.iter, target.iter, verdict.value, bool(limit))
@@ -109,7 +109,7 @@ class GoBack:
                 number=self._attempts.counted(runner.iter),
                 now=runner.iter,
                 target=target.iter,
-                verdict=verdict.value,
+                verdict=verdict.in_words,
                 where=where,
                 lr_factor=self._lr.total,
                 lr_kept=kept,
@@ -179,7 +179,7 @@ class GoBack:
         raise TrainingDivergedError(
             messages.diverged(
                 now=now,
-                verdict=verdict.value,
+                verdict=verdict.in_words,
                 where=where,
                 rollbacks=self._attempts.number,
                 attempts=self._attempts.summary(),

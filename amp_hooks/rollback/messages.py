@@ -31,7 +31,7 @@ def rolled_back(
         number: Of this rollback, in words.
         now: Iteration in which it happened.
         target: Iteration of the snapshot.
-        verdict: Why.
+        verdict: Why, in plain words.
         where: As from :func:`where_text`.
         lr_factor: Learning rate over the schedule's, after re-warm-up.
         lr_kept: Why the learning rate stays, or ''.
@@ -68,7 +68,7 @@ def diverged(
 
     Args:
         now: Iteration in which it happened.
-        verdict: Why.
+        verdict: Why, in plain words.
         where: As from :func:`where_text`.
         rollbacks: So far.
         attempts: The rollbacks in words, or ''.

@@ -111,8 +111,9 @@ def _choose(runner: Runner) -> str | None:
         words, header = damage(path, ignore), headers[path]
         if words is None and header is not None:
             runner.logger.info(
-                f"[amp_hooks] Resuming from {path}, iteration {header.iter}"
-                + ("." if header.optimizer else ", which holds no optimizer state.")
+                f"[amp_hooks] Resuming at iteration {header.iter}, from"
+                + ("" if header.optimizer else " a file without optimizer state:")
+                + f"\n{path}"
             )
             _tell_newer(readable, path, header, paths)
             if named is None or not same_file(path, named):
@@ -120,8 +121,8 @@ def _choose(runner: Runner) -> str | None:
             return path
         words = words or "it cannot be read"
         warn(
-            f"resume passes over {path}: {words}. The next newest checkpoint is tried. "
-            "Delete the file, or put a good copy in its place."
+            f"resume passes over\n{path}\nfor {words}. The next newest checkpoint is "
+            "tried. Delete the file, or put a good copy in its place."
         )
         passed.append(f"{path}: {words}")
     raise NoCheckpointError(

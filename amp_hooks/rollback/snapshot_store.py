@@ -209,7 +209,7 @@ class SnapshotStore:
             warn(
                 f"the last checkpoint is still being written to {self.folder} after "
                 f"{_LAST_WAIT:g} s; the disk seems to hang. The newest that is whole "
-                f"is {self.pointer.named}."
+                f"is\n{self.pointer.named}"
             )
         now = self._condition
         if not diverged and (now.well or now.convalescent or now.learns):
@@ -272,8 +272,8 @@ class SnapshotStore:
         warn(
             f"the auto-rollback checkpoint of iteration {written.iter} could not be "
             f"written to {self._files.folder}: {written.error}. It is kept in memory "
-            f"and training goes on; {remedy}, or a killed run resumes from "
-            f"{self.pointer.named or 'the beginning'}."
+            f"and training goes on; {remedy}, or a killed run resumes from\n"
+            f"{self.pointer.named or 'the beginning'}"
         )
 
     def _write_entry(self, entry: Entry[Any]) -> None:

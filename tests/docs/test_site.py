@@ -22,6 +22,9 @@ def test_it_is_built_without_a_warning(tmp_path, language):
         *[sys.executable, "-m", "sphinx", *options],
         *["-D", f"language={language}", docs / language, tmp_path / "site"],
     )
+    other = dict(en="zh_cn", zh_cn="en")[language]
+    page = (tmp_path / "site/rollback.html").read_text()
+    assert f'href="../{other}/rollback.html"' in page
     reference = (tmp_path / "site/reference.html").read_text()
     assert "amp_hooks.RollbackHook" in reference
     assert "max_rollbacks" in reference

@@ -93,9 +93,18 @@ def test_what_no_precision_cures(build, tmp_path, call):
 
 def test_what_is_missing_is_said(overflown, tmp_path, call):
     folder, config = overflown
-    assert "faults/iter_N" in call(folder.parent, config, status=64).err
-    assert "none.py" in call(folder, tmp_path / "none.py", status=64).err
+    assert "faults/iter_N" in call(folder.parent, config, status=66).err
+    assert "none.py" in call(folder, tmp_path / "none.py", status=66).err
     other = helpers.ROOT / "configs/digits/faster-rcnn_r18_fpn_fp16.py"
-    assert "not the config of that run" in call(folder, other, status=64).err
+    assert "not the config of that run" in call(folder, other, status=66).err
     (folder / "weights.pth").unlink()
-    assert "--weights" in call(folder, config, status=64).err
+    assert "--weights" in call(folder, config, status=66).err
+    report = (folder / "report.json").read_text()
+    (folder / "report.json").write_text("{")
+    assert "report.json is damaged" in call(folder, config, status=66).err
+    (folder / "report.json").unlink()
+    assert "holds no report.json" in call(folder, config, status=66).err
+    (folder / "report.json").write_text(report)
+    broken = tmp_path / "broken.py"
+    broken.write_text("model = ")
+    assert "cannot be read" in call(folder, broken, status=66).err

@@ -163,7 +163,9 @@ def test_on_request_of_a_verdict(build):
     runner, seen = train(build, hooks, iters=6, options=options)
     assert list(seen.dtype.values()) == ["float16"] * 3 + ["bfloat16"] * 3
     (line,) = helpers.ledger(runner, "fallback")
-    assert line["reason"] == "1 iterations in a row with GRAD_NONFINITE"
+    assert line["reason"] == (
+        "gradients were not finite, and no loss scale cures that, 1 times in a row"
+    )
 
 
 def test_a_collapsed_scale_starts_anew(build):

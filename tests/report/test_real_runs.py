@@ -116,7 +116,7 @@ def test_stock_run_without_any_of_our_hooks(page_of):
     assert "not finite: state_dict.backbone.conv1.weight" in text
     assert "from iteration 1 to the last one, 7, the run is not finite" in text
     assert "custom_hooks = [dict(type='amp_hooks.StabilityHook')]" in text
-    assert "No stability.jsonl" in section(text, "Events", "Likely causes")
+    assert "No ledger that can be read" in section(text, "Events", "Likely causes")
     assert "BF16" not in section(text, "Advice")  # it was FP32
 
 

@@ -75,7 +75,7 @@ def test_what_is_named_is_truncated(ended):
     again = build(work_dir, resume=True)
     again.train()
     assert iters(again, "resume") == [older(work_dir)]
-    assert f"passes over {newest}" in helpers.log(again)
+    assert f"passes over\n{newest}" in helpers.log(again)
 
 
 @pytest.mark.parametrize("argument", ["resume", "load_from"])

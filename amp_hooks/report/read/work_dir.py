@@ -100,7 +100,10 @@ def _ledger(path: Path, notes: list[str]) -> list[Line]:
     except OSError as e:
         notes.append(f"{path} could not be read: {e}.")
         return []
-    return [line for line in lines if _is_event(line)]
+    events = [line for line in lines if _is_event(line)]
+    if path.is_file() and not events:
+        notes.append(f"{path} has no line that can be read.")
+    return events
 
 
 def _is_event(line: Line) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.events import in_words
-from ...engine.words import count, first_names, places, reason
+from ...engine.words import count, one_a_line, places, reason
 from ..read.history import Happening
 
 # Lines that come again and again; of the rest each is told by itself.
@@ -57,7 +57,7 @@ class Group:
             return "\n".join(in_words(h.line) for h in self.happenings)
         if snapshots := of["snapshot"]:
             return (
-                f"{count(len(snapshots), 'verified checkpoint')}, the last one "
+                f"{count(len(snapshots), 'verified checkpoint')}, the last one:\n"
                 f"{snapshots[-1].line.get('file')}"
             )
         if replaced := of["replaced"]:
@@ -69,8 +69,8 @@ class Group:
         if boxes := of["boxes"]:
             images = {name for h in boxes for name in h.names("images")}
             return (
-                f"Invalid boxes in {count(len(boxes), 'batch', 'es')}; images: "
-                f"{first_names(sorted(images))}."
+                f"Invalid boxes in {count(len(boxes), 'batch', 'es')}. Images:\n"
+                + one_a_line(sorted(images))
             )
         bad = of["overflow"] or of["veto"] or of["bad_batch"]
         times = len({h.iter for h in bad})

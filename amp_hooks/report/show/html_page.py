@@ -64,7 +64,7 @@ def render(content: page.Page, beside: Path | None = None) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(digest).decode(),
         word=content.sentence.split(":", 1)[0],
-        rest=content.sentence.split(":", 1)[1].strip(),
+        rest=_capitalized(content.sentence.split(":", 1)[1].strip()),
         symbol=_SYMBOLS[content.judged.status],
         status=content.judged.status.name.lower(),
         table=content.table(),
@@ -76,6 +76,10 @@ def render(content: page.Page, beside: Path | None = None) -> str:
         **_events(content.groups),
     )
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _story(content: page.Page, beside: Path | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .groups import Group, group
 from .health import Quantity, Stretch, metric, quantities, stretches
 from .terms import differing_terms
 
-NO_LEDGER = "No stability.jsonl: hooks of amp_hooks would have written one."
+NO_LEDGER = "No ledger that can be read: amp_hooks would have written stability.jsonl."
 NOTHING_TO_CHANGE = "Nothing to change."
 OF_THE_TABLE = (
     "Iterations count from 0. Each row shows the worst of its stretch; of the loss, "

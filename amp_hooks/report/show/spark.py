@@ -83,4 +83,8 @@ def _usual(heights: Array, log: bool) -> tuple[float, float]:
     low, high = float(inside.min()), float(inside.max())
     if high - low > least:
         return low, high
-    return low, low + least  # noise of one percent is no mountain range
+    # Noise of one percent is no mountain range; where it was lower at times, the rest
+    # is the top.
+    if (heights < low).any() and not (heights > high).any():
+        return high - least, high
+    return low, low + least

@@ -61,6 +61,8 @@ class Timeline:
         beside: Path | None,
     ) -> None:
         self._run, self._clock, self._beside = run, clock, beside
+        # Ill until a rollback, until it was well again, or to the end.
+        self._ill = {d.told: d.until or found.last + 1 for d in found.divergences}
         rows = [self._row(group) for group in groups if not _is_routine(group)]
         if not rows:
             rows = [self._bare(*span) for span in _spans(found)]
@@ -104,6 +106,8 @@ class Timeline:
         begin = int(since) if 0 <= since <= first.iter else first.iter
         if last.event == "end":
             begin = 0
+        elif last.event == "diverged":
+            end = self._ill.get(last.iter, end)
         return self._lasting(begin, end)
 
     def _lasting(self, begin: int, end: int) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from amp_hooks.report.cli import main
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.status import Status, judge
 from amp_hooks.report.read.config import parse_config
@@ -121,6 +122,23 @@ def test_a_folder_without_a_run(tmp_path):
         read_run(tmp_path)
     with pytest.raises(NoRunError, match="is not a folder"):
         read_run(tmp_path / "missing")
+
+
+def test_a_run_without_an_iteration_is_no_healthy_run(tmp_path, capsys):
+    write(tmp_path / "20260101_000000", [start_line()])
+    assert main([str(tmp_path)]) == 66
+    out, err = capsys.readouterr()
+    assert "no iteration of the run" in err
+    assert out == ""
+
+
+def test_a_ledger_that_cannot_be_read_is_not_denied(tmp_path, capsys):
+    points = [logged(1, 1.0), logged(2, 1.0)]
+    write(tmp_path / "20260101_000000", ["{nonsense"], points)
+    assert main([str(tmp_path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "has no line that can be read" in text
+    assert "No ledger that can be read" in text
 
 
 def test_a_single_start_names_its_work_dir(tmp_path):

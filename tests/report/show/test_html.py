@@ -202,6 +202,19 @@ def test_what_happened_has_date_epoch_and_duration(tmp_path):
     assert "trained for 2 h 30 min" in text_of(html)
 
 
+def test_a_divergence_lasts_until_it_is_over(tmp_path):
+    """Not from its onset to when it was certain: to a rollback, or to the end."""
+    ill = [start_line(max_iters=400), diverged(320, since=300)]
+
+    def lasted(*lines):
+        html = html_of(tmp_path, status=2, lines=[*ill, *lines], curves=curves())
+        rows = re.findall(r"<tr[^>]*>.*?</tr>", html, re.DOTALL)
+        (row,) = [row for row in rows if 'href="#iter-320"' in row or ">320<" in row]
+        return row
+
+    assert "100 iterations" in lasted(line(399, "end"))
+
+
 def test_the_folder_of_an_incident_is_linked_where_it_lies_today(tmp_path):
     """The ledger has the path of the machine that trained."""
     folder = "/there/work/20260101_000000/faults/iter_207"

@@ -174,6 +174,12 @@ def test_without_an_outlier_all_bars_are_used():
     assert set(drawn(range(40))) == set(BARS)
 
 
+def test_what_was_lower_at_times_is_else_at_the_top():
+    """A loss scale that has found its level, logits that are stuck at their worst."""
+    values = [1.0] * 3 + [100.0] * 37
+    assert drawn(values, log=True) == BARS[0] * 3 + BARS[-1] * 37
+
+
 def test_what_is_flat_is_flat():
     assert set(drawn([3.0] * 20)) == {BARS[0]}
     assert set(drawn([3.0, 3.01] * 10)) < set(BARS[:4])
