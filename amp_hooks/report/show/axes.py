@@ -62,11 +62,11 @@ def quantity(ax: Any, q: Quantity, window: Window) -> None:
     line(ax, curve, CURVE)
     if "cls_score" in q.title:
         ax.axhline(FP16_MAX, color=INK, lw=0.8, ls="--")
-        ax.annotate(
+        on_page(ax.annotate(
             "FP16 ends: 65504", (1, FP16_MAX), xycoords=("axes fraction", "data"),
             xytext=(-2, -3), textcoords="offset points", ha="right", va="top",
             fontsize=7.5, color=MUTED,
-        )  # fmt: skip
+        ))  # fmt: skip
     if q.band is not None:
         _healthy_range(ax, *q.band)
     edge_marks(ax, curve)
@@ -90,7 +90,8 @@ def metric(ax: Any, q: Quantity, window: Window) -> None:
     low, high = (finite.values.min(), finite.values.max()) if len(finite) else (0, 1)
     room = 0.25 * (high - low) or 0.25 * abs(high) or 1
     bottom = max(low - room, -0.05) if low >= 0 else low - room  # few are below 0
-    ax.set_ylim(bottom, high + 1.6 * room)
+    top = high + 1.6 * room
+    ax.set_ylim(bottom, min(top, 1.05) if 0 <= low <= high <= 1 else top)  # a share
     ax.yaxis.set_major_locator(MaxNLocator(3))
     best = int(finite.values.argmax()) if len(finite) else -1
     for i in {best, len(finite) - 1} - {-1}:
@@ -126,7 +127,7 @@ def terms(ax: Any, curves: dict[str, Curve], window: Window) -> None:
 
 def bad_iterations(ax: Any, found: Incidents, window: Window) -> None:
     """How many iterations were not finite, or overflowed, in each stretch."""
-    title(ax, "bad iterations")
+    title(ax, "bad iterations, in each bar")
     first, number = window.first, window.last - window.first + 1
     step = -(-number // _BINS)
     edges = np.arange(first, first + number + step, step) - 0.5
@@ -205,15 +206,14 @@ def _axis(ax: Any, q: Quantity, curve: Curve) -> None:
 
 
 def _scale_axis(ax: Any, values: Any) -> None:
-    """Labelled with powers of two, as long as those are numbers that one knows."""
-    if not 1 < _span(values) < 2**_DOUBLINGS:
-        _log(ax, values)
-    else:
-        _log(ax, values, base=2)
+    """Labelled with powers of two; one that collapses leaves the axis downwards."""
+    if _span(values) >= 2**_DOUBLINGS:  # on the way to 0 there is no number to know
+        values = values[values > values.max() / 2**_DOUBLINGS]
+        ax.set_ylim(values.max() / 2**_DOUBLINGS, 2 * values.max())
+    _log(ax, values, base=2 if _span(values) > 1 else 10)
     if len(set(values)) == 1:
         ax.yaxis.set_major_locator(FixedLocator(values[:1]))
-    if _span(values) < 2**_DOUBLINGS:
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: scale_number(v)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: scale_number(v)))
 
 
 def _span(values: Any) -> float:

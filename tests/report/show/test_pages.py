@@ -101,7 +101,7 @@ def test_the_html_page_has_every_section_in_order(page_of):
         "largest |cls_score|",
         "gradient norm before clipping",
         "learning rate",
-        "bad iterations",
+        "bad iterations, in each bar",
         "FP16 ends: 65504",
         "iteration (from 0)",
         "rollback 7",
