@@ -30,6 +30,7 @@ TESTS = [
     "tests",
     *("--ignore=tests/docs", "--ignore=tests/scripts", "--ignore=tests/test_house.py"),
     *("--ignore=tests/test_wheel.py", "--ignore=tests/panel/test_backends.py"),
+    "--short",
 ]
 VERSIONS = """
 from importlib import metadata

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
 # Everything that must be green: ruff, mypy, pytest. Makes the environment first.
 #
-#   bash scripts/test.sh [pytest arguments]
+#   bash scripts/test.sh [--all] [pytest arguments]
+#
+# The slowest tests are left out, a tenth of them (tests/short.py), unless --all is given.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+SHORT=--short MINUTES=20
+if [ "${1:-}" = --all ]; then
+    SHORT="" MINUTES=50
+    shift
+fi
 bash scripts/setup_env.sh
 PY=.venv/bin/python
 . scripts/hide_gpu.sh
@@ -15,5 +22,5 @@ echo "[test] ruff"
 .venv/bin/ruff format --check .
 echo "[test] mypy"
 .venv/bin/mypy
-echo "[test] pytest, $workers at a time (half an hour or more on 2 cores)"
-$PY -m pytest -n "$workers" "$@"
+echo "[test] pytest, $workers at a time; about ${MINUTES} minutes on 2 cores"
+$PY -m pytest ${SHORT:+"$SHORT"} -n "$workers" "$@"

@@ -15,14 +15,24 @@ from mmengine.utils.dl_utils import collect_env
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.engine.ledger import Ledger
 from amp_hooks.engine.torch_api import TORCH
-from tests import helpers, processes
+from tests import helpers, processes, short
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    """See tests/short.py."""
+    parser.addoption("--short", action="store_true", help="leave the slowest out")
+
+
+def pytest_collection_modifyitems(config, items):
     """Tests that train on the digits take seconds each."""
     for item in items:
         if "digits" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+    if config.getoption("short"):
+        out = short.left_out([item.nodeid for item in items], short.read())
+        gone = [i for i in items if i.nodeid in out or i.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if item not in set(gone)]
 
 
 @pytest.hookimpl(wrapper=True)

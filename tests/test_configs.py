@@ -189,6 +189,7 @@ def test_the_learning_rate_follows_the_number_of_images():
         assert cfg.train_dataloader.batch_size == images
 
 
+@pytest.mark.long
 def test_a_recipe_on_two_ranks(coco, tmp_path):
     (path,) = [path for path in COCO if "cascade" in path.stem]
     cfg = coco_recipe(path, coco, tmp_path)

@@ -38,8 +38,9 @@ def test_options_change_the_verdict(capsys):
     ("arguments", "status", "says"),
     [
         ([], 64, "the following arguments are required: CONFIG"),
-        ([HEALTHY, "--gpus", "0"], 64, "argument --gpus: must be at least 1, got 0"),
-        ([HEALTHY, "--gpus", "two"], 64, "argument --gpus: invalid"),
+        ([HEALTHY, "--gpus", "0"], 64, "--gpus: a whole number from 1 on, not '0'"),
+        ([HEALTHY, "--gpus", "two"], 64, "--gpus: a whole number from 1 on, not 'two'"),
+        ([HEALTHY, "--cfg-options", "foo"], 64, "--cfg-options foo is not KEY=VALUE"),
         ([HEALTHY, "--nonsense"], 64, "unrecognized arguments: --nonsense"),
         (
             [HEALTHY, "--cfg-options", "param_scheduler.7.end=3"],

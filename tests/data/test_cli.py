@@ -74,6 +74,7 @@ def train(build, digits, ann, **options):
     return runner
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_boxes_and_the_fixed_copy_trains(
     check, digits, build, tmp_path
 ):

@@ -25,6 +25,7 @@ def notes(data, **options):
     return {k: v for k, v in report.found.items() if v and KINDS[k].note}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_exactly_what_was_planted_in_a_hundred_thousand(large):
     assert len(large["annotations"]) == 100_000

@@ -384,6 +384,7 @@ def on_two_ranks(tmp_path, mode, status):
     return processes.two_ranks(program, tmp_path, mode, status=status, cwd=helpers.ROOT)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_fails_on_all_ranks_alike_costs_none_of_them(tmp_path):
     """They ask each other in the store, outside all collectives."""

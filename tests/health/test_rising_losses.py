@@ -146,6 +146,7 @@ def train_gan(tmp_path, hooks, iters):
     return runner
 
 
+@pytest.mark.long
 def test_optimizers_that_compete(tmp_path):
     stock = train_gan(tmp_path, [], 500)
     runner = train_gan(tmp_path, [SUITE], 500)

@@ -253,6 +253,7 @@ def test_dist_train(digits, tmp_path):
 
 
 # --- --amp ----------------------------------------------------------------------------
+@pytest.mark.long
 def test_amp_without_a_gpu_says_what_mmengine_says(digits, tmp_path):
     """MMEngine's sentence and exit status, and nothing of ours on top of them."""
     config = write_config(tmp_path / "c.py", digits, iters=2)

@@ -237,6 +237,7 @@ def test_a_head_hidden_by_checkpointing_is_told_and_can_be_named(build, targets)
 
 
 # torch's own, while it compiles.
+@pytest.mark.long
 @pytest.mark.skipif(TORCH < (2, 3), reason="cannot compile MMEngine's stack_batch")
 @pytest.mark.filterwarnings("default::UserWarning:torch.*")
 @pytest.mark.filterwarnings("default:The .grad attribute of a Tensor:UserWarning")

@@ -19,6 +19,7 @@ class StopWhenDead(Hook):
             runner.train_loop.stop_training = True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("seed", "loop"), [(0, dict(iters=400)), (1, dict(epochs=40))])
 def test_a_rising_learning_rate_is_warned_of_ten_iterations_ahead(build, seed, loop):
     ramp = dict(type="ExponentialLR", gamma=1.02, by_epoch=False)
@@ -43,6 +44,7 @@ def test_a_rising_learning_rate_is_warned_of_ten_iterations_ahead(build, seed, l
     assert f"the logits of {warning['layer']} are heading" in helpers.log(runner)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("detector", "precision"),
     [("faster_rcnn", "float16"), ("retinanet", "bfloat16")],

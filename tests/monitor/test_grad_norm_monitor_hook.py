@@ -199,6 +199,7 @@ def test_the_largest_gradients_are_logged_at_the_interval(build):
     assert helpers.log(runner).count("largest gradient norms: ") == 2
 
 
+@pytest.mark.long
 def test_adaptive_clip_bounds_a_spike_and_nothing_else(build):
     spike = helpers.fault("gradient", 12, where=f"{RETINA_CLS}.weight", value="x1e4")
     clip = dict(warmup=10, z_threshold=12.0)  # ordinary norms differ fourfold

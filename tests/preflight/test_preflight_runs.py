@@ -98,6 +98,7 @@ def test_nothing_is_found_in_the_example_configs(digits, tmp_path, name):
     assert_nothing_found(runner)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
 @pytest.mark.parametrize(
     "config",

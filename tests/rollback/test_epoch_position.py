@@ -147,6 +147,7 @@ class Log(Hook):
         self.batches.append((runner.iter, batch_idx, names))
 
 
+@pytest.mark.long
 def test_a_detector_with_batches_by_aspect_ratio(build, tmp_path):
     """12 iterations an epoch, killed at 20; with mmdet's AspectRatioBatchSampler."""
     hooks = [dict(type="amp_hooks.RollbackHook", interval=4, probation=1)]

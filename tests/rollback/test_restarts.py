@@ -26,6 +26,7 @@ class KillProcess(Kill):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rank_that_is_killed_five_times(tmp_path):
     """By torchrun --max-restarts, with resume=True in the config and nothing else."""

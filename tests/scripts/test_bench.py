@@ -30,6 +30,7 @@ def tables():
     return found
 
 
+@pytest.mark.long
 def test_every_row_has_its_ratios(tables):
     """Those of the times beside them, and the median within its quartiles."""
     rows = tables["time of an iteration"]

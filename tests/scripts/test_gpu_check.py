@@ -126,6 +126,7 @@ def test_rehearsal(tmp_path):
     assert list(left.values())[-1] == "bfloat16"
 
 
+@pytest.mark.long
 def test_a_check_out_of_time_fails_and_so_does_the_script(tmp_path):
     """At 0.03 minutes nothing is done after two seconds."""
     done = call("--out", tmp_path, "--minutes", "0.03", "--only", "bits", status=1)
@@ -155,6 +156,7 @@ def modules(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_check_that_fails_stops_no_other(modules, capfd):
     limits = dict(raises=60, hangs=12, crashes=60, good=60)

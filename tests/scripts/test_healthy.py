@@ -148,6 +148,7 @@ def test_hard_batches_are_the_same_each_time():
     assert 50 < a.float().mean() < 70
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_runs_in_small_and_one_that_is_ill(tmp_path):
     command = ["healthy_runs.py", "--out", tmp_path, "--jobs", "1"]

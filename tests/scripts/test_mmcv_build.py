@@ -59,6 +59,7 @@ def pip_wheel(machine, folder, **environ):
     )
 
 
+@pytest.mark.long
 def test_a_gpu_without_nvcc(machine, tmp_path):
     here = machine()
     alone = pip_wheel(here, tmp_path, FORCE_CUDA="0", PATH="/usr/bin:/bin")
@@ -69,6 +70,7 @@ def test_a_gpu_without_nvcc(machine, tmp_path):
     assert "operators for the CPU" in said
 
 
+@pytest.mark.long
 def test_nvcc_of_another_major(machine, tmp_path):
     here = machine(cuda="98.6")
     alone = pip_wheel(here, tmp_path, FORCE_CUDA="0")
@@ -81,6 +83,7 @@ def test_nvcc_of_another_major(machine, tmp_path):
     assert not here.nvcc_calls()
 
 
+@pytest.mark.long
 def test_nvcc_that_fits_builds_for_this_card(machine):
     here = machine(cuda="99.0")
     wheel, built, said = build(here)
@@ -93,6 +96,7 @@ def test_nvcc_that_fits_builds_for_this_card(machine):
         assert call.count("-gencode") == 1
 
 
+@pytest.mark.long
 def test_a_hidden_gpu(machine):
     here = machine(cuda="99.0", CUDA_VISIBLE_DEVICES="")
     _, built, said = build(here)
@@ -101,6 +105,7 @@ def test_a_hidden_gpu(machine):
     assert not here.nvcc_calls()
 
 
+@pytest.mark.long
 def test_a_hidden_gpu_that_is_named(machine):
     here = machine(cuda="99.0", CUDA_VISIBLE_DEVICES="", AMP_HOOKS_CUDA="1")
     done = here.python(BUILD)
@@ -118,6 +123,7 @@ def test_no_gpu_and_what_a_user_left_in_the_environment(machine):
     assert "2 C++ files compiled, 2 of them with torch's headers precompiled" in said
 
 
+@pytest.mark.long
 def test_a_kept_wheel_of_another_kind_is_not_taken(machine):
     here = machine(cuda="99.0")
     for_card, built, _ = build(here)
@@ -147,6 +153,7 @@ def test_asked_for_what_cannot_be_done(machine, kind, remedy):
     assert remedy in done.stderr
 
 
+@pytest.mark.long
 def test_cuda_that_does_not_compile(machine):
     """What fits by its number may not know the card: operators for the CPU then."""
     here = machine(cuda="99.0")
@@ -174,6 +181,7 @@ def test_an_interpreter_without_torch(machine, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_ccache_that_torch_finds_stays_out(machine, tmp_path):
     ccache = tmp_path / "bin/ccache"
     ccache.parent.mkdir()
@@ -192,6 +200,7 @@ def test_folders_with_spaces_and_a_compiler_with_arguments(machine, tmp_path):
     assert "2 of them with torch's headers precompiled" in said
 
 
+@pytest.mark.long
 def test_without_ninja(machine, tmp_path):
     """In an environment whose programs have none, on a machine whose ninja fails."""
     venv.create(tmp_path / "env", symlinks=True)

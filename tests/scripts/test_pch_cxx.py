@@ -136,6 +136,7 @@ def test_ccache(folder, tmp_path, monkeypatch):
     assert sum(compiled(folder)) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_mmcv_itself(tmp_path):
     """Files of mmcv against this torch: its real header, and what setup.py passes."""

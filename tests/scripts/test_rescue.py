@@ -385,6 +385,7 @@ def test_what_the_pages_show_is_what_was_measured():
     assert summary(results) in told
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_whole_in_small_and_once_more(tmp_path):
     command = ["rescue_benchmark.py", "--out", tmp_path]
