@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from rescue_cells import CLEAN, FAULTS, OURS, POLICIES, PRECISIONS
-from rescue_tables import FINITE, SAVED, Result, Table, by_row
+from rescue_tables import FINITE, SAVED, Result, Table, by_row, rounded_down
 
 Row = Tuple[Any, ...]  # length, precision, fault
 
@@ -139,7 +139,7 @@ def _cell(axis: Axes, x: int, y: int, table: Table, seeds: list[Result]) -> None
     axis.add_patch(
         Rectangle(corner, 1, 1, facecolor=color, edgecolor="white", linewidth=0.8)
     )
-    words = f"{share:.2f}" if any(r["finished"] for r in seeds) else "ended"
+    words = rounded_down(share) if any(r["finished"] for r in seeds) else "ended"
     plain = [r for r in seeds if r["policy"] == "nothing"]
     words += "*" * any(table.effect(r) == FINITE for r in plain)
     ink = ink_on(color)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict
 
 from rescue_cells import CLEAN, FAULTS, INJECTED, OURS, POLICIES, PRECISIONS
@@ -198,6 +199,11 @@ def by_row(results: list[Result]) -> dict[tuple[Any, ...], list[Result]]:
     return rows
 
 
+def rounded_down(share: float) -> str:
+    """To two places: 0.947 is not saved, and shall not look like 0.95."""
+    return f"{math.floor(100 * share + 1e-6) / 100:.2f}"
+
+
 def cell_words(table: Table, seeds: list[Result]) -> str:
     """Ratio of mAP, iterations lost, time over clean; of one cell's seeds."""
     if not seeds:
@@ -207,7 +213,7 @@ def cell_words(table: Table, seeds: list[Result]) -> str:
     done = [r for r in seeds if r["finished"]]
     words = []
     if done:
-        words.append(" ".join(f"{table.share(r):.2f}" for r in done))
+        words.append(" ".join(rounded_down(table.share(r)) for r in done))
         words.append(f"lost {mean([r['lost'] for r in done], '.0f')}")
         words.append(f"x{mean([table.time(r) for r in done], '.2f')}")
     words += [f"ended at {r['iters']} ({r['error'].split(':')[0]})" for r in ended]
