@@ -83,6 +83,17 @@ STACKS = {
 }
 
 
+def without_windows(session: nox.Session, opencv: str) -> None:
+    """Put OpenCV's headless build in the place of the one that MMEngine asks for.
+
+    A machine without libGL cannot load the one with windows; both lie in one folder.
+    Not earlier than all else: pip would bring the newest, and NumPy's.
+    """
+    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "opencv-python")
+    headless = f"opencv-python-headless=={opencv}"
+    session.install("--force-reinstall", "--no-deps", headless)
+
+
 def tests(session: nox.Session, stack: Stack) -> None:
     """Install a stack, then the package, then run the tests."""
     engine, mmcv = f"{stack.prefix}mmengine", f"{stack.prefix}mmcv"
@@ -108,12 +119,7 @@ def tests(session: nox.Session, stack: Stack) -> None:
     if before != after:
         session.error(f"installing amp_hooks changed {before} to {after}")
     session.log(f"{after}")
-    # A machine without libGL cannot load the one with windows; both lie in one folder.
-    # Not earlier: MMEngine asks for it, and pip would bring its newest, and NumPy's.
-    session.run("python", "-m", "pip", "uninstall", "-q", "-y", "opencv-python")
-    headless = f"opencv-python-headless=={stack.opencv}"
-    session.install("--force-reinstall", "--no-deps", headless)
-
+    without_windows(session, stack.opencv)
     workers = str(min(8, os.cpu_count() or 1))
     # Warnings are errors under the versions of scripts/constraints.txt only.
     pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider", "-n", workers]
@@ -137,6 +143,7 @@ for name, stack in STACKS.items():
 def site(session: nox.Session) -> None:
     """The site in both languages, in build/site; a warning is an error."""
     session.install("torch", ".[docs]", "--constraint", "scripts/constraints.txt")
+    without_windows(session, STACKS["torch-2.13"].opencv)
     for language in ("en", "zh_cn"):
         options = ["-q", "-W", "--keep-going", "-c", "docs", "-D"]
         where = [f"docs/{language}", f"build/site/{language}"]
