@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from ..engine.command_line import CANNOT_CREATE, DATA, NO_INPUT, markdown_table
 from ..engine.files import publish
 from ..engine.progress import progress
+from ..engine.words import count
 from .annotation_pictures import EXAMPLES, BadImage
 from .coco import (
     CocoReport,
@@ -74,17 +75,16 @@ def check_file(args: argparse.Namespace) -> tuple[bool, list[BadImage]]:
     total = len(data["annotations"])
     with progress("annotations", total) as advance:
         report = check_coco(data, min_size, exists, advance)
-    counts = {key: len(data[key]) for key in ("images", "annotations", "categories")}
+    kinds = dict(images="image", annotations="annotation", categories="category")
+    number = {key: len(data[key]) for key in kinds}
     print(f"\n### {args.ann}\n")
-    print(", ".join(f"{n} {key}" for key, n in counts.items()), end="; ")
+    named = (f"{n} {kinds[key] if n == 1 else key}" for key, n in number.items())
+    print(", ".join(named), end="; ")
     print(f"{time.perf_counter() - start:.1f} s\n")
-    print(
-        markdown_table(table(data, report, min_size))
-        if any(report.found.values())
-        else ""
-    )
-    bad = sum(len(report.findings(key)) for key in counts)
-    print(f"\n{bad} findings" if bad else "no findings")
+    if any(report.found.values()):
+        print(f"{markdown_table(table(data, report, min_size))}\n")
+    bad = sum(len(report.findings(key)) for key in kinds)
+    print(count(bad, "finding") if bad else "no findings")
     if args.fix:
         if report.found["missing_file"] and len(report.findings("images")) == len(
             data["images"]
@@ -153,7 +153,10 @@ def write_fixed(out: Path, data: dict[str, Any], report: CocoReport) -> None:
         {a["image_id"] for a in of_images(d["annotations"])} for d in (data, fixed)
     )
     if lost := len({i["id"] for i in fixed["images"]} & had - have):
-        print(f"{lost} images have lost all of their annotations and are background")
+        have_lost = (
+            "image has lost all its" if lost == 1 else "images have lost all their"
+        )
+        print(f"{lost} {have_lost} annotations: background")
 
 
 def worst_of_file(
