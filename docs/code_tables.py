@@ -6,6 +6,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from amp_hooks.config_check.check import RULES
+from amp_hooks.data.coco_records import KINDS
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.engine.verdict import Verdict
 from amp_hooks.panel.scalars import SCALARS
@@ -45,11 +46,22 @@ def config_rules() -> Rows:
     return rows
 
 
+def annotations() -> Rows:
+    """What ``check-annotations`` looks for; notes are no findings."""
+    rows: Rows = [("finding", "of", "what", "training", "only a note")]
+    for name, kind in KINDS.items():
+        what = kind.meaning.replace("{min_size:g}", "1")
+        note = "yes" if kind.note else ""
+        rows.append((f"`{name}`", kind.of, what, kind.effect, note))
+    return rows
+
+
 TABLES: Dict[str, Callable[[], Rows]] = {
     "scalars": scalars,
     "events": events,
     "verdicts": verdicts,
     "config-rules": config_rules,
+    "annotations": annotations,
 }
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from amp_hooks.config_check.check import RULES
+from amp_hooks.data.coco_records import KINDS
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.engine.verdict import Verdict
 from amp_hooks.panel.scalars import SCALARS
@@ -32,4 +33,10 @@ def test_it_is_built_without_a_warning(tmp_path, language):
         html.unescape(re.sub("<[^>]+>", "", cell)).strip()
         for cell in re.findall(r"<tr[^>]*>\s*(<td>.*?</td>)", reference, re.DOTALL)
     }
-    assert {*EVENTS, *SCALARS, *Verdict, *(rule.__name__ for rule in RULES)} <= rows
+    assert {
+        *EVENTS,
+        *SCALARS,
+        *Verdict,
+        *KINDS,
+        *(rule.__name__ for rule in RULES),
+    } <= rows
