@@ -60,3 +60,9 @@ def test_help_needs_no_training_stack():
     imported = {line.split("|")[-1].strip() for line in shown.stderr.splitlines()}
     assert "amp_hooks.cli" in imported
     assert not {"torch", "mmengine"} & imported
+
+
+def test_the_page_has_the_same_table():
+    page = (helpers.ROOT / "docs/en/commands.md").read_text()
+    assert all(f"| {n} | {meaning} |\n" in page for n, meaning in STATUSES.items())
+    assert all(f"| `amp-hooks {command}" in page for command in COMMANDS)
