@@ -32,16 +32,18 @@ def all_ranks_come_to(point: str, patience: float | None = None) -> bool:
     store = private.store_of_the_ranks()
     if store is None:
         return False
-    rank, ranks = dist.get_rank(), range(dist.get_world_size())
+    ranks = dist.get_world_size()
     key = f"amp_hooks/{point}/{_COMINGS[point]}"
     end = time.monotonic() + (PATIENCE if patience is None else patience)
-    mine, all_of_them = f"{key}/{rank}", [f"{key}/{other}" for other in ranks]
     try:
-        store.set(mine, "here")
-        while not store.check(all_of_them):
+        # A sum, for torch 2.0 cannot ask whether there is a key.
+        store.add(key, 1)
+        while store.add(key, 0) < ranks:
             if time.monotonic() > end:
-                store.delete_key(mine)  # who comes now finds nobody
-                return False
+                if store.add(key, -1) < ranks - 1:  # who comes now finds one less
+                    return False
+                store.add(key, 1)  # the last one has come meanwhile
+                break
             time.sleep(_PAUSE)
     except RuntimeError:  # the rank that keeps the store is gone
         return False

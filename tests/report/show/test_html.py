@@ -164,7 +164,8 @@ def test_a_loss_scale_is_a_number(tmp_path):
     html = html_of(tmp_path, status=1, lines=story(), curves=curves())
     text = text_of(html)
     assert "log2" not in text
-    assert "65536" in drawn_in(svgs_of(html)[0])
+    # Which of them are labelled differs between versions of matplotlib.
+    assert {"65536", "32768"} & {*drawn_in(svgs_of(html)[0]).split()}
     rows = re.findall(r"<tr>(<td>.*?)</tr>", html)
     assert any("<td>65536</td>" in row for row in rows)
     assert any("<td>1024</td>" in row for row in rows)
@@ -310,7 +311,7 @@ def test_a_run_of_weeks_is_a_small_file_with_every_spike(tmp_path):
     lines = [start_line(max_iters=90_000), line(89_999, "end")]
     html = html_of(tmp_path, status=0, lines=lines, curves=noisy)
     assert len(html) < 1_500_000
-    assert "1e6" in drawn_in(svgs_of(html)[0])
+    assert {"1e5", "1e6"} & {*drawn_in(svgs_of(html)[0]).split()}
 
 
 def test_the_set_up_is_folded_and_the_config_without_what_is_private(tmp_path):
