@@ -31,12 +31,17 @@ picture docs/report_dark.png 1200 1500 "file://$WORK/stock.html" \
     --blink-settings=preferredColorScheme=0
 
 PORT=$("$PY" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-"$PY" -m tensorboard.main --logdir "$RUNS" --port "$PORT" --load_fast false >"$WORK/board" 2>&1 &
+# TensorBoard gives colours by which began first: captions name those of the picture.
+mkdir "$WORK/runs"
+ln -s "$RUNS"/stock/*/vis_data "$WORK/runs/1 stock AMP"
+ln -s "$RUNS"/guarded/*/vis_data "$WORK/runs/2 with amp_hooks"
+"$PY" -m tensorboard.main --logdir "$WORK/runs" --port "$PORT" --load_fast false >"$WORK/board" 2>&1 &
 BOARD=$!
 for _ in $(seq 60); do
     "$PY" -c "import urllib.request as r; r.urlopen('http://localhost:$PORT/data/plugin/custom_scalars/layout')" \
         2>/dev/null && break
     sleep 1
 done
+sleep 15  # what is half read would be drawn as an error
 picture docs/panels.png 1500 1116 "http://localhost:$PORT/#custom_scalars&_smoothingWeight=0" \
     --virtual-time-budget=20000
