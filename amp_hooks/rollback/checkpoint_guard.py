@@ -104,7 +104,7 @@ class CheckpointGuard:
             try:
                 removal.remove(removal.path)
             except OSError as e:
-                warn(f"{removal.path} could not be removed: {e}. Remove it yourself.")
+                warn(f"remove it yourself, for it could not be ({e}):\n{removal.path}")
 
     def _guarded(self, hook: CheckpointHook, name: str) -> Callable[..., None]:
         original = getattr(hook, name)
@@ -149,8 +149,9 @@ class CheckpointGuard:
             before.restore()
             named = Pointer(self._runner.work_dir).named
             warn(
-                f"{e.path} was not written: {e.reason}. No checkpoint was removed, and "
-                f"last_checkpoint names {named or 'none'} as before. Training goes on."
+                f"no checkpoint was written, for {e.reason}:\n{e.path}\nNone was "
+                "removed, and training goes on; last_checkpoint names as before\n"
+                f"{named or 'none'}"
             )
             return
         except Exception:
@@ -186,7 +187,7 @@ class CheckpointGuard:
             except (OSError, RuntimeError, MemoryError) as e:
                 failure = f"{e}. Make room on the disk or check it"
             if failure is not None and failure.startswith(REFUSED):
-                warn(f"{path} cannot be resumed from: {failure}. It is kept as it is.")
+                warn(f"kept, but it cannot be resumed from, for {failure}:\n{path}")
                 file.resumable, failure = False, None
             if any_rank(failure is not None):
                 raise NotSaved(path, failure or "another rank failed")

@@ -147,7 +147,7 @@ class Holder:
                 return Snapshot(item.iter, state, read.layouts)
         except Exception as e:  # on one rank alone it would leave the others waiting
             words = repr(e)
-        warn(f"{item.path} cannot be gone back to: {words}.")
+        warn(f"it cannot be gone back to, for {words}:\n{item.path}")
         return None
 
     def _see_whether_it_can_be_sent(self, state: dict[str, Any]) -> None:

@@ -145,10 +145,10 @@ def _tell_newer(
     ]
     if newer:
         warn(
-            f"{', '.join(newer[:3])} is newer than {path}, but holds no state of the "
-            "optimizer or the schedulers: the learning rate would not go on where it "
-            "was. Let CheckpointHook save both (save_optimizer=True, "
-            "save_param_scheduler=True)."
+            "what is newer than the checkpoint taken holds no state of the optimizer "
+            "or the schedulers: the learning rate would not go on where it was. Let "
+            "CheckpointHook save both (save_optimizer=True, save_param_scheduler=True)."
+            + "".join(f"\n{one}" for one in newer[:3])
         )
 
 
@@ -270,5 +270,5 @@ def _forget_empty_pointer(work_dir: str) -> None:
     # Left by a kill at the wrong moment. MMEngine would try to load a file named "".
     path = osp.join(work_dir, "last_checkpoint")
     if osp.exists(path):
-        warn(f"{path} is empty and there is no checkpoint: the run starts afresh.")
+        warn(f"there is no checkpoint, the run starts afresh; it was empty:\n{path}")
         os.remove(path)

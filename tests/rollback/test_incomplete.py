@@ -71,7 +71,8 @@ def test_the_newest_complete_one_is_taken(tmp_path, lacks):
     runner, lr, log = run(tmp_path, 30, resume=True, **LACKS[lacks])
     assert lr == pytest.approx(0.1 * (1 - 30 / 40))
     assert [e["iter"] for e in small.ledger(runner, "resume")] == [16]
-    assert f"iter_20.pth is newer than {named}, but holds no state" in log
+    assert "what is newer than the checkpoint taken holds no state" in log
+    assert "iter_20.pth" in log
     assert "The learning rate was" not in log
 
 

@@ -236,7 +236,9 @@ def test_what_is_not_finite_is_not_written(build):
     assert "iter_6.pth" not in os.listdir(runner.work_dir)
     pointer = pointer_of(runner)
     assert pointer == os.path.join(runner.work_dir, "rollback", "iter_3.pth")
-    assert "iter_6.pth was not written: the state is not finite" in helpers.log(runner)
+    assert "no checkpoint was written, for the state is not finite" in helpers.log(
+        runner
+    )
 
 
 def test_files_are_few_finite_and_whole(build):
