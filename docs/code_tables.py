@@ -7,6 +7,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from amp_hooks.config_check.check import RULES
 from amp_hooks.data.coco_records import KINDS
+from amp_hooks.engine.command_line import markdown_table
 from amp_hooks.engine.events import EVENTS
 from amp_hooks.engine.verdict import Verdict
 from amp_hooks.panel.scalars import SCALARS
@@ -67,10 +68,7 @@ TABLES: Dict[str, Callable[[], Rows]] = {
 
 def markdown(rows: Rows) -> str:
     """A table of these cells; the first row is its head."""
-    lines = [
-        "| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows
-    ]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+    return markdown_table([[c.replace("|", "\\|") for c in row] for row in rows])
 
 
 class CodeTable(SphinxDirective):

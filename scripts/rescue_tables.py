@@ -253,7 +253,9 @@ def failures(results: list[Result]) -> list[str]:
         if not r["finished"]:
             broken.append(f"{name}: did not finish: {r['error']}")
         elif not table.saved(r) and not (foretold(r) and r["report"] == "lost"):
-            broken.append(f"{name}: mAP is {table.share(r):.2f} of the clean runs'")
+            broken.append(
+                f"{name}: mAP is {rounded_down(table.share(r))} of the clean runs'"
+            )
         if r["fault"] == CLEAN and r["actions"]:
             broken.append(f"{name}: {len(r['actions'])} interventions")
     return broken

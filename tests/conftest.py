@@ -30,9 +30,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.slow)
     if config.getoption("short"):
         out = short.left_out([item.nodeid for item in items], short.read())
-        gone = [i for i in items if i.nodeid in out or i.get_closest_marker("long")]
+        kept, gone = [], []
+        for item in items:
+            is_out = item.nodeid in out or item.get_closest_marker("long")
+            (gone if is_out else kept).append(item)
         config.hook.pytest_deselected(items=gone)
-        items[:] = [item for item in items if item not in set(gone)]
+        items[:] = kept
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,14 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
-from ..engine.command_line import NO_INPUT, USAGE, Parser, or_failed, print_out
+from ..engine.command_line import (
+    NO_INPUT,
+    USAGE,
+    Parser,
+    UserError,
+    or_failed,
+    print_out,
+)
 from ..engine.finding import numbered
 from ..engine.safe_load import allow_mmengine_checkpoints
 from ..engine.words import count
@@ -31,10 +38,6 @@ exit status:
   66  CONFIG, or the checkpoint to be resumed, cannot be read
   70  the check itself failed
 """
-
-
-class _UserError(Exception):
-    """A message and an exit status."""
 
 
 class _Options(DictAction):
@@ -103,13 +106,8 @@ def main(
 
 
 def _check(args: argparse.Namespace) -> int:
-    try:
-        cfg = _read(args)
-        resume, header = _checkpoint(args, cfg)
-    except _UserError as e:
-        message, status = e.args
-        print(f"error: {message}", file=sys.stderr)
-        return int(status)
+    cfg = _read(args)
+    resume, header = _checkpoint(args, cfg)
     saved_ema = header.ema if header else None
     gpus = args.gpus or _gpus(cfg)
     found = check(cfg, facts_of_config(cfg, gpus, resume, saved_ema))
@@ -120,17 +118,17 @@ def _check(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace) -> Config:
     if not osp.isfile(args.config):
-        raise _UserError(f"config {args.config!r} is not a file", NO_INPUT)
+        raise UserError(f"config {args.config!r} is not a file", NO_INPUT)
     try:
         cfg = Config.fromfile(args.config)
     except Exception as e:  # a config is a program
-        raise _UserError(
+        raise UserError(
             f"config {args.config!r} cannot be read: {type(e).__name__}: {e}", NO_INPUT
         ) from e
     try:
         cfg.merge_from_dict(args.cfg_options or {})
     except Exception as e:
-        raise _UserError(
+        raise UserError(
             f"--cfg-options {args.cfg_options!r} do not fit the config: "
             f"{type(e).__name__}: {e}",
             USAGE,
@@ -143,13 +141,13 @@ def _start_options(args: argparse.Namespace, cfg: Config) -> None:
     """What MMDetection's tools/train.py makes of its options."""
     if args.amp:
         if "optim_wrapper" not in cfg:
-            raise _UserError("--amp: the config has no optim_wrapper", USAGE)
+            raise UserError("--amp: the config has no optim_wrapper", USAGE)
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.loss_scale = "dynamic"
     if args.auto_scale_lr:
         given = cfg.get("auto_scale_lr") or {}
         if "enable" not in given or "base_batch_size" not in given:
-            raise _UserError(
+            raise UserError(
                 "--auto-scale-lr: the config has no auto_scale_lr with enable and "
                 "base_batch_size, and tools/train.py ends with that",
                 USAGE,
@@ -184,7 +182,7 @@ def _checkpoint(args: argparse.Namespace, cfg: Config) -> tuple[bool, Header | N
     header = read_header(path)
     if header is None and "://" not in path:
         words = damage(path) or "it is not one of MMEngine's"
-        raise _UserError(f"checkpoint {path!r}: {words}", NO_INPUT)
+        raise UserError(f"checkpoint {path!r}: {words}", NO_INPUT)
     return True, header
 
 

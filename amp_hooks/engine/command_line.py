@@ -34,13 +34,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 
+class UserError(Exception):
+    """What the user can mend: a message, and the exit status."""
+
+    def __init__(self, message: str, status: int = NO_INPUT) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def or_failed(check: Callable[[], int]) -> int:
-    """The exit status of a check; FAILED, with the traceback, if it raises.
+    """The exit status of a check, of a UserError, or FAILED, with the traceback.
 
     Python's own exit status, 1, would be taken for what was found.
     """
     try:
         return check()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.status
     except Exception:
         traceback.print_exc()
         return FAILED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..clamp.head_clamp_hook import HeadClampHook
 from ..clamp.head_guard import HeadGuard
-from ..engine.command_line import NO_INPUT, Parser, or_failed
+from ..engine.command_line import Parser, UserError, or_failed
 from ..engine.progress import progress
 from ..engine.recorder import FlightRecorder
 from ..precision.cpu_amp import CpuAmpOptimWrapper
@@ -43,10 +42,6 @@ exit status:
   66  FOLDER, CONFIG or weights are not there, or cannot be used
   70  the replay itself failed
 """
-
-
-class _NoInputError(Exception):
-    """What is to be run again is not there, or cannot be used."""
 
 
 def wrapper_for(model: nn.Module, dtype: str) -> OptimWrapper:
@@ -105,11 +100,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "amp-hooks replay")
 
 def replay(parser: Parser, args: argparse.Namespace) -> int:
     """The same, of arguments that are in order; prints a line for each try."""
-    try:
-        report, model, call = load(args)
-    except _NoInputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return NO_INPUT
+    report, model, call = load(args)
     call = to_device(call, next(model.parameters()).device)
     print(f"iteration {report['iter']}, {report['verdict']}: {report['finding']}")
     layers = report["layers"]
@@ -137,27 +128,25 @@ def replay(parser: Parser, args: argparse.Namespace) -> int:
 def load(args: argparse.Namespace) -> tuple[dict[str, Any], nn.Module, Call]:
     """What was kept of the fault: its report, its weights in a model, its batch."""
     if not args.config.is_file():
-        raise _NoInputError(f"there is no config {args.config}")
+        raise UserError(f"there is no config {args.config}")
     try:
         report = load_report(str(args.folder))
     except OSError as e:
-        raise _NoInputError(
+        raise UserError(
             f"{args.folder} holds no report.json: name a folder that ForensicsHook "
             "has written, WORK_DIR/TIMESTAMP/faults/iter_N"
         ) from e
     except ValueError as e:
-        raise _NoInputError(f"{args.folder}: report.json is damaged: {e}") from e
+        raise UserError(f"{args.folder}: report.json is damaged: {e}") from e
     model = load_model(args, args.folder)
     try:
         call = load_call(str(args.folder), args.trust)
     except FileNotFoundError as e:
         notes = report.get("notes")
-        raise _NoInputError(
-            f"{args.folder} was written without its batch: {notes}"
-        ) from e
+        raise UserError(f"{args.folder} was written without its batch: {notes}") from e
     except pickle.UnpicklingError as e:
         trust = "--trust reads it all the same, if you know who wrote it"
-        raise _NoInputError(f"{e}\n{trust}") from e
+        raise UserError(f"{e}\n{trust}") from e
     return report, model, call
 
 
@@ -166,7 +155,7 @@ def load_model(args: argparse.Namespace, folder: Path) -> nn.Module:
     try:
         cfg = Config.fromfile(args.config)
     except Exception as e:  # a config is a program
-        raise _NoInputError(
+        raise UserError(
             f"config {args.config} cannot be read: {type(e).__name__}: {e}"
         ) from e
     init_default_scope(cfg.get("default_scope", "mmdet"))
@@ -178,10 +167,10 @@ def load_model(args: argparse.Namespace, folder: Path) -> nn.Module:
             kept = torch.load(args.weights, map_location="cpu", weights_only=True)
             model.load_state_dict(kept["state_dict"])
     except FileNotFoundError as e:
-        raise _NoInputError(
+        raise UserError(
             f"{e}. The weights of the fault were not kept ({WEIGHTS}); name a "
             "checkpoint: --weights WORK_DIR/rollback/iter_N.pth"
         ) from e
     except RuntimeError as e:
-        raise _NoInputError(f"{args.config} is not the config of that run: {e}") from e
+        raise UserError(f"{args.config} is not the config of that run: {e}") from e
     return model.cuda().train() if torch.cuda.is_available() else model.train()

@@ -72,7 +72,7 @@ def test_the_newest_complete_one_is_taken(tmp_path, lacks):
     assert lr == pytest.approx(0.1 * (1 - 30 / 40))
     assert [e["iter"] for e in small.ledger(runner, "resume")] == [16]
     assert "what is newer than the checkpoint taken holds no state" in log
-    assert "iter_20.pth" in log
+    assert f"save_param_scheduler=True). {tmp_path}/iter_20.pth" in log
     assert "The learning rate was" not in log
 
 

@@ -5,6 +5,7 @@ import hashlib
 import re
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import pytest
 
 from amp_hooks.report.cli import main
@@ -23,6 +24,8 @@ from ..made import (
 )
 from .test_pages import drawn_in, parse, svgs_of
 
+# matplotlib 3.7 and before label others of the powers.
+NEW_TICKS = tuple(map(int, matplotlib.__version__.split(".")[:2])) >= (3, 8)
 BEGAN, ENDED = "2026-03-01T10:00:00+00:00", "2026-03-01T12:30:00+00:00"
 
 
@@ -164,8 +167,7 @@ def test_a_loss_scale_is_a_number(tmp_path):
     html = html_of(tmp_path, status=1, lines=story(), curves=curves())
     text = text_of(html)
     assert "log2" not in text
-    # Which of them are labelled differs between versions of matplotlib.
-    assert {"65536", "32768"} & {*drawn_in(svgs_of(html)[0]).split()}
+    assert ("65536" if NEW_TICKS else "32768") in drawn_in(svgs_of(html)[0])
     rows = re.findall(r"<tr>(<td>.*?)</tr>", html)
     assert any("<td>65536</td>" in row for row in rows)
     assert any("<td>1024</td>" in row for row in rows)
@@ -311,7 +313,7 @@ def test_a_run_of_weeks_is_a_small_file_with_every_spike(tmp_path):
     lines = [start_line(max_iters=90_000), line(89_999, "end")]
     html = html_of(tmp_path, status=0, lines=lines, curves=noisy)
     assert len(html) < 1_500_000
-    assert {"1e5", "1e6"} & {*drawn_in(svgs_of(html)[0]).split()}
+    assert ("1e6" if NEW_TICKS else "1e5") in drawn_in(svgs_of(html)[0])
 
 
 def test_the_set_up_is_folded_and_the_config_without_what_is_private(tmp_path):
