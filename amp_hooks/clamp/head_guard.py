@@ -14,6 +14,7 @@ from ..engine import torch_api
 from ..engine.patch import Guard, unguarded, wrap
 from ..engine.recorder import FlightRecorder
 from ..engine.tensors import map_tensors, named_tensors
+from ..engine.traceable import LayerWhileOn, WhileOn
 from ..monitor.logits import infinity_is_overflow
 
 # Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
@@ -82,7 +83,7 @@ class HeadGuard:
             # Evaluation has both off. Activation checkpointing of the re-entrant kind
             # runs the forward pass of training without gradients.
             training = module.training or torch.is_grad_enabled()
-            if not self.on or not training or self._entered is not None:
+            if not training or self._entered is not None:
                 return None
             context = _full_precision(module, (args, kwargs))
             floats = _as_float(args), _as_float(kwargs)
@@ -106,10 +107,11 @@ class HeadGuard:
 
         clamped = self.guarded(lambda output: map_tensors(clamp, output))
         handle = module.register_forward_pre_hook(
-            self.guarded(before), with_kwargs=True
+            WhileOn(self, self.guarded(before)), with_kwargs=True
         )
         # Also if the module raises, or autocast would stay off for good.
-        self._undo += [handle.remove, torch_api.after_each_call(module, after)]
+        at_its_end = torch_api.after_each_call(module, WhileOn(self, after))
+        self._undo += [handle.remove, at_its_end]
 
     def _guard_losses(self, head: nn.Module) -> None:
         for method in _LOSS_METHODS:
@@ -124,14 +126,12 @@ class HeadGuard:
         in_floats = self.guarded(floats)
 
         def in_fp32(original: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.on:
-                return original(*args, **kwargs)
             as_they_are = contextlib.nullcontext(), args, kwargs
             context, args, kwargs = in_floats(args, kwargs) or as_they_are
             with context:
                 return original(*args, **kwargs)
 
-        self._undo.append(wrap(head, method, in_fp32))
+        self._undo.append(wrap(head, method, LayerWhileOn(self, in_fp32)))
 
 
 def _full_precision(module: nn.Module, inputs: Any) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from . import private, torch_api
+from . import private
 from .checks import check_known_arguments, match_names
+from .compiling import leave_uncompiled
 from .ending import tell_how_it_ends
 from .messages import warn
 from .recorder import IterationRecord
@@ -139,7 +140,7 @@ class AmpHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Attach to optimizer and model."""
         self.let_go()  # of an earlier training
-        torch_api.leave_uncompiled(__name__.partition(".")[0])
+        leave_uncompiled(__name__.partition(".")[0])
         runtime, self.undo = Runtime.of(runner), ExitStack()
         self.joined = runtime
         runtime.failures.register(self, self.undo.close)

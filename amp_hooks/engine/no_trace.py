@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.jit import ScriptModule
 
-from .patch import Layers
+from .traceable import Layers
 
 _STATE = "__getstate__"
 

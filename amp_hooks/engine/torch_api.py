@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -241,31 +240,6 @@ def after_each_call(
     stack.callback(module.register_forward_hook(hook).remove)
     stack.callback(wrap(module, "forward", forward))
     return stack.close
-
-
-# --- torch.compile --------------------------------------------------------------------
-
-
-_UNCOMPILED: set[str] = set()
-
-
-def leave_uncompiled(package: str) -> None:
-    """Let torch.compile, once imported, pass over a package, not over what it calls."""
-    name = "trace_rules" if TORCH >= (2, 3) else "skipfiles"
-    add = getattr(sys.modules.get(f"torch._dynamo.{name}"), "add", None)
-    if add is not None and package not in _UNCOMPILED:
-        _UNCOMPILED.add(package)
-        add(sys.modules[package])
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Code that torch.compile has compiled calls no hooks that were added later."""
-    if TORCH >= (2, 6):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
 
 
 # --- checkpoints ----------------------------------------------------------------------

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from mmengine.logging import MessageHub
 from torch import nn
 
+from .compiling import eager
 from .preserved import preserved
 from .rng import undisturbed_rng
 
@@ -15,7 +16,7 @@ from .rng import undisturbed_rng
 @contextmanager
 def unnoticed(model: nn.Module) -> Iterator[None]:
     """Nothing of it stays: in the model, in generators, in MMEngine's message hub."""
-    with undisturbed_rng(), preserved(model), _hub_as_it_is():
+    with undisturbed_rng(), preserved(model), _hub_as_it_is(), eager():
         yield
 
 

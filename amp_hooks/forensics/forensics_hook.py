@@ -15,7 +15,7 @@ from ..engine.checks import check_bool, check_int, check_iterations, check_numbe
 from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.recorder import IterationRecord
-from ..engine.rng import capture_rng
+from ..engine.rng import States, capture_rng
 from ..engine.run import (
     accumulating,
     active_scaler,
@@ -24,6 +24,7 @@ from ..engine.run import (
 )
 from ..engine.runtime import Runtime
 from ..engine.supported import refuse_unsupported
+from ..engine.traceable import Later
 from ..engine.verdict import Verdict
 from ..guard.nan_steps import is_nan_error
 from ..registry import HOOKS
@@ -111,6 +112,9 @@ class ForensicsHook(AmpHook):
         self._failed: list[Call] = []  # of the step's first bad iteration, this rank
         self._asked: Replay | None = None
         self._training = False
+        self._later: Later | None = None
+        self._compiled = False  # the model is called in compiled code
+        self._rng: States | None = None  # before this iteration, if so
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """See what the model is called with, and exceptions."""
@@ -123,15 +127,18 @@ class ForensicsHook(AmpHook):
             done = self._looked or self.dumps >= self.max_dumps
             if done and runner.iter not in self.at:
                 return
-            self._calls = [*self._calls, Call(args, kwargs, capture_rng())][:_MAX_CALLS]
+            rng = self._rng or capture_rng()
+            self._calls = [*self._calls, Call(args, kwargs, rng)][:_MAX_CALLS]
             if runner.iter in self.at and dist.is_main_process():
                 self._asked = self._run(runner, runtime, self._calls, None)
 
-        model = bare_model(runner)
-        handle = model.register_forward_pre_hook(
-            self.guarded(on_call), with_kwargs=True
-        )
+        later, model = Later(self.guarded(on_call)), bare_model(runner)
+        handle = model.register_forward_pre_hook(later, with_kwargs=True)
         self.undo.callback(handle.remove)
+        self.undo.callback(later.close)
+        self._later = later
+        runtime.tap.on_backward.append(self._catch_up)
+        self.undo.callback(runtime.tap.on_backward.remove, self._catch_up)
         self.undo.callback(self._forget)
         runtime.errors.attach(runner)
         # The last to be asked: an exception that StepGuardHook bears is looked into
@@ -140,7 +147,11 @@ class ForensicsHook(AmpHook):
         runtime.errors.handlers.append(self.guarded(on_error, None))
 
     def _forget(self) -> None:
-        self._calls, self._failed = [], []
+        self._calls, self._failed, self._later = [], [], None
+
+    def _catch_up(self) -> None:
+        if self._later is not None:
+            self._compiled |= self._later.catch_up()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -148,6 +159,7 @@ class ForensicsHook(AmpHook):
         """Forget the last iteration."""
         self._training = True
         self._calls, self._asked = [], None
+        self._rng = capture_rng() if self._compiled else None
         if not accumulating(runner.optim_wrapper):
             self._failed = []
 
@@ -155,6 +167,7 @@ class ForensicsHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Look into an incident, once for each."""
+        self._catch_up()
         self._training = False
         self._failed = self._failed or (self._calls if runtime.forward.here else [])
         # Verdicts are the same on every rank, so all of them come to the same places.
@@ -179,6 +192,7 @@ class ForensicsHook(AmpHook):
 
     def _on_error(self, runner: Runner, runtime: Runtime, error: Exception) -> None:
         """Nobody has dealt with it, so the run ends: look before that."""
+        self._catch_up()
         alone = dist.get_world_size() == 1
         if alone and not self._looked and self._calls and is_nan_error(error):
             self._look(runner, runtime, Verdict.RAISED, None)

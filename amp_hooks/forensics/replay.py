@@ -141,7 +141,7 @@ def run_call(
             which is many times quicker, and losses and gradients alone tell.
         on_grads: Is given the gradients by the names of their parameters.
     """
-    with unnoticed(model), torch_api.eager(), call.as_given():
+    with unnoticed(model), call.as_given():
         restore_rng(call.rng)
         return _run(model, wrapper, call, scale, frames, on_grads)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import private
+from ..engine.compiling import eager
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import named_tensors, peak_of
+from ..engine.traceable import Later
 from .classifiers import ClassifierFinder
 from .logits import LogitStats, infinity_is_overflow, largest_number, logit_stats
 
@@ -48,10 +51,12 @@ class LogitWatch:
         self._limits: dict[str, float] = {}  # largest number of the layer's precision
         self._model: nn.Module | None = None
         self._finder: ClassifierFinder | None = None
+        self._search = ExitStack()
         self._first: dict[str, list[LogitStats]] = {}
         self._measured: set[str] = set()  # in the forward pass of this iteration
         self._callbacks: list[Callable[[str, nn.Module], None]] = []
         self._handles: list[Any] = []
+        self._hooks: list[Later] = []
         self._tries = 0
         self._seen: list[Seen] = []
 
@@ -78,9 +83,12 @@ class LogitWatch:
             return
         self._callbacks.append(on_layer)
         if self._finder is None and self._tries == 0:
+            # Nothing is compiled before it is known what is watched.
+            self._search.enter_context(eager())
             self._finder = ClassifierFinder(
                 model, self._measure_candidate, self.guarded
             )
+            self._search.callback(self._finder.close)
 
     def end_iteration(self) -> str | None:
         """Look at what the finder saw.
@@ -90,6 +98,8 @@ class LogitWatch:
         """
         self._measured.clear()
         self._seen.clear()
+        for hook in self._hooks:
+            hook.forget()
         if self._finder is None:
             return None
         self._tries += 1
@@ -97,7 +107,7 @@ class LogitWatch:
         if not (found or hidden) and self._tries < _TRIES:
             self._first.clear()
             return None
-        self._finder.close()
+        self._search.close()
         self._finder = None
         modules = {} if self._model is None else dict(self._model.named_modules())
         for name in found:
@@ -148,6 +158,8 @@ class LogitWatch:
 
     def take(self, backward: bool) -> list[Seen]:
         """Logits of the forward pass since the last call, to be measured."""
+        for hook in self._hooks:
+            hook.catch_up()
         taken, self._seen = self._seen, []
         return taken
 
@@ -175,10 +187,9 @@ class LogitWatch:
                     for listen in self.listeners:
                         listen(name, tensor)
 
+        self._hooks.append(later := Later(self.guarded(hook)))
         # First in line, so that it sees the logits before anything clamps them.
-        self._handles.append(
-            module.register_forward_hook(self.guarded(hook), prepend=True)
-        )
+        self._handles.append(module.register_forward_hook(later, prepend=True))
 
     def _recomputed(self, name: str) -> bool:
         """Whether activation checkpointing runs again what was measured already.
@@ -218,12 +229,14 @@ class LogitWatch:
 
     def close(self) -> None:
         """Remove every hook."""
-        if self._finder is not None:
-            self._finder.close()
-            self._finder = None
+        self._search.close()
+        self._finder = None
         for handle in self._handles:
             handle.remove()
+        for hook in self._hooks:
+            hook.close()
         self._handles.clear()
+        self._hooks.clear()
         self._callbacks.clear()
         self._seen.clear()
         self.listeners.clear()

@@ -101,7 +101,6 @@ def _predict(
             Runtime.of(runner).quiet(),
             alone(),
             unnoticed(model),
-            torch_api.eager(),
             torch.no_grad(),
         ):
             stack.enter_context(context)

@@ -20,6 +20,7 @@ from ..engine.preserved import alone
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.tensors import overlaps_itself
+from ..engine.traceable import Later
 from ..engine.unnoticed import unnoticed
 from .run_state import Snapshot
 from .snapshot_store import SnapshotStore
@@ -60,15 +61,18 @@ class SecondOpinion:
         def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._note(args, kwargs)
 
-        self._handle = model.register_forward_pre_hook(guarded(note), with_kwargs=True)
+        self._hook = Later(guarded(note))
+        self._handle = model.register_forward_pre_hook(self._hook, with_kwargs=True)
 
     def begin_iteration(self) -> None:
         """Let go of the last batch."""
+        self._hook.forget()
         self._calls.clear()
 
     def detach(self) -> None:
         """Take the hook away."""
         self._handle.remove()
+        self._hook.close()
         self._calls.clear()
         self._runtime.second_opinion = None
 
@@ -167,6 +171,7 @@ class SecondOpinion:
         runtime, model = self._runtime, bare_model(self._runner)
         runner_model: Any = model
         _, wrapper = next(iter_wrappers(self._runner.optim_wrapper))
+        self._hook.catch_up()
         losses: list[float] = []
         with ExitStack() as stack:
             stack.callback(Contents(self._calls).restore)

@@ -1,0 +1,43 @@
+"""What torch.compile is to do with this package, and without it for a while."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import traceable
+from .torch_api import TORCH
+
+_UNCOMPILED: set[str] = set()
+
+
+def leave_uncompiled(package: str) -> None:
+    """Let torch.compile, once imported, pass over a package, not over what it calls.
+
+    Where a graph leads into ``engine.traceable`` that is traced, if this torch can pass
+    over a folder but for one file; else calls of ours part the graphs.
+    """
+    name = "trace_rules" if TORCH >= (2, 3) else "skipfiles"
+    rules = sys.modules.get(f"torch._dynamo.{name}")
+    add = getattr(rules, "add", None)
+    if add is not None and package not in _UNCOMPILED:
+        _UNCOMPILED.add(package)
+        add(sys.modules[package])
+        files: set[str] = getattr(rules, "BUILTIN_INLINE_WHEN_CALLED", set())
+        files.add(traceable.__file__)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run what torch.compile has compiled as it was written, and compile nothing.
+
+    Compiled code calls no hooks that are added later.
+    """
+    if TORCH >= (2, 6) and "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
