@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from ..engine import private
 from ..engine.files import publish
 from ..engine.messages import warn
+from ..engine.of_others import text_of
 from ..engine.patch import replace
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
@@ -185,7 +186,7 @@ class CheckpointGuard:
                 if dist.is_main_process():
                     failure = damage(file.temporary, self._ignore)
             except (OSError, RuntimeError, MemoryError) as e:
-                failure = f"{e}. Make room on the disk or check it"
+                failure = _why(e)
             if failure is not None and failure.startswith(REFUSED):
                 warn(f"kept, but it cannot be resumed from, for {failure}:\n{path}")
                 file.resumable, failure = False, None
@@ -227,3 +228,12 @@ class CheckpointGuard:
         if files.local and files.asked and files.folder not in self._swept:
             self._swept.add(files.folder)
             sweep(files.folder)
+
+
+def _why(error: Exception) -> str:
+    """What has kept a checkpoint from being written, and what to do about it."""
+    if isinstance(error, RecursionError):  # a RuntimeError, as torch's of a full disk
+        return f"something in it is nested too deep to be pickled ({error})"
+    if isinstance(error, MemoryError):
+        return f"there was too little memory to write it ({text_of(error)})"
+    return f"{error}. Make room on the disk or check it"

@@ -111,6 +111,20 @@ def do(*events):
     return happen
 
 
+def nest(runner):
+    """What pickle cannot write."""
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    runner.message_hub.update_info("nested", nested)
+
+
+def unnest(runner):
+    nested = runner.message_hub.runtime_info.pop("nested")
+    while nested:  # or Python's own end of it would be too deep
+        nested = nested.pop()
+
+
 def limit_files(size):
     """No file can grow beyond it: what has been written before stays, as on a disk."""
 
@@ -128,12 +142,18 @@ def _no_limit():
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("kind", ["not finite", "disk full"])
+@pytest.mark.parametrize("kind", ["not finite", "disk full", "too deep"])
 def test_a_checkpoint_that_is_not_written(build, loop, kind):
     """The second of three: the first stays until the third is there."""
     bad, good = {
         "not finite": (poison, cure),
         "disk full": (limit_files(100_000), limit_files(None)),
+        "too deep": (nest, unnest),
+    }[kind]
+    words = {
+        "not finite": BN,
+        "disk full": "File too large",
+        "too deep": "something in it is nested too deep",
     }[kind]
     seen = {}
 
@@ -159,7 +179,7 @@ def test_a_checkpoint_that_is_not_written(build, loop, kind):
     assert seen == dict(files=[first], keep=ids[:1], last=path, named=path)
     log = helpers.log(runner)
     assert f":\n{runner.work_dir}/{second}\nNone was removed" in log
-    assert (BN if kind == "not finite" else "File too large") in log
+    assert words in log
     assert log.count("no checkpoint was written") == 1
     # And then all is as ever.
     assert checkpoints(runner.work_dir) == [third]
