@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,8 +26,8 @@ def leave_uncompiled(package: str) -> None:
     if add is not None and package not in _UNCOMPILED:
         _UNCOMPILED.add(package)
         add(sys.modules[package])
-        files: set[str] = getattr(rules, "BUILTIN_INLINE_WHEN_CALLED", set())
-        files.add(traceable.__file__)
+        inlined: Callable[[], set[str]] = getattr(rules, "get_mod_inlinelist", set)
+        inlined().add(traceable.__file__)  # torch keeps this set
 
 
 @contextmanager

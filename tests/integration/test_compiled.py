@@ -16,8 +16,10 @@ from tests import small
 
 LEVELS = 5
 SUITE = dict(type="amp_hooks.StabilityHook", preflight=None)
+# The first step is not compiled, and a compiled one had other bits before.
+STEPS_ALIKE = TORCH >= (2, 13)
 # This torch can pass over our folder but for one file.
-IN_GRAPHS = hasattr(torch._dynamo.trace_rules, "BUILTIN_INLINE_WHEN_CALLED")
+IN_GRAPHS = TORCH >= (2, 8)
 
 # torch's own, while it compiles.
 pytestmark = [
@@ -84,7 +86,8 @@ def test_no_more_graphs(tmp_path, graphs, target, length):
     """None is parted by ours, and none compiled anew; the same bits come of them."""
     plain, stock = train(tmp_path, graphs, [], target, **length)
     watched, found = train(tmp_path, graphs, [SUITE], target, **length)
-    assert small.same(small.state(plain), small.state(watched))
+    if target != "train_step" or STEPS_ALIKE:
+        assert small.same(small.state(plain), small.state(watched))
     lines = [
         node.stack_trace.strip().splitlines()[-2:]
         for graph in found
@@ -102,11 +105,11 @@ def test_no_more_graphs(tmp_path, graphs, target, length):
 
 def test_the_same_is_measured(tmp_path, graphs):
     """Logits of compiled code are read when it is over; nothing is left of them."""
-    runs = [train(tmp_path, graphs, [SUITE], t, iters=20)[0] for t in (None, "forward")]
-    runs.append(train(tmp_path, graphs, [SUITE], iters=20)[0])
+    targets = [None, "forward", "model", *["train_step"] * STEPS_ALIKE]
+    runs = [train(tmp_path, graphs, [SUITE], t, iters=20)[0] for t in targets]
     for name in ("logit_absmax", "logit_nan", "loss"):
-        eager, forward, step = (measured(runner, name) for runner in runs)
-        assert eager == forward == step
+        eager, *compiled = (measured(runner, name) for runner in runs)
+        assert compiled == [eager] * len(compiled)
         assert all(values for values in eager)
 
 
@@ -114,7 +117,7 @@ def test_the_clamp_goes_on_in_compiled_code(tmp_path, graphs):
     """A switch in the middle of the run reaches what has been compiled before it."""
     clamp = dict(type="amp_hooks.HeadClampHook", limit=1.5, trigger=2.0)
     hooks = [clamp, dict(type="amp_hooks.ClsScoreMonitorHook")]
-    runs = [train(tmp_path, graphs, hooks, t)[0] for t in (None, "train_step")]
+    runs = [train(tmp_path, graphs, hooks, t)[0] for t in (None, "forward")]
     eager, compiled = (measured(runner, "clamped") for runner in runs)
     assert eager == compiled
     at = next(i for i, clamped in enumerate(eager) if clamped)
