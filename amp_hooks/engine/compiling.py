@@ -10,8 +10,30 @@ import torch
 
 from . import traceable
 from .torch_api import TORCH
+from .traceable import GRAPHS
 
 _UNCOMPILED: set[str] = set()
+
+
+def not_with_ours(error: BaseException) -> bool:
+    """Let graphs have nothing of ours any more, if that may be why there are none.
+
+    With ``fullgraph=True`` torch.compile raises where it cannot trace something, in
+    place of leaving it out.
+
+    Args:
+        error: What a training step has ended with.
+
+    Returns:
+        Whether to try once more.
+    """
+    kinds = vars(sys.modules.get("torch._dynamo.exc", object))
+    names = ("TorchDynamoException", "FailOnRecompileLimitHit")
+    ours = isinstance(error, tuple(kinds[name] for name in names if name in kinds))
+    if not (ours and GRAPHS.on):
+        return False
+    GRAPHS.on = False
+    return True
 
 
 def leave_uncompiled(package: str) -> None:
@@ -20,6 +42,7 @@ def leave_uncompiled(package: str) -> None:
     Where a graph leads into ``engine.traceable`` that is traced, if this torch can pass
     over a folder but for one file; else calls of ours part the graphs.
     """
+    GRAPHS.on = True
     name = "trace_rules" if TORCH >= (2, 3) else "skipfiles"
     rules = sys.modules.get(f"torch._dynamo.{name}")
     add = getattr(rules, "add", None)

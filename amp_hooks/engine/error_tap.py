@@ -11,7 +11,10 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from . import private, torch_api
+from .compiling import not_with_ours
 from .failures import Failures
+from .messages import warn
+from .of_others import first_line
 from .patch import wrap
 from .run import active_scaler, bare_model, iter_wrappers
 from .step_tap import StepTap
@@ -77,7 +80,12 @@ class ErrorTap:
         def train_step(original: Any, *args: Any, **kwargs: Any) -> Any:
             counts: list[int] = begin(runner.optim_wrapper)
             try:
-                outputs = original(*args, **kwargs)
+                try:
+                    outputs = original(*args, **kwargs)
+                except Exception as e:
+                    if not self._once_more(runner.optim_wrapper, counts, e):
+                        raise
+                    outputs = original(*args, **kwargs)
             except Exception as e:
                 self.raised = handled(e)
                 if self.raised is None:
@@ -88,6 +96,21 @@ class ErrorTap:
             return outputs
 
         self._undo = wrap(runner.model, "train_step", train_step)
+
+    def _once_more(
+        self, optim_wrapper: Any, counts: list[int], error: Exception
+    ) -> bool:
+        """Whether the step may come to its end with nothing of ours in graphs."""
+        now = [w.inner_count for _, w in iter_wrappers(optim_wrapper)]
+        if now != counts or not not_with_ours(error):
+            return False  # gradients would be added twice
+        warn(
+            "torch.compile could not make a graph of the model with hooks of ours in "
+            f"it ({first_line(error)}), so compiled code has none "
+            "from now on: its logits are neither measured nor clamped, and a bad batch "
+            "is not looked into. The step is tried once more without."
+        )
+        return True
 
     def _begin(self, optim_wrapper: Any) -> list[int]:
         for call in self.before:

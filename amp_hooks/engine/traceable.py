@@ -13,6 +13,27 @@ NOTHING = object()
 is_compiling = getattr(getattr(torch, "compiler", None), "is_compiling", lambda: False)
 
 
+class Graphs:
+    """What torch.compile makes; ``on``: there may be something of ours in them."""
+
+    on = True
+
+
+GRAPHS = Graphs()
+
+
+def _passed_over() -> bool:
+    return not GRAPHS.on and bool(is_compiling())
+
+
+class Call:
+    """What a hook is to be called with, and the call after it."""
+
+    def __init__(self, given: tuple[Any, ...] = ()) -> None:
+        self.given = given
+        self.next: Call | None = None
+
+
 class Later:
     """A forward hook that compiled code does not call: it keeps what it would be given.
 
@@ -25,27 +46,30 @@ class Later:
 
     def __init__(self, hook: Callable[..., None]) -> None:
         self._hook = hook
-        self._kept: list[tuple[Any, ...]] = []
+        # Of what is kept the graph reads nothing: it would be compiled anew for each
+        # length of a list.
+        self._last = self._done = Call()
         self._open = True
 
     def __call__(self, *given: Any) -> None:
         """Now, or later in code that is compiled."""
         if not is_compiling():
             self._hook(*given)
-        elif self._open and torch.is_grad_enabled():  # not in evaluation
-            self._kept.append(given)
+        elif self._open and GRAPHS.on and torch.is_grad_enabled():  # not in evaluation
+            self._last.next = self._last = Call(given)
 
     def catch_up(self) -> bool:
         """Call the hook with what is kept, in the order of the calls; if there is."""
-        if not self._kept:
-            return False
-        while self._kept:
-            self._hook(*self._kept.pop(0))
-        return True
+        call, some = self._done.next, self._done is not self._last
+        self.forget()
+        while call is not None:
+            self._hook(*call.given)
+            call = call.next
+        return some
 
     def forget(self) -> None:
         """Keep nothing."""
-        self._kept.clear()
+        self._last = self._done = Call()
 
     def close(self) -> None:
         """Keep nothing any more: compiled code goes on calling hooks that are gone."""
@@ -67,7 +91,9 @@ class WhileOn:
 
     def __call__(self, *given: Any) -> Any:
         """What the hook returns, or nothing."""
-        return self._hook(*given) if self._switch.on else None
+        if not self._switch.on or _passed_over():
+            return None
+        return self._hook(*given)
 
 
 class LayerWhileOn:
@@ -78,9 +104,9 @@ class LayerWhileOn:
 
     def __call__(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Through the layer, or past it."""
-        if self._switch.on:
-            return self._layer(original, *args, **kwargs)
-        return original(*args, **kwargs)
+        if not self._switch.on or _passed_over():
+            return original(*args, **kwargs)
+        return self._layer(original, *args, **kwargs)
 
 
 class Layers:

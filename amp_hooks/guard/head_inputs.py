@@ -13,6 +13,7 @@ from ..engine.patch import Guard, unguarded, wrap
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import measurable, overlaps_itself, peak_of
+from ..engine.traceable import LayerWhileOn
 
 # Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target")
@@ -50,6 +51,7 @@ class HeadInputs:
 
     kind = "heads"
     together = False  # what one rank does not see is not refused for it
+    on = True
 
     def __init__(self, recorder: FlightRecorder) -> None:
         self._recorder = recorder
@@ -107,7 +109,7 @@ class HeadInputs:
                 look(name, (args, kwargs))
             return original(*args, **kwargs)
 
-        self._undo.append(wrap(head, method, watched))
+        self._undo.append(wrap(head, method, LayerWhileOn(self, watched)))
 
     def _look(self, name: str, given: Any) -> None:
         predictions = [*_predictions(given)]

@@ -75,6 +75,7 @@ class ClsScoreMonitorHook(AmpHook):
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Watch the named layers, or those that the first iteration shows."""
+        runtime.errors.attach(runner)  # to see those of torch.compile
         runtime.watch_forward(LogitWatch).watch(bare_model(runner), self.targets, _say)
 
     def after_record(

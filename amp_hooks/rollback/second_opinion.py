@@ -54,6 +54,7 @@ class SecondOpinion:
     ) -> None:
         self._runner, self._store = runner, store
         self._runtime = Runtime.of(runner)
+        self._runtime.errors.attach(runner)  # to see those of torch.compile
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         model = bare_model(runner)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from amp_hooks.engine import private, traceable
 from amp_hooks.engine.runtime import Runtime
@@ -42,6 +43,27 @@ class Pyramid(small.Small):
         return dict(loss_cls=[self.bbox_head.loss_cls(x, y) for x in levels])
 
 
+class Several(Pyramid):
+    """Its forward pass is called for parts of the batch, as of a siamese network."""
+
+    def train_step(self, data, optim_wrapper):
+        parts = [
+            self(data["x"][i : i + 2], data["y"][i : i + 2]) for i in range(0, 8, 2)
+        ]
+        loss = sum(sum(losses["loss_cls"]) for losses in parts)
+        optim_wrapper.update_params(loss)
+        return dict(loss=loss.detach())
+
+
+class Checkpointed(Pyramid):
+    """The activations of the classifier are computed anew."""
+
+    def forward(self, x, y, mode="loss"):
+        features, layer = self.backbone(x), self.bbox_head.fc_cls
+        logits = [checkpoint(layer, features / i, use_reentrant=False) for i in (5, 6)]
+        return dict(loss_cls=[self.bbox_head.loss_cls(x, y) for x in logits])
+
+
 @pytest.fixture
 def graphs():
     """Those that are compiled."""
@@ -61,14 +83,15 @@ def graphs():
     torch._dynamo.reset()
 
 
-def train(tmp_path, graphs, hooks, target="train_step", **length):
+def train(tmp_path, graphs, hooks, target="train_step", model=Pyramid, **length):
     graphs.clear()
     torch._dynamo.reset()
     cfg = dict(compile=dict(backend="recording") if target == "train_step" else False)
-    runner = small.build(tmp_path, hooks, model=Pyramid, cfg=cfg, **length)
+    runner = small.build(tmp_path, hooks, model=model, cfg=cfg, **length)
     model = runner.model
-    if target == "forward":
-        model.forward = torch.compile(model.forward, backend="recording")
+    if target in ("forward", "whole"):
+        options = dict(backend="recording", fullgraph=target == "whole")
+        model.forward = torch.compile(model.forward, **options)
     if target == "model":
         model.compile(backend="recording")
     runner.train()
@@ -145,4 +168,57 @@ def test_what_is_closed_keeps_nothing(tmp_path, graphs):
     data = torch.utils.data.default_collate(small.samples(8))
     for _ in range(3):
         runner.model(**data)
-    assert not [hook for hook in hooks.values() if vars(hook)["_kept"]]
+    assert hooks
+    assert not [h for h in hooks.values() if vars(h)["_last"] is not vars(h)["_done"]]
+
+
+@pytest.mark.skipif(not IN_GRAPHS, reason="hooks part the graphs")
+@pytest.mark.parametrize("target", ["forward", "whole"])
+@pytest.mark.parametrize("length", [dict(iters=20), dict(epochs=1)])
+def test_several_calls_before_the_backward_pass(tmp_path, graphs, target, length):
+    """They are one graph, whatever has been kept of those before."""
+    more = dict(length, model=Several)
+    plain, stock = train(tmp_path, graphs, [], target, **more)
+    watched, found = train(tmp_path, graphs, [SUITE], target, **more)
+    assert len(found) == len(stock)
+    assert small.same(small.state(plain), small.state(watched))
+    assert all(measured(watched, "logit_absmax"))
+
+
+@pytest.mark.skipif(not IN_GRAPHS, reason="hooks part the graphs")
+def test_where_there_can_be_nothing_of_ours(tmp_path, graphs, capfd):
+    """A graph that must be whole, with activation checkpointing around the layer."""
+    more = dict(model=Checkpointed, iters=20)
+    plain, stock = train(tmp_path, graphs, [], "whole", **more)
+    watched, found = train(tmp_path, graphs, [SUITE], "whole", **more, log_level="INFO")
+    assert len(found) == len(stock)
+    assert small.same(small.state(plain), small.state(watched))
+    told = capfd.readouterr().out.count("compiled code has none from now on")
+    assert told == 1
+    # And not in the next training of this process.
+    train(tmp_path, graphs, [SUITE], "forward", iters=20)
+    assert traceable.GRAPHS.on
+
+
+@pytest.mark.skipif(not IN_GRAPHS, reason="hooks part the graphs")
+@pytest.mark.parametrize("length", [dict(iters=60), dict(epochs=2)])
+def test_the_clamp_does_not_end_a_run_of_whole_graphs(tmp_path, graphs, length):
+    """It comes on because of a bad batch, and can be in no graph."""
+    spoil = small.SpoilInputs([40])
+    runner, _ = train(tmp_path, graphs, [SUITE, spoil], "whole", **length)
+    assert small.ledger(runner, "clamp_on")
+    assert runner.iter == (length.get("iters") or 64)
+    assert all(v.isfinite().all() for v in small.state(runner).values())
+
+
+@pytest.mark.skipif(not IN_GRAPHS, reason="hooks part the graphs")
+def test_what_the_user_has_written_goes_on_to_the_user(tmp_path, graphs):
+    """A model that torch.compile does not get whole ends as without us."""
+
+    class Branches(Pyramid):
+        def forward(self, x, y, mode="loss"):
+            return super().forward(x if x.sum() > 0 else -x, y)
+
+    for hooks in ([], [SUITE]):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="[Dd]ata-dependent"):
+            train(tmp_path, graphs, hooks, "whole", model=Branches, iters=20)
