@@ -18,6 +18,7 @@ from .engine.checks import check_known_arguments
 from .engine.hook import AmpHook
 from .engine.of_others import has, is_among
 from .engine.run import iter_wrappers
+from .engine.runtime import Runtime
 from .forensics.forensics_hook import ForensicsHook
 from .guard.step_guard_hook import StepGuardHook
 from .health.health_hook import HealthHook
@@ -235,7 +236,11 @@ class StabilityHook(Hook):
 
     def _settle(self, runner: Runner) -> None:
         """See whether a fallback that was not asked for could act; say what is on."""
-        if self._auto and (why := self._why_no_fallback(runner)):
+        failed = "it could not be seen whether there is something to leave"
+        call = Runtime.of(runner).failures.call
+        if self._auto and (
+            why := call(self, self._why_no_fallback, runner, otherwise=failed)
+        ):
             self._left_out["precision_fallback"] = why
             gone = self.members["precision_fallback"]
             runner.hooks[:] = [h for h in runner.hooks if not is_among(h, gone)]

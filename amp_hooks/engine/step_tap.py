@@ -144,7 +144,7 @@ class StepTap:
                 passed: Tensor | None = loss
                 passed = call(gate.owner, go_on, name, params, loss, otherwise=passed)
                 if passed is None:
-                    private.count_backward(wrapper)  # as the original does
+                    call(self, private.count_backward, wrapper, otherwise=None)
                     return None
                 loss = passed
             return original(loss, *args, **kwargs)
@@ -154,13 +154,13 @@ class StepTap:
             if (gate := self.gate) is not None:
                 if not call(gate.owner, gate.opens, name, params, otherwise=True):
                     self.skipped = True
-                    private.count_step(wrapper)
+                    call(self, private.count_step, wrapper, otherwise=None)
                     return None
                 call(gate.owner, gate.before_step, name, params, otherwise=None)
             state: dict[str, Any] = before(params) or {}
             # Of the gate; GradScaler decides by itself.
             if state.get("bad"):
-                private.count_step(wrapper)
+                call(self, private.count_step, wrapper, otherwise=None)
                 return None
             self._inside = True
             try:

@@ -189,6 +189,28 @@ def test_what_the_optimizer_calls_is_broken(
     assert [line["part"] for line in failures(runner)] == [part]
 
 
+@pytest.mark.parametrize("length", [dict(iters=20), dict(epochs=1)])
+def test_the_suite_broken_at_its_start(tmp_path, monkeypatch, length):
+    """Its members are there; only what they might be without is not looked at."""
+    plain = small.build(tmp_path, **length)
+    plain.train()
+    runner, calls = small.build(tmp_path, [SUITE], **length), []
+    monkeypatch.setattr(all_hooks.StabilityHook, "_why_no_fallback", breaks(calls))
+    runner.train()
+    assert len(calls) == 1
+    assert small.same(small.state(runner), small.state(plain))
+    assert small.ledger(runner, "end")
+
+
+def test_a_refused_step_that_cannot_be_counted(tmp_path, monkeypatch):
+    """Schedulers warn that there was none, and training goes on."""
+    runner, calls = runner_of(tmp_path, [SUITE, small.SpoilInputs([5])]), []
+    monkeypatch.setattr("amp_hooks.engine.private.count_step", breaks(calls))
+    runner.train()
+    assert len(calls) == 1
+    assert [line["part"] for line in failures(runner)] == ["amp_hooks"]
+
+
 FUNCTIONS = [
     ("amp_hooks.monitor.logit_watch.logit_stats", "LogitWatch"),
     ("amp_hooks.monitor.classifiers.is_classification_loss", None),
