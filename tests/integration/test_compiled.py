@@ -103,9 +103,22 @@ def measured(runner, name):
     return [record.values.get(name) for record in records]
 
 
-@pytest.mark.parametrize("target", ["train_step", "forward", "model"])
-@pytest.mark.parametrize("length", [dict(iters=20), dict(epochs=1)])
-def test_no_more_graphs(tmp_path, graphs, target, length):
+LENGTHS = pytest.mark.parametrize("length", [dict(iters=20), dict(epochs=1)])
+
+
+@LENGTHS
+def test_no_more_graphs_of_a_training_step(tmp_path, graphs, length):
+    """As MMEngine compiles it."""
+    compare(tmp_path, graphs, "train_step", length)
+
+
+@LENGTHS
+@pytest.mark.parametrize("target", ["forward", "model"])
+def test_no_more_graphs_of_a_forward_pass(tmp_path, graphs, target, length):
+    compare(tmp_path, graphs, target, length)
+
+
+def compare(tmp_path, graphs, target, length):
     """None is parted by ours, and none compiled anew; the same bits come of them."""
     plain, stock = train(tmp_path, graphs, [], target, **length)
     watched, found = train(tmp_path, graphs, [SUITE], target, **length)
@@ -174,7 +187,7 @@ def test_what_is_closed_keeps_nothing(tmp_path, graphs):
 
 @pytest.mark.skipif(not IN_GRAPHS, reason="hooks part the graphs")
 @pytest.mark.parametrize("target", ["forward", "whole"])
-@pytest.mark.parametrize("length", [dict(iters=20), dict(epochs=1)])
+@LENGTHS
 def test_several_calls_before_the_backward_pass(tmp_path, graphs, target, length):
     """They are one graph, whatever has been kept of those before."""
     more = dict(length, model=Several)
