@@ -27,10 +27,10 @@ def not_with_ours(error: BaseException) -> bool:
     Returns:
         Whether to try once more.
     """
-    kinds = vars(sys.modules.get("torch._dynamo.exc", object))
+    dynamo = sys.modules.get("torch._dynamo.exc")
     names = ("TorchDynamoException", "FailOnRecompileLimitHit")
-    ours = isinstance(error, tuple(kinds[name] for name in names if name in kinds))
-    if not (ours and GRAPHS.on):
+    kinds = tuple(getattr(dynamo, name) for name in names if hasattr(dynamo, name))
+    if not (isinstance(error, kinds) and GRAPHS.on):
         return False
     GRAPHS.on = False
     return True
