@@ -106,9 +106,9 @@ class ErrorTap:
             return False  # gradients would be added twice
         warn(
             "torch.compile could not make a graph of the model, perhaps because of the "
-            f"hooks of amp_hooks in it ({first_line(error)}), so compiled code has none "
-            "from now on: its logits are neither measured nor clamped, and a bad batch "
-            "is not looked into. The step is tried once more without."
+            f"hooks of amp_hooks in it ({first_line(error)}), so compiled code has "
+            "none from now on: its logits are neither measured nor clamped, and a bad "
+            "batch is not looked into. The step is tried once more without."
         )
         return True
 

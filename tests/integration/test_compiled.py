@@ -206,7 +206,7 @@ def test_where_there_can_be_nothing_of_ours(tmp_path, graphs, capfd):
     watched, found = train(tmp_path, graphs, [SUITE], "whole", **more, log_level="INFO")
     assert len(found) == len(stock)
     assert small.same(small.state(plain), small.state(watched))
-    told = capfd.readouterr().out.count("compiled code has none from now on")
+    told = capfd.readouterr().out.count("neither measured nor clamped")
     assert told == 1
     # And not in the next training of this process.
     train(tmp_path, graphs, [SUITE], "forward", iters=20)
