@@ -112,6 +112,7 @@ def test_no_more_graphs_of_a_training_step(tmp_path, graphs, length):
     compare(tmp_path, graphs, "train_step", length)
 
 
+@pytest.mark.skipif(not IN_GRAPHS, reason="it is not compiled then")
 @LENGTHS
 @pytest.mark.parametrize("target", ["forward", "model"])
 def test_no_more_graphs_of_a_forward_pass(tmp_path, graphs, target, length):
