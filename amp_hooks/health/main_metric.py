@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Names of mmdet's, mmseg's, mmpretrain's and mmpose's metrics, in this order; larger is
-# better in all of them. "coco/bbox_mAP" is asked for, "coco/bbox_mAP_50" is not.
-_KNOWN = tuple(
-    re.compile(rf"(^|[/_.]){name}$")
-    for name in ("mAP", "AP", "mIoU", "PQ", "accuracy", "top1", "aAcc", "NDS", "mDice")
-)
+# better in all of them. "coco/bbox_mAP" is asked for, "coco/bbox_mAP_50" is not, but
+# where there is nothing else.
+_NAMES = "mAP AP mIoU PQ accuracy top1 aAcc NDS mDice HOTA MOTA AP50 AR@100".split()
+_KNOWN = tuple(re.compile(rf"(^|[/_.]){name}$") for name in _NAMES)
 
 
 # MMEngine's CheckpointHook takes a smaller value for better where the name has this.

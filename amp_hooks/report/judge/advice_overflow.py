@@ -145,8 +145,10 @@ def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Ad
             evidence.append(
                 f"{layer}: {bits.values.min():.2g} bits of headroom by iteration {at}"
             )
-    for h in run.having("fallback", lost=False):
-        if "reason" in h.line:
+    tried = run.having("fallback", lost=False)
+    for h, after in zip(tried, [*tried[1:], None]):
+        taken_back = after is not None and "gave_up" in after.line
+        if "reason" in h.line and not taken_back:
             evidence.append(
                 f"iteration {h.iter}: PrecisionFallbackHook left FP16 for "
                 f"{h.line.get('to')}"

@@ -127,7 +127,8 @@ def lower_lr(
         )
     onset = causes.onset
     if onset is not None:
-        evidence.append(f"the learning rate was {onset.words}")
+        rose = onset.rise > 1 or onset.before is None
+        (evidence if rose else remarks).append(f"the learning rate was {onset.words}")
     # What held; else one step further than what was tried, as RollbackHook takes it.
     step = min(LR_FACTOR, 1 / onset.rise) if onset else LR_FACTOR
     it_held = factor < 1 and not lost

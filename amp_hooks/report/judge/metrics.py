@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from ...engine.config_values import dig
 from ...health.main_metric import main_metric, save_best_of
@@ -17,17 +18,24 @@ def metric_of(run: RunHistory) -> tuple[str, list[tuple[int, float]]] | None:
         Its name and ``(iteration, value)`` of each evaluation. An evaluation in which
         nothing was found has no metrics, and counts as 0.
     """
+    for name, values, larger in _metrics_of(run):
+        if larger:
+            return name, values
+    return None
+
+
+def _metrics_of(run: RunHistory) -> Iterator[tuple[str, list[tuple[int, float]], bool]]:
+    """All that ``save_best`` names, and whether larger is better; else a known one."""
     known: dict[str, float] = {}
     for validation in run.validations:
         known.update(validation.metrics)
-    hooks = dig(run.config, "default_hooks", "checkpoint")
-    found = main_metric(known, save_best_of(hooks or {}))
-    if found is not None and not found[1]:  # less is better: no value says it is dead
-        found = main_metric(known)
-    if found is None:
-        return None
-    name = found[0]
-    return name, [(v.iter, v.metrics.get(name, 0.0)) for v in run.validations]
+    best = save_best_of(dig(run.config, "default_hooks", "checkpoint") or {})
+    asked = dict(filter(None, (main_metric(known, [one]) for one in best)))
+    if not any(asked.values()):  # where less is better only NaN says that it is dead
+        asked.update(filter(None, [main_metric(known)]))
+    for name, larger in asked.items():
+        having = [v for v in run.validations if larger or name in v.metrics]
+        yield name, [(v.iter, v.metrics.get(name, 0.0)) for v in having], larger
 
 
 def last_metric(run: RunHistory) -> tuple[str, float] | None:
@@ -40,23 +48,26 @@ def last_metric(run: RunHistory) -> tuple[str, float] | None:
 
 
 def fallen(run: RunHistory) -> str | None:
-    """It was alive and is no more: NaN in BatchNorm or EMA, say.
+    """A metric was alive and is no more: NaN in BatchNorm or EMA, say."""
+    return next(filter(None, (_fallen(*found) for found in _metrics_of(run))), None)
 
-    Where it is 0 or not a number, or by HealthHook's rule: a model that predicts one
-    class everywhere still has an mIoU.
+
+def _fallen(name: str, values: list[tuple[int, float]], larger: bool) -> str | None:
+    """Where it is not a number, and of those of which more is better: 0.
+
+    Or by HealthHook's rule: a model that predicts one class everywhere still has an
+    mIoU.
     """
-    found = metric_of(run)
-    if found is None:
-        return None
-    name, values = found
     metrics = Metrics()
     lived: tuple[int, float] | None = None
     now = values[-1][1]
     for iteration, value in values:
-        metrics.add(iteration, name, value, larger=True)
-        if not metrics.fallen and math.isfinite(value) and value > 0:
+        if larger:
+            metrics.add(iteration, name, value, larger=True)
+        alive = math.isfinite(value) and (value > 0 or not larger)
+        if alive and not metrics.fallen:
             lived = iteration, value
-    dead = not math.isfinite(now) or now <= 0 or metrics.fallen
+    dead = not math.isfinite(now) or (larger and now <= 0) or metrics.fallen
     if not dead or lived is None:
         return None
     return f"{name} was {lived[1]:.3f} at iteration {lived[0]} and is {now:.3g} since"

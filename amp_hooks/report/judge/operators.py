@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,17 +31,21 @@ _KERNELS = {
     "DeformConv2d": "deformable convolution",
     "ModulatedDeformConv2d": "deformable convolution",
     "DyHead": "deformable convolution",
+    "VFNetHead": "deformable convolution",
+    "CTResNetNeck": "deformable convolution",
+    "CentripetalHead": "deformable convolution",
+    "StageCascadeRPNHead": "deformable convolution",
     "carafe": "CARAFE",
     "FPN_CARAFE": "CARAFE",
 }
-_TRIED = "without bfloat16"  # as PrecisionFallbackHook says it
+_TRIED = re.compile("(without|has no) bfloat16")  # as PrecisionFallbackHook says it
 
 
 def without_bf16(run: RunHistory) -> list[str]:
     """By the config, and by what happened when BF16 was tried; empty if unknown."""
     found = {_KERNELS[name]: None for name in _types(run.config.get("model"))}
     for h in run.having("fallback"):
-        if _TRIED in str(h.line.get("reason")):
+        if any(_TRIED.search(str(h.line.get(key))) for key in ("reason", "gave_up")):
             found.setdefault(f"an operator (tried in iteration {h.iter})")
     return list(found)
 

@@ -151,6 +151,8 @@ def _interventions(run: RunHistory, every: Array) -> tuple[Array, Array]:
         if h.event == "rollback":
             factor[begin : begin + int(again)] = 0.0
             helped[begin : begin + int(again)] = True
+    for h in run.having("replaced", lost=False)[:1]:  # bad samples, from then on
+        helped[slice(*_places(every, h.iter, int(every[-1]) + 1))] = True
     for on, off in (("clamp_on", "clamp_off"), ("fallback", "fallback")):
         since: int | None = None
         for h in run.having(on, off, lost=False):

@@ -55,7 +55,7 @@ def judge(run: RunHistory, found: Incidents) -> Judgement:
     """Judge a run by what there is of it."""
     if lost := list(_lost(run, found)):
         abort = last_abort(run)
-        foreign = abort is not None and _is_foreign(abort)
+        foreign = abort is not None and _is_foreign(run, abort)
         return Judgement(Status.LOST, lost, by_numbers=len(lost) > foreign)
     if recovered := list(_recovered(run, found)):
         return Judgement(Status.RECOVERED, recovered)
@@ -96,11 +96,17 @@ def stopped_by_hand(abort: Line) -> bool:
     return str(abort.get("error", "")).split(":")[0] in _BY_HAND
 
 
-def _is_foreign(abort: Line) -> bool:
+def _is_foreign(run: RunHistory, abort: Line) -> bool:
     """Whether the exception has nothing to do with numbers."""
     kind = str(abort.get("error", "TrainingDivergedError")).split(":")[0]
-    ours = kind == "TrainingDivergedError" or abort.get("verdict") == "RAISED"
-    return not (ours or stopped_by_hand(abort))
+    ours = kind in ("TrainingDivergedError", "FloatingPointError")
+    # What ForensicsHook has looked into was raised because of NaN.
+    because_of_nan = any(
+        line["event"] in ("abort", "forensics")
+        and (line["iter"], line.get("verdict")) == (abort["iter"], "RAISED")
+        for line in run.starts[-1].lines
+    )
+    return not (ours or because_of_nan or stopped_by_hand(abort))
 
 
 def _ended_by_exception(run: RunHistory) -> str | None:

@@ -373,6 +373,8 @@ def roi_head():
             "focal loss",
         ),
         (dict(type="DINO"), "deformable attention"),
+        (dict(bbox_head=dict(type="VFNetHead")), "deformable convolution"),
+        (dict(neck=dict(type="CTResNetNeck")), "deformable convolution"),
         (dict(detector=dict(rpn_head=dict(type="RPNHead"))), "NMS"),
         (dict(bbox_head=dict(loss_cls=dict(type="QualityFocalLoss"))), ""),
         (dict(type="DETR"), ""),
@@ -397,6 +399,18 @@ def test_a_fallback_that_bf16_could_not_serve_is_no_evidence_for_it():
     lines = [line(701, "fallback", to="float32", reason=tried, until=None)]
     (advice,) = advice_on(run([*LATE, *lines]))
     assert advice.title.startswith("Train in FP32: an operator (tried in iteration 701")
+
+
+def test_a_fallback_that_was_taken_back_is_none_either():
+    """FP32 does not fit, and the run goes on in FP16."""
+    gave_up = "and an operator has no bfloat16: RuntimeError: roi_align"
+    lines = [
+        line(701, "fallback", to="bfloat16", reason="3 bad iterations", until=None),
+        line(702, "fallback", to="float16", gave_up=gave_up),
+    ]
+    (advice,) = advice_on(run([*LATE, *lines], logits(50000.0, 0.4)))
+    assert advice.title.startswith("Train in FP32: an operator (tried in iteration 702")
+    assert not [text for text in advice.evidence if "left FP16" in text]
 
 
 def test_a_static_loss_scale_does_not_stay_in_bf16():

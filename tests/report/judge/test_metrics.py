@@ -33,6 +33,9 @@ def trained(*metrics, save_best=None, **hook):
         "mIoU",
         "coco_panoptic/PQ",
         "accuracy/top1",
+        "motchallenge-metric/HOTA",
+        "pascal_voc/AP50",
+        "coco/AR@100",
     ],
 )
 @pytest.mark.parametrize("dead", [0.0, NAN])
@@ -44,6 +47,26 @@ def test_a_dead_run_is_lost_by_any_name(name, dead):
     assert judged.reasons == [
         f"{name} was 0.400 at iteration 9 and is {dead:.3g} since"
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "more", "dead"),
+    [
+        (dict(a=0.4, b=0.3), dict(a=0.5, b=0.0), dict(save_best=["a", "b"]), "b"),
+        (dict(a=0.4, b=0.3), dict(a=0.5, b=0.2), dict(save_best=["a", "b"]), None),
+        ({"val/loss": 2.0}, {"val/loss": NAN}, dict(save_best="val/loss"), "val/loss"),
+        ({"val/loss": 2.0}, {"val/loss": 0.0}, dict(save_best="val/loss"), None),
+        ({"val/loss": 2.0}, {}, dict(save_best="val/loss"), None),
+        (dict(d=2.0), dict(d=NAN), dict(save_best="d", rule="less"), "d"),
+    ],
+)
+def test_each_metric_that_the_best_is_saved_by(first, last, more, dead):
+    """Of those of which less is better NaN alone says that the run is dead."""
+    found = fallen(trained(first, last, **more))
+    assert found == (
+        dead
+        and f"{dead} was {first[dead]:.3f} at iteration 9 and is {last[dead]:.3g} since"
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def test_a_rate_that_rose_again_is_the_schedule_s():
         ([line(600, "clamp_on", reason="x")], 0),
         ([line(600, "clamp_on", reason="x"), line(800, "clamp_off")], 199),
         ([line(600, "fallback", to="bfloat16", reason="x")], 0),
+        ([line(601, "replaced", images=["a.jpg"], total=1)], 0),
         (
             [
                 line(600, "fallback", to="bfloat16", reason="x"),

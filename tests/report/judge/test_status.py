@@ -368,6 +368,25 @@ def test_an_exception_is_named_and_no_divergence():
     assert "the training step raised because of NaN: ValueError" in said
 
 
+@pytest.mark.parametrize(
+    ("error", "lines", "by_numbers"),
+    [
+        ("FloatingPointError: Loss is nan", [], True),
+        ("ValueError: (NaN)", [line(50, "forensics", "RAISED", finding="x")], True),
+        ("ValueError: (NaN)", [line(49, "forensics", "RAISED", finding="x")], False),
+        ("ValueError: shapes", [], False),
+    ],
+)
+def test_what_nan_has_raised_is_no_exception_of_something_else(
+    error, lines, by_numbers
+):
+    """Also where no hook is there that deals with it."""
+    history = run([START, *lines, line(50, "abort", "HEALTHY", error=error)])
+    judged = judge(history, find(history))
+    assert judged.status is Status.LOST
+    assert judged.by_numbers is by_numbers
+
+
 def test_an_illness_that_a_kill_took_back_is_none():
     first = [START, diverged(69)]
     history = two_starts(first, [start_line(50), line(149, "end")])
