@@ -25,24 +25,26 @@ _DEFAULTS = {
     "WIDERFaceDataset": 1,
 }
 _HEADS = ("bbox_head", "mask_head")
+_USES = dict(train="train on", val="validate on", test="test on")
 # Heads whose num_classes is the length of a prompt.
 _OPEN = ("GroundingDINO", "GLIP", "VLFusion", "YOLOWorld")
 
 
 def classes_string(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """``classes=('hole')``: no tuple, but a string, each letter of it a class."""
-    for leaf in _leaves(dig(cfg, "train_dataloader", "dataset")):
-        name = _string_of(leaf)
+    for use, what_for in _USES.items():
+        leaves = _leaves(dig(cfg, f"{use}_dataloader", "dataset"))
+        name = next((n for n in map(_string_of, leaves) if n is not None), None)
         if name is None:
             continue
         right = dict(metainfo=dict(classes=(name,)))
         yield Finding(
             "classes_string",
-            f"classes={name!r} of the data set to train on is a string and no tuple: "
+            f"classes={name!r} of the data set to {what_for} is a string and no tuple: "
             f"its {len(name)} letters are taken for {len(name)} classes, of which no "
             "annotation is.",
             "A tuple of one needs a comma:",
-            f"train_dataloader = {source(dict(dataset=right))}",
+            f"{use}_dataloader = {source(dict(dataset=right))}",
             fails=True,
         )
         return
@@ -105,7 +107,7 @@ def _leaves(dataset: Any) -> Iterator[Mapping[str, Any]]:
 def _number(leaf: Mapping[str, Any]) -> int | None:
     if _string_of(leaf) is not None:
         return 1
-    classes = dig(leaf, "metainfo", "classes") or dig(leaf, "metainfo", "CLASSES")
+    classes = dig(leaf, "metainfo", "classes")  # CLASSES is not read any more
     if isinstance(classes, (list, tuple)):
         return len(classes)
     if classes is not None:

@@ -33,7 +33,7 @@ _SGD_LR, _SGD_IMAGES = 0.02, 16
 _ADAM_LR, _ADAM_IMAGES, _ADAM_TOLERANCE = 0.004, 256, 3.0
 # 8xb32; not 64x4d, which is a backbone.
 _NAMED = re.compile(r"(?<![0-9A-Za-z])([0-9]+)x(b?)([0-9]+)(?![0-9A-Za-z])")
-_HEADS = ("bbox_head", "rpn_head", "roi_head", "mask_head")
+_HEADS = ("bbox_head", "rpn_head", "roi_head", "mask_head", "panoptic_head")
 
 _TRIAL = 100  # a shorter run is there to see whether it runs
 # A norm that small bounds the first steps as well as a warm-up: DETR and its kin.

@@ -18,13 +18,14 @@ from .finding import Finding, source
 from .source import source_of
 
 _SUITE = "StabilityHook"
-_PREFIX = "amp_hooks."
+_PREFIX, _SCOPE = "amp_hooks.", "_scope_"
 
 
 def own_hooks(cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arguments of this package's hooks in a config, by class."""
     hooks = [*_default_hooks(cfg).values(), *items_of(cfg.get("custom_hooks"))]
-    return {_own(h): {k: h[k] for k in h if k != "type"} for h in hooks if _own(h)}
+    own = (hook for hook in hooks if _own(hook))
+    return {_own(h): {k: h[k] for k in h if k not in ("type", _SCOPE)} for h in own}
 
 
 def hook_places(cfg: Mapping[str, Any]) -> dict[str, str]:
@@ -44,7 +45,8 @@ def _own(hook: Mapping[str, Any]) -> str:
     """The class, if it is of this package."""
     name = str(hook.get("type"))
     # A pure Python config is dumped with the module that has the class.
-    return name.rsplit(".", 1)[-1] if name.startswith(_PREFIX) else ""
+    ours = name.startswith(_PREFIX) or f"{hook.get(_SCOPE)}." == _PREFIX
+    return name.rsplit(".", 1)[-1] if ours else ""
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +119,8 @@ class Hooks:
     def _take(self, hook: str, arguments: Mapping[str, Any]) -> str:
         """Change an entry; returns its class."""
         member = next((m for m, h in MEMBERS.items() if h == hook), None)
-        if member is None or _SUITE not in self._now:
+        beside = hook in self._present  # and StabilityHook has that member left out
+        if member is None or beside or _SUITE not in self._now:
             self._now[hook] = merged(self._now.get(hook, {}), arguments)
             return hook
         suite = self._now[_SUITE]

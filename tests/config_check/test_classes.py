@@ -93,6 +93,26 @@ def test_a_string_is_no_tuple_of_one():
     assert [f.name for f in found(head(1), string)] == ["classes_string"]
 
 
+@pytest.mark.parametrize(
+    ("use", "words"), [("val", "validate on"), ("test", "test on")]
+)
+def test_a_string_of_another_data_set(use, words):
+    string = dict(type="CocoDataset", metainfo=dict(classes=("hole")))
+    cfg = dict(train_dataloader=dict(dataset=coco("hole")))
+    cfg[f"{use}_dataloader"] = dict(dataset=dict(type="RepeatDataset", dataset=string))
+    (finding,) = classes_string(cfg, Facts())
+    assert f"of the data set to {words} is a string" in finding.what
+    assert finding.lines.startswith(f"{use}_dataloader = ")
+
+
+def test_the_name_that_classes_had_before_is_not_read():
+    """Nor by MMDetection 3: its CocoDataset has 80 classes then."""
+    before = dict(type="CocoDataset", metainfo=dict(CLASSES=("a", "b")))
+    (finding,) = found(head(2), before)
+    assert "model.bbox_head.num_classes=2, and the data set" in finding.what
+    assert finding.fails
+
+
 def test_a_file_of_names_is_none(tmp_path):
     (tmp_path / "names").write_text("a")
     for name in ("names.txt", str(tmp_path / "names")):

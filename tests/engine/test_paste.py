@@ -55,6 +55,19 @@ CLAMP = dict(HeadClampHook=dict(when="always"))
             "dict(type='amp_hooks.HeadClampHook', limit=50.0, when='always'),",
         ),
         (
+            [dict(type="StabilityHook", _scope_="amp_hooks")],
+            "# in custom_hooks, in place of the present StabilityHook:\n"
+            "dict(type='amp_hooks.StabilityHook', head_clamp=dict(when='always')),",
+        ),
+        (
+            [
+                dict(type="amp_hooks.StabilityHook", head_clamp=None),
+                dict(type="amp_hooks.HeadClampHook", limit=50.0),
+            ],
+            "# in custom_hooks, in place of the present HeadClampHook:\n"
+            "dict(type='amp_hooks.HeadClampHook', limit=50.0, when='always'),",
+        ),
+        (
             [dict(type="EMAHook"), dict(type="amp_hooks.StabilityHook", panel=None)],
             "# in custom_hooks, in place of the present StabilityHook:\n"
             "dict(type='amp_hooks.StabilityHook', panel=None, "
