@@ -161,6 +161,7 @@ ALLOWED = {
     # Keys of configs and of GradScaler's state dict, which are files' formats.
     "amp_hooks/config_check/old_keys.py": {"_delete_"},
     "amp_hooks/engine/config_syntax.py": {"_delete_"},
+    "amp_hooks/engine/paste.py": {"_scope_"},
     "amp_hooks/guard/scale_policy.py": {"_growth_tracker"},
     "amp_hooks/report/read/checkpoint.py": {"_growth_tracker"},
     # Of the standard library.

@@ -25,15 +25,17 @@ _DEFAULTS = {
     "WIDERFaceDataset": 1,
 }
 _HEADS = ("bbox_head", "mask_head")
-_USES = dict(train="train on", val="validate on", test="test on")
+_LOADERS = dict(
+    train_dataloader="train on", val_dataloader="validate on", test_dataloader="test on"
+)
 # Heads whose num_classes is the length of a prompt.
 _OPEN = ("GroundingDINO", "GLIP", "VLFusion", "YOLOWorld")
 
 
 def classes_string(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     """``classes=('hole')``: no tuple, but a string, each letter of it a class."""
-    for use, what_for in _USES.items():
-        leaves = _leaves(dig(cfg, f"{use}_dataloader", "dataset"))
+    for loader, what_for in _LOADERS.items():
+        leaves = _leaves(dig(cfg, loader, "dataset"))
         name = next((n for n in map(_string_of, leaves) if n is not None), None)
         if name is None:
             continue
@@ -44,7 +46,7 @@ def classes_string(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
             f"its {len(name)} letters are taken for {len(name)} classes, of which no "
             "annotation is.",
             "A tuple of one needs a comma:",
-            f"{use}_dataloader = {source(dict(dataset=right))}",
+            f"{loader} = {source(dict(dataset=right))}",
             fails=True,
         )
         return
