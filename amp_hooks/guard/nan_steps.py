@@ -162,9 +162,7 @@ def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> 
         return True
     if isinstance(error, OSError):  # of a file, whatever its name
         return False
-    if type(error).__module__.startswith(
-        "torch._"
-    ):  # of torch.compile, which shows code
+    if type(error).__module__.startswith("torch._dynamo"):  # whose text shows code
         return False
     if isinstance(error, AssertionError):
         text += "\n" + _failed_line(error)

@@ -18,6 +18,11 @@ def raised(call):
     return caught.value
 
 
+def nan_to_linalg():
+    """Its class is of torch._C."""
+    raise torch.linalg.LinAlgError("the input matrix contains NaN")
+
+
 def bare_assert():
     # As mmdet's ATSSHead has it, without a message.
     assert not torch.isnan(torch.tensor(math.nan)).any()
@@ -35,6 +40,7 @@ def other_assert():
         (lambda: int(math.nan), True),
         (lambda: int(math.inf), True),
         (lambda: binary_cross_entropy(torch.tensor(math.nan), torch.zeros(())), True),
+        (nan_to_linalg, True),
         (bare_assert, True),
         (other_assert, False),
         (lambda: [].pop(), False),
