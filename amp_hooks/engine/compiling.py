@@ -46,11 +46,13 @@ def leave_uncompiled(package: str) -> None:
     name = "trace_rules" if TORCH >= (2, 3) else "skipfiles"
     rules = sys.modules.get(f"torch._dynamo.{name}")
     add = getattr(rules, "add", None)
-    if add is not None and package not in _UNCOMPILED:
+    if add is None:
+        return
+    if package not in _UNCOMPILED:
         _UNCOMPILED.add(package)
         add(sys.modules[package])
-        inlined: Callable[[], set[str]] = getattr(rules, "get_mod_inlinelist", set)
-        inlined().add(traceable.__file__)  # torch keeps this set
+    inlined: Callable[[], set[str]] = getattr(rules, "get_mod_inlinelist", set)
+    inlined().add(traceable.__file__)  # torch keeps this set to the next process group
 
 
 @contextmanager

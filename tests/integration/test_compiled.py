@@ -119,6 +119,16 @@ def test_no_more_graphs_of_a_forward_pass(tmp_path, graphs, target, length):
     compare(tmp_path, graphs, target, length)
 
 
+@pytest.mark.skipif(not IN_GRAPHS, reason="it is not compiled then")
+def test_a_process_group_made_between_two_runs(tmp_path, graphs):
+    """torch forgets what it was told to trace, with every default process group."""
+    train(tmp_path, graphs, [SUITE], "forward", iters=2)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    torch.distributed.destroy_process_group()
+    compare(tmp_path, graphs, "forward", dict(iters=20))
+
+
 def compare(tmp_path, graphs, target, length):
     """None is parted by ours, and none compiled anew; the same bits come of them."""
     plain, stock = train(tmp_path, graphs, [], target, **length)
