@@ -152,11 +152,14 @@ class StabilityHook(Hook):
 
     # The list of hooks is walked while the members join it: they must come later.
     priority = "HIGHEST"
+    arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> StabilityHook:
         """Refuse unknown arguments with a message that helps."""
         check_known_arguments(cls, kwargs)
-        return super().__new__(cls)
+        hook = super().__new__(cls)
+        hook.arguments = kwargs
+        return hook
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 import amp_hooks
 from amp_hooks.members import MEMBERS
-from tests import helpers
+from tests import helpers, small
 
 CLS = "bbox_head.retina_cls.weight"
 LOGGED = dict(log_level="INFO")
@@ -212,6 +212,16 @@ def test_members_can_be_left_out_and_doubled(build):
         "panel (switched off), precision_fallback (rollback is off, so there is "
         "nothing to count)"
     )
+
+
+@pytest.mark.parametrize("hooks", [[stability(preflight=None)], helpers.MONITORS[:1]])
+def test_the_ledger_tells_what_the_suite_was_given(tmp_path, hooks):
+    """In a Runner without a config file nothing else does."""
+    runner = small.build(tmp_path, hooks, iters=1)
+    runner.train()
+    (start,) = helpers.ledger(runner, "start")
+    suite = hooks[0]["type"] == "amp_hooks.StabilityHook"
+    assert start["suite"] == (dict(preflight=None) if suite else None)
 
 
 def test_fallback_that_was_asked_for_and_cannot_be_is_an_error(build):

@@ -14,6 +14,7 @@ from .facts import Facts, whole_number
 _DEFAULTS = {
     "CocoDataset": 80,
     "VOCDataset": 20,
+    "CocoPanopticDataset": 133,
     "CityscapesDataset": 8,
     "LVISDataset": 1230,
     "LVISV05Dataset": 1230,
@@ -24,7 +25,9 @@ _DEFAULTS = {
     "CrowdHumanDataset": 1,
     "WIDERFaceDataset": 1,
 }
-_HEADS = ("bbox_head", "mask_head")
+_HEADS = ("bbox_head", "mask_head", "panoptic_head", "panoptic_fusion_head")
+_THINGS, _STUFF = "num_things_classes", "num_stuff_classes"  # of MaskFormer's kind
+_BOTH = f"{_THINGS} + {_STUFF}"
 _LOADERS = dict(
     train_dataloader="train on", val_dataloader="validate on", test_dataloader="test on"
 )
@@ -61,13 +64,17 @@ def num_classes(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     model = cfg.get("model")
     if wanted is None or any(name in str(_types(model)) for name in _OPEN):
         return
+    leaves = _leaves(dig(cfg, "train_dataloader", "dataset"))
+    panoptic = any("Panoptic" in str(leaf.get("type")) for leaf in leaves)
     wrong = [(path, n) for path, n in _heads(model, ()) if n != wanted]
+    if panoptic:  # heads for the things alone have fewer, and how many is not known
+        wrong = [(path, n) for path, n in wrong if path[-1] == _BOTH]
     if not wrong:
         return
     lines: dict[str, Any] = {}
     for path, _ in wrong:
-        _set(lines, path, wanted)
-    in_lists = any(key.isdigit() for path, _ in wrong for key in path)
+        _set(lines, path, wanted, dig(model, *path[:-1]))
+    in_lists = panoptic or any(key.isdigit() for path, _ in wrong for key in path)
     told = ", ".join(f"model.{'.'.join(path)}={n}" for path, n in wrong)
     few = min(n for _, n in wrong) < wanted
     yield Finding(
@@ -138,15 +145,26 @@ def _heads(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     agnostic = tree.get("class_agnostic")
     if n is not None and not agnostic and any(key in _HEADS for key in path[-2:]):
         yield (*path, "num_classes"), n
+    things = whole_number(tree.get(_THINGS))
+    if things is not None and any(key in _HEADS for key in path[-2:]):
+        yield (*path, _BOTH), things + (whole_number(tree.get(_STUFF)) or 0)
     for key in ("detector", "roi_head", *_HEADS):
         if key in tree:
             yield from _heads(tree[key], (*path, key))
 
 
-def _set(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _set(tree: dict[str, Any], path: tuple[str, ...], wanted: int, head: Any) -> None:
+    """Give a head its classes, in the lines to paste."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
+    if path[-1] != _BOTH:
+        tree[path[-1]] = wanted
+        return
+    tree.update({_THINGS: wanted, _STUFF: 0})
+    weights = dig(head, "loss_cls", "class_weight")  # of each, and of no object
+    if isinstance(weights, (list, tuple)) and weights:
+        right = [weights[0]] * wanted + [weights[-1]]
+        tree["loss_cls"] = dict(class_weight=right)
 
 
 def _types(tree: Any) -> list[str]:

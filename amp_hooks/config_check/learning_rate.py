@@ -50,32 +50,37 @@ def high_lr(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     images = facts.world_size * facts.batch_size * wrapper.accumulate
     reference = _reference(cfg, facts, wrapper)
     lr, scaled = wrapper.lr, bool(dig(cfg, "auto_scale_lr", "enable"))
-    if reference is None or (scaled and reference.power == 1):
-        return
+    if reference is None or (scaled and reference.auto):
+        return  # a base that is not meant is a finding of its own
+    times = 1.0  # by MMEngine
     if scaled:
         base = whole_number(dig(cfg, "auto_scale_lr", "base_batch_size"))
         if not base:
             return
-        lr *= facts.world_size * facts.batch_size / base
+        times = facts.world_size * facts.batch_size / base
+    lr *= times
     right = reference.lr * (images / reference.images) ** reference.power
     if lr <= right * reference.tolerance * (1 + 1e-9):
         return
     # MMEngine scales without regard to accumulation.
     scales = reference.auto and lr == reference.lr and wrapper.accumulate == 1
-    lines = f"auto_scale_lr = dict(enable=True, base_batch_size={reference.images})"
-    if not scales:
-        settings = f"optim_wrapper = dict(optimizer=dict(lr={right:.4g}))"
-        lines = "auto_scale_lr = dict(enable=False)\n" * scaled + settings
+    by_hand = right / times
+    remedy = "Scale it:"
+    lines = f"optim_wrapper = dict(optimizer=dict(lr={by_hand:.4g}))"
+    if scaled:
+        remedy = f"Scale it; auto_scale_lr multiplies it by {times:.4g}:"
+    elif scales:
+        remedy = "Let MMEngine scale it:"
+        lines = f"auto_scale_lr = dict(enable=True, base_batch_size={reference.images})"
     yield Finding(
         "high_lr",
         f"optim_wrapper.optimizer.lr={lr:g}{', as auto_scale_lr has it,' * scaled} for "
         f"{images} images a step ({_product(facts, wrapper)}) is {lr / right:.2g} "
         f"times what {reference.rule} gives: {reference.lr:g} for {reference.images} "
         f"images{reference.of}, so {right:.3g} for {images}.",
-        "Let MMEngine scale it:" if scales else "Scale it:",
+        remedy,
         lines,
-        # What MMEngine scales is another number than what the config has.
-        remedies={} if scaled else dict(lr=float(f"{right:.4g}")),
+        remedies=dict(lr=float(f"{by_hand:.4g}")),
     )
 
 

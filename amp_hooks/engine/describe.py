@@ -66,6 +66,7 @@ def describe_run(
         hooks: The hooks of this package, and the arguments given to each.
     """
     loader = attribute(runner.train_loop, "dataloader")
+    suites = [h for h in runner.hooks if type(h).__name__ == "StabilityHook"]
     device = next(iter(runner.model.parameters())).device
     name = device.type
     if name == "cuda":
@@ -74,6 +75,7 @@ def describe_run(
         time=utc_now(),
         max_iters=runner.max_iters,
         hooks=_plain(hooks),
+        suite=_plain(attribute(suites[0], "arguments")) if suites else None,
         optimizers=[
             describe_optimizer(name, wrapper)
             for name, wrapper in iter_wrappers(runner.optim_wrapper)

@@ -35,6 +35,7 @@ EVENTS = {
             "time": "when, in UTC (ISO 8601)",
             "max_iters": "where training is to end",
             "hooks": "the hooks of this package, and the arguments given to each",
+            "suite": "those given to StabilityHook, or null",
             "optimizers": "wrapper, dtype, loss scale, clipping of each optimizer",
             "batch_size": "samples of an iteration on each rank, or null",
             "world_size": "processes",

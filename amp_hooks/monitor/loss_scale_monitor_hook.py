@@ -17,7 +17,7 @@ from ..engine.recorder import IterationRecord
 from ..engine.run import iter_wrappers
 from ..engine.runtime import Runtime
 from ..registry import HOOKS
-from .skips import PATIENCE, SkipCounter, SkipKind
+from .skips import PATIENCE, SkipCounter
 
 
 @HOOKS.register_module()
@@ -97,7 +97,7 @@ class LossScaleMonitorHook(AmpHook):
             kind = counter.add(bool(found_inf), at_floor, forward)
             if kind is not None:
                 kinds[name] = kind.value
-            if kind is SkipKind.COLLAPSE and name not in self._warned:
+            if counter.collapsed and name not in self._warned:
                 self._warned.add(name)
                 warn(_collapse(name, counter, scale))
             elif kind is None:

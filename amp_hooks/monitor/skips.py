@@ -20,7 +20,7 @@ class SkipKind(str, Enum):
             the scale every 2000 clean steps until one does.
         COLLAPSE: Skip follows skip, or the scale is at its floor: no loss scale helps.
         FORWARD: Loss or logits were not finite, or the run has diverged and the step
-            was refused for that: no loss scale had a part in it.
+            was refused for that: no loss scale had a part in it, however many follow.
     """
 
     CALIBRATION = "calibration"
@@ -41,6 +41,8 @@ class SkipCounter:
         steps: Optimizer steps so far, skipped ones included.
         total: Skipped ones.
         streak: Skipped ones since the last step that was taken.
+        collapsed: At the last step the scale was at its floor or on the way there,
+            whatever the reason.
         by_kind: Skipped ones by :class:`SkipKind` value; FORWARD once there was one.
     """
 
@@ -50,6 +52,7 @@ class SkipCounter:
         self.steps = 0
         self.total = 0
         self.streak = 0
+        self.collapsed = False
         self.by_kind = {k.value: 0 for k in SkipKind if k is not SkipKind.FORWARD}
         self._latest: deque[bool] = deque(maxlen=latest)
         self._skipped_latest = 0
@@ -79,13 +82,15 @@ class SkipCounter:
         self._skipped_latest += skipped
         if not skipped:
             self.streak = 0
+            self.collapsed = False
             return None
         self.total += 1
         self.streak += 1
-        if at_floor or self.streak >= self.patience:
-            kind = SkipKind.COLLAPSE
-        elif forward:
+        self.collapsed = at_floor or self.streak >= self.patience
+        if forward:
             kind = SkipKind.FORWARD
+        elif self.collapsed:
+            kind = SkipKind.COLLAPSE
         elif self.steps <= self.calibration:
             kind = SkipKind.CALIBRATION
         else:

@@ -18,11 +18,18 @@ def found(model, dataset):
 
 def coco(*classes, **more):
     given = dict(metainfo=dict(classes=tuple(classes))) if classes else {}
-    return dict(type="CocoDataset", **given, **more)
+    return {"type": "CocoDataset", **given, **more}
 
 
 def head(n, **more):
     return dict(bbox_head=dict(num_classes=n, **more))
+
+
+def mask2former(things, stuff):
+    weights = [1.0] * (things + stuff) + [0.1]
+    numbers = dict(num_things_classes=things, num_stuff_classes=stuff)
+    head = dict(numbers, loss_cls=dict(class_weight=weights))
+    return dict(panoptic_head=head, panoptic_fusion_head=numbers)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,16 @@ def head(n, **more):
             None,
         ),
         (None, coco("a"), None),
+        # Things and stuff.
+        (mask2former(80, 53), dict(type="CocoPanopticDataset"), None),
+        (mask2former(80, 0), coco(), None),
+        (
+            mask2former(80, 53),
+            coco("a", "b"),
+            "model.panoptic_head.num_things_classes + num_stuff_classes=133",
+        ),
+        (mask2former(80, 53), coco("a", type="MyPanoptic"), "=133"),
+        (head(80), dict(type="CocoPanopticDataset"), None),
     ],
 )
 def test_num_classes(model, dataset, told):
@@ -77,6 +94,15 @@ def test_fewer_classes_than_labels_fail():
     (many,) = found(head(9), coco("a", "b"))
     assert (few.fails, many.fails) == (True, False)
     assert few.lines == "model = dict(bbox_head=dict(num_classes=2))"
+
+
+def test_things_and_stuff_with_their_weights():
+    (finding,) = found(mask2former(80, 53), coco("a", "b"))
+    made = {}
+    exec(finding.lines, {}, made)
+    panoptic = made["model"]["panoptic_head"]
+    assert panoptic == mask2former(2, 0)["panoptic_head"]
+    assert "panoptic_fusion_head" in made["model"]
 
 
 def test_a_string_is_no_tuple_of_one():

@@ -193,6 +193,11 @@ def of_batch(lr, batch_size, world_size=1, optimizer="SGD", **more):
             of_batch(0.02, 2),
             None,
         ),
+        (  # 0.08 for the 8 images of a step
+            sgd(0.02, auto_scale_lr=dict(enable=True, base_batch_size=2)),
+            of_batch(0.02, 8),
+            "8",
+        ),
         # Without the file, lr may have been scaled by hand: only the rule for SGD.
         (
             sgd(0.0025, auto_scale_lr=dict(enable=False, base_batch_size=16)),
@@ -235,7 +240,11 @@ def test_adamw_as_auto_scale_lr_has_it():
     facts = of_batch(0.004, 32, 8, optimizer="AdamW")
     (finding,) = found(sgd(0.004, auto_scale_lr=scaled), facts)
     assert "lr=0.064, as auto_scale_lr has it, for 256 images" in finding.what
-    assert finding.lines.splitlines()[0] == "auto_scale_lr = dict(enable=False)"
+    assert "multiplies it by 16:" in finding.remedy
+    right = finding.remedies["lr"]
+    assert finding.lines == f"optim_wrapper = dict(optimizer=dict(lr={right}))"
+    again = of_batch(right, 32, 8, optimizer="AdamW")
+    assert found(sgd(right, auto_scale_lr=scaled), again) == []
 
 
 @pytest.mark.parametrize(("dtype", "fails"), [("float16", True), ("", False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ...clamp.trigger import TRIGGER
 from ...engine.words import count, first_names
+from ...monitor.skips import PATIENCE as COLLAPSE_SKIPS
 from ...rollback.policy import WINDOW
 from ..read.curves import Curve
 from ..read.history import RunHistory
@@ -130,9 +132,10 @@ def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Ad
     checkpoint = run.checkpoint
     if len(scales) and scales.values.min() <= 0:
         at = int(scales.iters[scales.values.argmin()])
-        evidence.append(
-            f"loss scale {2.0 ** scales.values.min():.3g} by iteration {at}"
-        )
+        if not _fell_for_nan(found, at):
+            evidence.append(
+                f"loss scale {2.0 ** scales.values.min():.3g} by iteration {at}"
+            )
     elif checkpoint and checkpoint.scale is not None and checkpoint.scale <= 1:
         evidence.append(
             f"loss scale {checkpoint.scale:.3g} after iteration {checkpoint.iter - 1}"
@@ -153,10 +156,15 @@ def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Ad
                 f"iteration {h.iter}: PrecisionFallbackHook left FP16 for "
                 f"{h.line.get('to')}"
             )
-    if not evidence:
+    vain = _in_vain(run)
+    if not evidence or "float32" in vain:
         return
-    if recipe.without_bf16:
-        yield _fp32(recipe, evidence)
+    if recipe.without_bf16 or "bfloat16" in vain:
+        why = f"{first_names(recipe.without_bf16)} of mmcv has no BF16"
+        if not recipe.without_bf16:
+            why = "BF16 did not help"
+            evidence.append(f"a rollback in BF16 as well, iteration {vain['bfloat16']}")
+        yield _fp32(recipe, why, evidence)
         return
     # What BF16 does not need, and what would hold its gradients down for nothing.
     settings: dict[str, Any] = dict(dtype="bfloat16")
@@ -171,14 +179,36 @@ def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Ad
     )
 
 
-def _fp32(recipe: Recipe, evidence: list[str]) -> Advice:
-    """Where the detector has an operator without BF16."""
-    names = first_names(recipe.without_bf16)
+def _fell_for_nan(found: Incidents, at: int) -> bool:
+    """Whether a scale fell with forward passes that were not finite, not by its range.
+
+    GradScaler halves it for either.
+    """
+    skips = [(int(i), True) for i in found.bad if i <= at]
+    skips += [(int(i), False) for i in found.overflows if i <= at]
+    latest = [is_bad for _, is_bad in sorted(skips)[-COLLAPSE_SKIPS:]]
+    return 2 * sum(latest) > len(latest)
+
+
+def _in_vain(run: RunHistory) -> dict[str, int]:
+    """Precisions that FP16 was left for, with the first rollback that came in each."""
+    lines = run.having("fallback", lost=False)
+    ends = [*(h.iter for h in lines[1:]), math.inf]
+    found: dict[str, int] = {}
+    for h, end in zip(lines, ends):
+        for rollback in run.having("rollback", lost=False):
+            if "reason" in h.line and h.iter < rollback.iter <= end:
+                found.setdefault(str(h.line.get("to")), rollback.iter)
+    return found
+
+
+def _fp32(recipe: Recipe, why: str, evidence: list[str]) -> Advice:
+    """Where BF16 cannot be had, or was no help."""
     mixed = ("type", "dtype", "loss_scale", "use_fsdp")
     kept = {k: v for k, v in recipe.optim_wrapper.items() if k not in mixed}
     settings = dict(_delete_=True, type="OptimWrapper", **kept)
     return Advice(
-        f"Train in FP32: {names} of mmcv has no BF16",
+        f"Train in FP32: {why}",
         evidence,
         ["with HeadClampHook(when='always') the classifier alone is in FP32"],
         settings=dict(optim_wrapper=settings) if kept else {},

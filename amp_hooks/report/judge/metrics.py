@@ -6,9 +6,13 @@ import math
 from collections.abc import Iterator
 
 from ...engine.config_values import dig
+from ...engine.words import count
 from ...health.main_metric import main_metric, save_best_of
 from ...health.metric import Metrics
 from ..read.history import RunHistory
+
+_TIMES = {"data_time", "time"}  # MMEngine has them in every evaluation
+_A_FEW = 3
 
 
 def metric_of(run: RunHistory) -> tuple[str, list[tuple[int, float]]] | None:
@@ -50,6 +54,20 @@ def last_metric(run: RunHistory) -> tuple[str, float] | None:
 def fallen(run: RunHistory) -> str | None:
     """A metric was alive and is no more: NaN in BatchNorm or EMA, say."""
     return next(filter(None, (_fallen(*found) for found in _metrics_of(run))), None)
+
+
+def never_alive(run: RunHistory) -> str | None:
+    """Every evaluation was of a model that finds nothing; a few may be a beginning."""
+    of_each = [set(v.metrics) - _TIMES for v in run.validations]
+    if len(of_each) < _A_FEW:
+        return None
+    text = count(len(of_each), "evaluation")
+    if not any(of_each):  # so mmdet tells that there is no box
+        return f"none of {text} found anything"
+    for name, values, larger in _metrics_of(run):
+        if larger and not any(value > 0 for _, value in values):
+            return f"{name} was {values[-1][1]:.3g} in all of {text}"
+    return None
 
 
 def _fallen(name: str, values: list[tuple[int, float]], larger: bool) -> str | None:

@@ -10,7 +10,7 @@ from ...rollback.policy import WARMUP_ITERS
 from ..read.curves import Array, Curve
 from ..read.history import RunHistory
 from .incidents import Incidents
-from .recipe import argument_of
+from .recipe import argument_of, precision
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class LearningRates:
     What a hook did after a bad iteration says nothing of a learning rate: after a
     rollback every bad iteration lies above every later one, whatever the cause. So all
     are as the schedule has them, and iterations that a clamp, another precision or the
-    warm-up after a rollback helped through are no evidence for a low one.
+    warm-up after a rollback helped through are no evidence for a low one. Nor are those
+    of a start in a precision in which none was bad.
 
     Attributes:
         first: At the first bad iteration.
@@ -105,6 +106,7 @@ def bad_rates(run: RunHistory, found: Incidents) -> LearningRates | None:
         return None
     every = np.arange(found.first, found.last + 1)
     factor, helped = _interventions(run, every)
+    helped |= _otherwise(run, every, found.bad)
     # Where it is warmed up again, nobody knows what the schedule asked for.
     inside = (curve.iters >= found.first) & (curve.iters <= found.last)
     iters, values = curve.iters[inside], curve.values[inside]
@@ -164,6 +166,19 @@ def _interventions(run: RunHistory, every: Array) -> tuple[Array, Array]:
         if since is not None:
             helped[slice(*_places(every, since, int(every[-1]) + 1))] = True
     return factor, helped
+
+
+def _otherwise(run: RunHistory, every: Array, bad: Array) -> Array:
+    """Whether each iteration was in another precision than all bad ones, by a resume.
+
+    What ``fallback`` does within a start is told by the ledger.
+    """
+    begins = np.array([start.begins for start in run.starts])
+    kinds = np.array([precision(s.start_line, s.config) for s in run.starts])
+    of_each = kinds[np.searchsorted(begins, every, side="right").clip(1) - 1]
+    of_bad = kinds[np.searchsorted(begins, bad, side="right").clip(1) - 1]
+    otherwise: Array = ~np.isin(of_each, of_bad)
+    return otherwise
 
 
 def _places(every: Array, first: int, end: int) -> tuple[int, int]:

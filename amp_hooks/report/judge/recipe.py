@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from ...config_check.warmup import warmup_iters
 from ...engine.config_syntax import is_pure_python
 from ...engine.config_values import dig, items_of, plain_number
 from ...engine.paste import hook_places, own_hooks
+from ...engine.words import Line
 from ...members import MEMBERS
 from ..read.history import RunHistory
 from .operators import without_bf16
@@ -83,11 +85,11 @@ def read_recipe(run: RunHistory) -> Recipe:
         schedule="; ".join(map(_schedule_text, schedulers)) or "constant",
         clip=float(clip) if isinstance(clip, (int, float)) else None,
         wrapper=kind.rsplit(".", 1)[-1],
-        half=_half(run, wrapper, kind),
+        half=precision(run.start_line, cfg),
         ema=any("EMA" in str(hook.get("type")) for hook in hooks),
         box_filter=_holds(dataset, "FilterAnnotations"),
         filter_cfg=_find(dataset, "filter_cfg"),
-        own_hooks=own_hooks(cfg) or active_hooks(run),
+        own_hooks=own_hooks(cfg) or _entries(run),
         places=hook_places(cfg),
         static_scale=plain_number(dig(wrapper, "loss_scale")) is not None,
         optim_wrapper=dict(wrapper) if isinstance(wrapper, dict) else {},
@@ -108,9 +110,16 @@ def _schedule_text(scheduler: dict[str, Any]) -> str:
     return text
 
 
-def _half(run: RunHistory, wrapper: Any, kind: str) -> str:
-    optimizers = (run.start_line or {}).get("optimizers")
-    text = str(optimizers or "") or str(dig(wrapper, "dtype") or "")
+def precision(start_line: Line | None, cfg: Mapping[str, Any]) -> str:
+    """``float16``, ``bfloat16``, or ``float32`` without mixed precision.
+
+    Args:
+        start_line: Of a ledger, if there is one.
+        cfg: The config of that start, or an empty one.
+    """
+    kind = str(dig(cfg, "optim_wrapper", "type") or "OptimWrapper")
+    optimizers = (start_line or {}).get("optimizers")
+    text = str(optimizers or "") or str(dig(cfg, "optim_wrapper", "dtype") or "")
     for name in ("bfloat16", "float16"):
         if name in text:
             return name
@@ -147,6 +156,17 @@ def active_hooks(run: RunHistory) -> dict[str, dict[str, Any]]:
     return own_hooks(run.config)
 
 
+def _entries(run: RunHistory) -> dict[str, dict[str, Any]]:
+    """The active hooks as they were given: members of StabilityHook by it."""
+    active = active_hooks(run)
+    suite = (run.start_line or {}).get("suite")
+    if not isinstance(suite, dict):
+        return active
+    beside = {k: v for k, v in active.items() if k not in MEMBERS.values()}
+    beside = {k: v for k, v in beside.items() if "." not in k}
+    return dict(beside, StabilityHook=suite)
+
+
 def argument_of(run: RunHistory, hook: str, name: str, default: float) -> float:
     """A number that a hook was given, by itself or within StabilityHook."""
     hooks = active_hooks(run)
@@ -159,9 +179,13 @@ def argument_of(run: RunHistory, hook: str, name: str, default: float) -> float:
 
 
 def remedy(run: RunHistory, name: str) -> float | None:
-    """The number that pre-flight gave this run, ``lr`` or ``warmup`` for example."""
+    """The number that pre-flight gave this run last, ``lr`` or ``warmup`` for example.
+
+    Not of every start: what is over at a resume is not looked at again.
+    """
     lines = run.having("preflight", lost=False)
-    return plain_number(dig(lines[-1].line, "remedies", name)) if lines else None
+    told = [plain_number(dig(h.line, "remedies", name)) for h in lines]
+    return next((number for number in reversed(told) if number is not None), None)
 
 
 def has_hook(run: RunHistory, name: str) -> bool:

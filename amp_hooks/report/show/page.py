@@ -10,7 +10,7 @@ from ..judge.advise import advise
 from ..judge.causes import find_causes
 from ..judge.change import Advice
 from ..judge.incidents import Incidents, find
-from ..judge.metrics import last_metric
+from ..judge.metrics import last_metric, never_alive
 from ..judge.status import (
     Judgement,
     Status,
@@ -133,7 +133,8 @@ def _was_well(run: RunHistory, found: Incidents, judged: Judgement) -> bool:
     aborted = [h for h in run.having("abort") if not stopped_by_hand(h.line)]
     lost = judged.status is Status.LOST
     failed = run.having("failure", lost=False)
-    return not (lost or aborted or failed or found.divergences or last_abort(run))
+    told = aborted or failed or found.divergences or last_abort(run)
+    return not (lost or told or never_alive(run))
 
 
 def verdict_sentence(
@@ -154,14 +155,14 @@ def verdict_sentence(
         some = f", {count(len(found.overflows), 'gradient overflow')}"
         what = f"{count(total, 'iteration')}{some * bool(len(found.overflows))}"
         nothing = NOTHING_TO_CHANGE * _was_well(run, found, judged)
-        passing = _no_harm(run), _watched(run), _failed(run)
+        passing = _no_harm(run), _watched(run), _failed(run), _never_alive(run)
         return _join(f"Healthy: {what}, nothing lost.", *passing, end, nothing)
     if judged.status is Status.RECOVERED:
         what = f"Recovered: {'; '.join(judged.reasons)}. "
         what += f"The last {count(found.healthy_since, 'iteration')} were healthy."
     else:
         what = f"Lost: {'; '.join(judged.reasons)}."
-    passing = _no_harm(run), _watched(run), _failed(run)
+    passing = _no_harm(run), _watched(run), _failed(run), _never_alive(run)
     return _join(what, injected, *passing, _metric(run), end, first)
 
 
@@ -189,6 +190,17 @@ def _no_harm(run: RunHistory) -> str:
     if not terms:
         return ""
     return f"Not finite and no harm: {first_names(terms)}."
+
+
+def _never_alive(run: RunHistory) -> str:
+    """Of evaluations that never found anything; numbers do not tell why."""
+    dead = never_alive(run)
+    if dead is None:
+        return ""
+    return (
+        f"But {dead}: check-config, or AmpPreflightHook at the start, looks for the "
+        "usual reasons (classes, labels, the learning rate)."
+    )
 
 
 def _watched(run: RunHistory) -> str:

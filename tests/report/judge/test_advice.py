@@ -413,6 +413,37 @@ def test_a_fallback_that_was_taken_back_is_none_either():
     assert not [text for text in advice.evidence if "left FP16" in text]
 
 
+@pytest.mark.parametrize(
+    ("to", "later", "title"),
+    [
+        ("bfloat16", [], "Train in BF16"),
+        # The rollback that it was left for is none of the new precision.
+        ("bfloat16", [rollback(701)], "Train in BF16"),
+        ("bfloat16", [rollback(900)], "Train in FP32: BF16 did not help"),
+        ("float32", [rollback(900)], None),
+    ],
+)
+def test_a_precision_that_was_tried_in_vain_is_not_advised(to, later, title):
+    left = line(701, "fallback", to=to, reason="2 rollbacks", until=None)
+    given = advice_on(run([*LATE[:-1], left, *later, END], logits(50000.0, 0.4)))
+    of_precision = [a for a in given if a.title.startswith("Train in")]
+    assert [a.title.startswith(title) for a in of_precision] == [True] * bool(title)
+    if title and title.endswith("help"):
+        assert of_precision[0].title == title
+        assert "a rollback in BF16 as well, iteration 900" in of_precision[0].evidence
+
+
+def test_forward_passes_are_not_finite_because_of_no_loss_scale():
+    """GradScaler halves it for them too, where StepGuardHook is not there."""
+    scales = {"amp/scale_log2": curve([float(16 - i) for i in range(20)], 1, 700)}
+    row = range(700, 720)
+    (*_, last) = advice_on(run([START, *overflows(*row, scale=1.0), END], scales))
+    assert "loss scale 0.125 by iteration 719" in last.evidence
+    nan = advice_on(run([START, *bad(*row, vetoed=False), END], scales))
+    assert nan
+    assert not [a for a in nan if a.title.startswith("Train in")]
+
+
 def test_a_static_loss_scale_does_not_stay_in_bf16():
     wrapper = dict(CONFIG["optim_wrapper"], loss_scale=512.0)
     history = run(LATE, logits(50000.0, 0.4), config(optim_wrapper=wrapper))
@@ -461,6 +492,14 @@ def test_one_learning_rate_for_a_run():
     assert advice.title == "Lower the learning rate, to x0.01 (0.02 to 0.0002)"
 
 
+def test_what_an_earlier_start_was_told():
+    """At a resume pre-flight looks at fewer things."""
+    later = line(600, "preflight", findings=[], fails=[], remedies={})
+    lines = [START, told(lr=0.005, warmup=100), later, *bad(700, 701, 702), END]
+    (advice,) = advice_on(run(lines))
+    assert advice.title == "Lower the learning rate, to x0.25 (0.02 to 0.005)"
+
+
 # --- lines that do not collide --------------------------------------------------------
 def suite(**arguments):
     return config(custom_hooks=[dict(type="amp_hooks.StabilityHook", **arguments)])
@@ -485,6 +524,19 @@ def test_a_suite_that_the_command_line_has_added_is_changed_where_it_is():
     assert advice.change.splitlines()[-2:] == [
         "# in default_hooks, in place of the present stability:",
         "dict(type='amp_hooks.StabilityHook', panel=None, bad_batch=dict(skip=True)),",
+    ]
+
+
+def test_a_suite_of_a_runner_without_a_config():
+    """Its members are hooks of the run, and no entries beside it."""
+    given = dict(rollback=dict(interval=9))
+    start = start_line(hooks=["RollbackHook", "BadBatchHook"], suite=given)
+    lines = [start, *bad(300), batch(300, "a"), *bad(700), batch(700, "a"), END]
+    (advice,) = advice_on(run(lines, config={}))
+    assert advice.change.splitlines()[-2:] == [
+        "# in custom_hooks, in place of the present StabilityHook:",
+        "dict(type='amp_hooks.StabilityHook', rollback=dict(interval=9), "
+        "bad_batch=dict(skip=True)),",
     ]
 
 

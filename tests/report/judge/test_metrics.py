@@ -7,6 +7,7 @@ from amp_hooks.health.main_metric import main_metric, save_best_of
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.metrics import fallen, last_metric
 from amp_hooks.report.judge.status import Status, judge
+from amp_hooks.report.show.page import NO_ADVICE, NOTHING_TO_CHANGE, make_page
 
 from ..made import CONFIG, curve, line, run, start_line
 
@@ -82,6 +83,28 @@ def test_each_metric_that_the_best_is_saved_by(first, last, more, dead):
 def test_what_a_segmenter_that_died_still_has(values, lost):
     history = trained(*({"mIoU": v} for v in values))
     assert bool(fallen(history)) is lost
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((0.0, 0.0, 0.0), "But coco/bbox_mAP was 0 in all of 3 evaluations: check-con"),
+        ((NAN, NAN, NAN), "But coco/bbox_mAP was nan in all of 3 evaluations: check-c"),
+        ((None, None, None), "But none of 3 evaluations found anything: check-config"),
+        ((0.0, 0.0), ""),  # a beginning
+        ((0.0, 0.0, 0.001), ""),
+    ],
+)
+def test_a_model_that_never_found_anything(values, told):
+    """Every number is healthy, and nothing comes of it."""
+    history = trained(
+        *({} if v is None else {"coco/bbox_mAP": v, "data_time": 0.1} for v in values)
+    )
+    page = make_page(history)
+    assert page.judged.status is Status.HEALTHY
+    assert told in page.sentence
+    assert (NOTHING_TO_CHANGE in page.sentence) is (not told)
+    assert page.no_advice == (NO_ADVICE if told else NOTHING_TO_CHANGE)
 
 
 def test_save_best_comes_first():

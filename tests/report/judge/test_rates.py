@@ -4,8 +4,9 @@ import pytest
 
 from amp_hooks.report.judge.incidents import find
 from amp_hooks.report.judge.rates import bad_rates
+from amp_hooks.report.read.history import Start, merge
 
-from ..made import bad, curve, line, rollback, run, start_line
+from ..made import CONFIG, bad, curve, line, rollback, run, start_line
 
 END = line(999, "end")
 SUITE = start_line(hooks=["StabilityHook"])
@@ -70,6 +71,33 @@ def test_a_rate_that_rose_again_is_the_schedule_s():
 def test_what_a_clamp_or_another_precision_helped_through(lines, below):
     lr = [0.02] * 601 + [0.01] * 399
     assert rates([*bad(600), *lines], lr).below == below
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "below"),
+    [
+        ("float16", "float16", 399),
+        ("float16", "bfloat16", 0),
+        ("float32", "float16", 0),
+    ],
+)
+def test_a_start_in_another_precision_is_no_evidence(first, second, below):
+    """Of a resume: it has nothing bad, at whatever learning rate."""
+
+    def start(name, begins, half, lines):
+        told = start_line(begins, optimizers=[f"optimizer: X, SGD, dtype {half}"])
+        return Start(name, [told, *lines], dict(lr=curve(lr, 1, 0)), [], CONFIG)
+
+    in_first = first != "float32"
+    lr = [0.02] * 601 + [0.01] * 399 if in_first else [0.01] * 399 + [0.02] * 601
+    at = 600
+    lines = [bad(at), []] if in_first else [[], bad(at)]
+    begins = 601 if in_first else 399
+    history = merge(
+        "work",
+        [start("1", 0, first, lines[0]), start("2", begins, second, [*lines[1], END])],
+    )
+    assert bad_rates(history, find(history)).below == below
 
 
 def test_without_a_ledger_the_scalar_tells():
