@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..engine.config_values import dig
 from ..engine.finding import Finding, source
 from .facts import Facts, whole_number
 
-# What MMDetection's data sets have where the config names no classes.
-_DEFAULTS = {
-    "CocoDataset": 80,
-    "VOCDataset": 20,
-    "CocoPanopticDataset": 133,
-    "CityscapesDataset": 8,
-    "LVISDataset": 1230,
-    "LVISV05Dataset": 1230,
-    "LVISV1Dataset": 1203,
-    "Objects365V1Dataset": 365,
-    "Objects365V2Dataset": 365,
-    "DeepFashionDataset": 15,
-    "CrowdHumanDataset": 1,
-    "WIDERFaceDataset": 1,
-}
-_HEADS = ("bbox_head", "mask_head", "panoptic_head", "panoptic_fusion_head")
+# Whose classes need not be those of the data set: an object or none, things and stuff,
+# mmsegmentation's with edges as classes, or the background apart.
+_OTHERS = ("rpn_head", "semantic_head", "decode_head", "auxiliary_head")
 _THINGS, _STUFF = "num_things_classes", "num_stuff_classes"  # of MaskFormer's kind
 _BOTH = f"{_THINGS} + {_STUFF}"
 _LOADERS = dict(
@@ -94,9 +81,16 @@ def num_classes(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
     )
 
 
-def number_of_classes(dataset: Any) -> int | None:
-    """Of the data set of a config; None if it does not tell, or tells two."""
-    known = {_number(leaf) for leaf in _leaves(dataset)}
+def number_of_classes(
+    dataset: Any, of_type: Callable[[Any], int | None] = lambda name: None
+) -> int | None:
+    """Of the data set of a config; None if it does not tell, or tells two.
+
+    Args:
+        dataset: As in a data loader's config.
+        of_type: What a class has, by its ``type``, where the config names none.
+    """
+    known = {_number(leaf, of_type) for leaf in _leaves(dataset)}
     return known.pop() if len(known) == 1 else None
 
 
@@ -113,7 +107,9 @@ def _leaves(dataset: Any) -> Iterator[Mapping[str, Any]]:
             yield dataset
 
 
-def _number(leaf: Mapping[str, Any]) -> int | None:
+def _number(
+    leaf: Mapping[str, Any], of_type: Callable[[Any], int | None]
+) -> int | None:
     if _string_of(leaf) is not None:
         return 1
     classes = dig(leaf, "metainfo", "classes")  # CLASSES is not read any more
@@ -121,7 +117,7 @@ def _number(leaf: Mapping[str, Any]) -> int | None:
         return len(classes)
     if classes is not None:
         return None  # of a file
-    return _DEFAULTS.get(str(leaf.get("type")).rsplit(".", 1)[-1])
+    return of_type(leaf.get("type"))
 
 
 def _string_of(leaf: Mapping[str, Any]) -> str | None:
@@ -133,24 +129,22 @@ def _string_of(leaf: Mapping[str, Any]) -> str | None:
 
 
 def _heads(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Where a head has ``num_classes``, and how many."""
+    """Where a head, or a part of one, has ``num_classes``, and how many."""
     if isinstance(tree, (list, tuple)):
         for i, part in enumerate(tree):
             yield from _heads(part, (*path, str(i)))
-        return
-    if not isinstance(tree, Mapping):
-        return
-    n = whole_number(tree.get("num_classes"))
     # Of class-agnostic masks there is one.
-    agnostic = tree.get("class_agnostic")
-    if n is not None and not agnostic and any(key in _HEADS for key in path[-2:]):
-        yield (*path, "num_classes"), n
-    things = whole_number(tree.get(_THINGS))
-    if things is not None and any(key in _HEADS for key in path[-2:]):
-        yield (*path, _BOTH), things + (whole_number(tree.get(_STUFF)) or 0)
-    for key in ("detector", "roi_head", *_HEADS):
-        if key in tree:
-            yield from _heads(tree[key], (*path, key))
+    if not isinstance(tree, Mapping) or tree.get("class_agnostic"):
+        return
+    if any(key.endswith("_head") for key in path):
+        n, things = map(whole_number, (tree.get("num_classes"), tree.get(_THINGS)))
+        if n is not None:
+            yield (*path, "num_classes"), n
+        if things is not None:
+            yield (*path, _BOTH), things + (whole_number(tree.get(_STUFF)) or 0)
+    for key, part in tree.items():
+        if key not in _OTHERS:
+            yield from _heads(part, (*path, str(key)))
 
 
 def _set(tree: dict[str, Any], path: tuple[str, ...], wanted: int, head: Any) -> None:

@@ -116,6 +116,9 @@ def short_warmup(cfg: Mapping[str, Any], facts: Facts) -> Iterator[Finding]:
         return  # the Runner was not built from a config, or it is over
     if dig(cfg, "lr_config", "warmup"):
         return  # of 2.x, and a finding of its own
+    steps = str(dig(cfg, "default_hooks", "param_scheduler", "type"))
+    if steps.rsplit(".", 1)[-1] not in ("None", "ParamSchedulerHook"):
+        return  # as mmyolo's: it writes learning rates itself, and may warm up
     if all(_tightly_clipped(wrapper) for wrapper in facts.wrappers):
         return
     schedules = _schedules(cfg.get("param_scheduler"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os.path as osp
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, Registry
+from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS, Registry
 from mmengine.runner.priority import get_priority
 
 from ..engine.config_values import dig, items_of
@@ -55,7 +56,9 @@ def facts_of_config(
         # Stable, as Runner.register_hook is.
         hooks=tuple(sorted(_hooks(cfg), key=lambda hook: hook.priority)),
         path=config.filename,
-        classes=number_of_classes(dig(loader, "dataset")),
+        classes=number_of_classes(
+            dig(loader, "dataset"), partial(_classes_of, cfg.get("default_scope"))
+        ),
     )
 
 
@@ -139,6 +142,14 @@ def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
                     get_priority(getattr(kind, "priority", "NORMAL")),
                     given if isinstance(given, dict) else {},
                 )
+
+
+def _classes_of(scope: Any, kind: Any) -> int | None:
+    """How many a data set has where its config names none."""
+    scoped = f"{scope}.{kind}" if scope and isinstance(kind, str) else kind
+    cls = _class_of(DATASETS, scoped) or _class_of(DATASETS, kind)
+    known = dig(getattr(cls, "METAINFO", None), "classes")
+    return len(known) if isinstance(known, (list, tuple)) else None
 
 
 def _class_of(registry: Registry, kind: Any) -> type | None:

@@ -19,6 +19,7 @@ from ..engine.patch import Guard, unguarded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..errors import NoStepError, OnPurpose, TrainingDivergedError
+from .nan_variables import among_nan
 
 # How code reports that it was given NaN or infinities, as regular expressions.
 NAN_ERRORS = (
@@ -37,6 +38,9 @@ NAN_ERRORS = (
     r"assert \(?\w+\[\.*:?, ?2:\] ?>= ?\w+\[\.*:?, ?:2\]\)?\.all\(\)",
     # sklearn's check_array; detectron2's "Predicted boxes or scores contain Inf/NaN"
     r"\bcontains? (NaN|infinity|inf)\b",
+    # "Loss is not finite, stopping training"; torch.linalg
+    r"\b(non-?|not )finite\b",
+    r"\bloss(es)? (is|are|became|has become) infinite\b",
     # a printed tensor or array with such values, or the word in a message
     r"(?<![\w.'\"=-])-?(nan|infs?|infinity|NaNs)(?![\w'\"(=-])",
 )
@@ -150,7 +154,7 @@ class NanSteps:
 
 
 def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> bool:
-    """Whether an exception says that it was caused by NaN or infinities.
+    """Whether an exception says, or its variables show, that NaN has caused it.
 
     Args:
         error: As caught. Of an AssertionError the source line that failed is looked at
@@ -166,7 +170,8 @@ def is_nan_error(error: BaseException, patterns: Sequence[str] = NAN_ERRORS) -> 
         return False
     if isinstance(error, AssertionError):
         text += "\n" + _failed_line(error)
-    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+    told = any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+    return told or among_nan(error)
 
 
 def _failed_line(error: BaseException) -> str:

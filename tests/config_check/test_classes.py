@@ -12,7 +12,8 @@ from amp_hooks.config_check.facts import Facts
 
 def found(model, dataset):
     cfg = dict(model=model, train_dataloader=dict(dataset=dataset))
-    facts = Facts(classes=number_of_classes(dataset))
+    known = dict(CocoDataset=80, VOCDataset=20, CocoPanopticDataset=133)
+    facts = Facts(classes=number_of_classes(dataset, known.get))
     return [f for rule in (classes_string, num_classes) for f in rule(cfg, facts)]
 
 
@@ -44,6 +45,17 @@ def mask2former(things, stuff):
         ),
         (head(1), coco("a", "b"), "model.bbox_head.num_classes=1"),
         (dict(roi_head=head(80)), coco("a"), "model.roi_head.bbox_head.num_classes=80"),
+        (
+            dict(bbox_head=dict(head_module=dict(num_classes=80))),
+            coco("a"),
+            "model.bbox_head.head_module.num_classes=80",
+        ),
+        (
+            dict(roi_head=dict(point_head=dict(num_classes=80), **head(1))),
+            coco("a"),
+            "model.roi_head.point_head.num_classes=80",
+        ),
+        (dict(auxiliary_head=dict(num_classes=2)), coco("a", "b", "c"), None),
         (
             dict(roi_head=dict(bbox_head=[dict(num_classes=n) for n in (3, 80)])),
             coco("a", "b", "c"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mmdet
 import pytest
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.utils import digit_version
 
@@ -250,3 +251,51 @@ def test_its_lines_are_pure_python_too(tmp_path):
 def test_our_own_examples(path):
     expected = ["high_lr", "short_warmup"] if "_hot" in path.stem else []
     assert names_of(path, gpus=1) == expected
+
+
+def of_own_classes(tmp_path, monkeypatch, text, heads):
+    """A detector for a data set whose class has its classes."""
+    name = f"own_data_for_{heads}"  # a module is imported once
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "config.py"
+    path.write_text(
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
+        f"custom_imports = dict(imports=[{name!r}])\n"
+        "train_dataloader = dict(dataset=dict(type='OwnData'))\n"
+        f"model = dict(roi_head=dict(bbox_head=dict(num_classes={heads})))\n"
+    )
+    cfg = Config.fromfile(path)
+    try:
+        return [f for f in check(cfg, facts_of_config(cfg, 8)) if "class" in f.name]
+    finally:
+        DATASETS.module_dict.pop("OwnData", None)
+
+
+@pytest.mark.parametrize(("heads", "told"), [(2, []), (80, ["num_classes"])])
+def test_classes_of_a_data_set_of_ones_own(tmp_path, monkeypatch, heads, told):
+    """Of no list: what the class has, as users write or edit it."""
+    text = (
+        "from mmdet.registry import DATASETS\nfrom mmdet.datasets import CocoDataset\n"
+        "@DATASETS.register_module()\nclass OwnData(CocoDataset):\n"
+        "    METAINFO = dict(classes=('a', 'b'))\n"
+    )
+    found = of_own_classes(tmp_path, monkeypatch, text, heads)
+    assert [f.name for f in found] == told
+    for finding in found:
+        assert "the data set to train on has 2 classes" in finding.what
+
+
+def test_a_hook_of_ones_own_may_warm_up(tmp_path):
+    """As mmyolo's YOLOv5ParamSchedulerHook, which writes the rates itself."""
+    path = tmp_path / "config.py"
+    text = (
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
+        "param_scheduler = None\n"
+    )
+    names = []
+    for hook in ("", "type='YOLOv5ParamSchedulerHook'", "type='ParamSchedulerHook'"):
+        slot = f"default_hooks = dict(param_scheduler=dict({hook}))\n" * bool(hook)
+        path.write_text(text + slot)
+        names.append(names_of(path, 8))
+    assert names == [["short_warmup"], [], ["short_warmup"]]
