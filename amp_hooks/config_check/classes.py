@@ -136,7 +136,7 @@ def _heads(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     # Of class-agnostic masks there is one.
     if not isinstance(tree, Mapping) or tree.get("class_agnostic"):
         return
-    if any(key.endswith("_head") for key in path):
+    if any("head" in key.split("_") for key in path):
         n, things = map(whole_number, (tree.get("num_classes"), tree.get(_THINGS)))
         if n is not None:
             yield (*path, "num_classes"), n

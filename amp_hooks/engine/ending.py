@@ -10,9 +10,11 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from . import private
 from .failures import of_the_device
 from .messages import warn
+from .nan_variables import among_nan
 from .of_others import ByIdentity, text_of
 from .patch import wrap
 from .runtime import Runtime
+from .verdict import Verdict
 
 _LONGEST = 2000  # characters of an exception's message in the ledger
 _TELLING: ByIdentity[bool] = ByIdentity()  # loops that are wrapped
@@ -30,7 +32,7 @@ def tell_how_it_ends(runner: Runner) -> None:
 
     def run(original: Any, *args: Any, **kwargs: Any) -> Any:
         runtime = Runtime.of(runner)
-        runtime.aborted = False
+        runtime.begun = False
         try:
             return original(*args, **kwargs)
         except BaseException as e:
@@ -63,7 +65,7 @@ def _bear(
 def tell_abort(runner: Runner, error: BaseException) -> None:
     """A line for an exception that ends training, whoever raised it."""
     runtime = Runtime.of(runner)
-    if runtime.aborted or not runtime.attached:
+    if not runtime.begun:
         return
     words = text_of(error).strip()[:_LONGEST]
     name = type(error).__name__
@@ -77,4 +79,7 @@ def tell_abort(runner: Runner, error: BaseException) -> None:
             "nothing can go on in this process. Resume in a new one, from\n"
             f"{last or 'the beginning: there is no checkpoint yet'}"
         )
-    runtime.emit("abort", runner.iter, runtime.verdict, **about)
+    verdict = runtime.verdict
+    if not verdict.is_bad and among_nan(error):
+        verdict = Verdict.RAISED
+    runtime.emit("abort", runner.iter, verdict, **about)

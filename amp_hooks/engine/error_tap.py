@@ -56,12 +56,14 @@ class ErrorTap:
         before: Called before each training step.
         handlers: Asked in their order, until one has dealt with the exception.
         raised: What the present iteration ended with and was dealt with, or None.
+        last: The same of the last one that did.
     """
 
     def __init__(self, tap: StepTap, failures: Failures) -> None:
         self.before: list[Callable[[], None]] = []
         self.handlers: list[ErrorHandler] = []
         self.raised: Raised | None = None
+        self.last: Raised | None = None
         self._tap, self._failures = tap, failures
         self._model: Any = None
         self._names: tuple[Any, ...] = ()  # of the last outputs

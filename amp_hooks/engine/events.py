@@ -242,7 +242,7 @@ EVENTS = {
             "lr_factor": "if RollbackHook ended it: as in rollback",
             "limit": "if RollbackHook ended it: the argument that allows no more",
             "checkpoint": "if RollbackHook or a failed kernel ended it: the last one",
-            "error": "if another exception ended it: type and message",
+            "error": "if an exception was the cause: type and message",
         },
     ),
     "end": Event(

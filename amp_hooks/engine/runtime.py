@@ -71,7 +71,7 @@ class Runtime:
             used up; whether it has changed something, so that one more is worth while.
         saver: ``saver(path)`` gives the function that writes a checkpoint there.
         attached: How many hooks are, at present.
-        aborted: There is an abort line already.
+        begun: There is a start line, and no abort line since.
         replayed: Contexts in which a forward pass of this iteration is run again as it
             was: faults that were injected into it.
     """
@@ -103,7 +103,7 @@ class Runtime:
         self._ledger = Ledger(osp.join(runner.log_dir, "stability.jsonl"))
         self._no_trace = NoTrace()
         self._record: IterationRecord | None = None
-        self.attached, self.aborted = 0, False
+        self.attached, self.begun = 0, False
 
     @classmethod
     def of(cls, runner: Runner) -> Runtime:
@@ -172,7 +172,7 @@ class Runtime:
         if (raised := self.errors.raised) is not None:
             fields["error"] = raised.text
             record.put("gave_up", float(raised.ours))
-            self.errors.raised = None
+            self.errors.last, self.errors.raised = raised, None
             self.forget_accumulation()
         if record.verdict is not Verdict.HEALTHY:
             fields = {**nonfinite.fields, **fields}
@@ -226,7 +226,7 @@ class Runtime:
             except Exception as e:
                 warn(f"could not write {self._ledger.path}: {e}. Training goes on.")
         line = dict(iter=iteration, event=event, verdict=verdict.value, **fields)
-        self.aborted |= event == "abort"
+        self.begun = (self.begun or event == "start") and event != "abort"
         if self._record is None:
             self.early_lines.append(line)
         for listener in self.listeners:

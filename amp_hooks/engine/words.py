@@ -7,8 +7,11 @@ from typing import Any, Mapping
 
 Line = Mapping[str, Any]
 _FEW = 3  # iterations that are all named
+_WHERE = dict(
+    losses="not finite:", layers="logits of", heads="heads:", buffers="buffers:"
+)
 _VERDICTS = {
-    "SCALE_OVERFLOW": "gradient overflow (normal for a dynamic loss scale)",
+    "SCALE_OVERFLOW": "gradient overflow",
     "FORWARD_NONFINITE": "the forward pass was not finite",
     "GRAD_NONFINITE": "gradients were not finite, and no loss scale cures that",
     "STATE_NONFINITE": "weights, buffers, optimizer or EMA were not finite",
@@ -73,16 +76,21 @@ def number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, (int, float)) else str(value)
 
 
+def is_ordinary(line: Line) -> bool:
+    """Whether a step was skipped for no more than a loss scale that finds its level."""
+    skip = line.get("skip")
+    kinds = set(skip.values()) if isinstance(skip, dict) else {skip}
+    return kinds <= {"calibration", "ordinary"}
+
+
 def reason(line: Line) -> str:
     """The verdict of a line in plain words, with where, as far as it is known."""
     text = in_plain_words(str(line.get("verdict")))
-    if where := line.get("losses"):
-        text += f"; not finite: {names_in(where)}"
-    if where := line.get("layers"):
-        text += f"; logits of {names_in(where)}"
-    for kind in ("heads", "buffers"):
-        if where := line.get(kind):
-            text += f"; {kind}: {names_in(where)}"
+    if is_ordinary(line):
+        text += " (normal for a dynamic loss scale)"
+    for key, what in _WHERE.items():
+        if where := line.get(key):
+            text += f"; {what} {names_in(where)}"
     if why := line.get("why"):
         text += f": {why}"
     if where := line.get("nonfinite_state"):
@@ -224,7 +232,7 @@ def resume(line: Line) -> str:
 
 def abort(line: Line) -> str:
     """Of an ``abort`` line."""
-    if "error" in line:
+    if "error" in line and "limit" not in line:
         if line.get("verdict") == "RAISED":
             return f"Training ended: {reason(line)}."
         last = line.get("checkpoint")

@@ -14,12 +14,12 @@ from mmengine.runner import Runner
 
 from ..engine.error_tap import Raised
 from ..engine.messages import warn
+from ..engine.nan_variables import among_nan
 from ..engine.of_others import text_of
 from ..engine.patch import Guard, unguarded
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..errors import NoStepError, OnPurpose, TrainingDivergedError
-from .nan_variables import among_nan
 
 # How code reports that it was given NaN or infinities, as regular expressions.
 NAN_ERRORS = (

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..config_check.old_keys import ignored_key
+from ..engine import private
 from ..engine.checks import check_int
 from ..engine.describe import describe_optimizer
 from ..engine.hook import AmpHook
@@ -17,7 +18,7 @@ from ..engine.recorder import IterationRecord
 from ..engine.run import iter_wrappers
 from ..engine.runtime import Runtime
 from ..registry import HOOKS
-from .skips import PATIENCE, SkipCounter
+from .skips import PATIENCE, SkipCounter, SkipKind
 
 
 @HOOKS.register_module()
@@ -50,10 +51,13 @@ class LossScaleMonitorHook(AmpHook):
         self.patience = check_int("LossScaleMonitorHook", "patience", patience, 1)
         self.counters: dict[str, SkipCounter] = {}  # by optimizer
         self._warned: set[str] = set()
+        self._static: set[str] = set()  # a scale that does not look for its level
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Say which wrapper, dtype, loss scale and clipping are active."""
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
+            if private.static_scale(wrapper) is not None:
+                self._static.add(name)
             print_log(
                 f"[amp_hooks] {describe_optimizer(name, wrapper)}", logger="current"
             )
@@ -95,7 +99,8 @@ class LossScaleMonitorHook(AmpHook):
             # NaN of the forward pass says nothing of where the scale has to be.
             forward = not record.verdict.is_of_the_scale
             kind = counter.add(bool(found_inf), at_floor, forward)
-            if kind is not None:
+            normal = kind in (SkipKind.CALIBRATION, SkipKind.ORDINARY)
+            if kind is not None and not (normal and name in self._static):
                 kinds[name] = kind.value
             if counter.collapsed and name not in self._warned:
                 self._warned.add(name)

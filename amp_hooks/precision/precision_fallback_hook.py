@@ -19,6 +19,7 @@ from ..engine.recorder import IterationRecord
 from ..engine.run import active_scaler, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
+from ..engine.words import count
 from ..errors import SetupError
 from ..registry import HOOKS
 from .lower_precision import DTYPES, MixedPrecision, bfloat16_runs_on, no_bfloat16
@@ -148,7 +149,7 @@ class PrecisionFallbackHook(AmpHook):
         # One more is enough to see that BF16 does not help either.
         needed = 1 if self.precision else self.after_rollbacks
         if self.after_rollbacks and rollbacks - self._counted >= needed:
-            reason = f"{rollbacks - self._counted} rollbacks"
+            reason = count(rollbacks - self._counted, "rollback")
             self._fall_back(runner, runtime, record.verdict, reason, rollbacks)
         elif self._streak >= self.patience:
             reason = f"{record.verdict.in_words}, {self._streak} times in a row"
@@ -247,9 +248,8 @@ class PrecisionFallbackHook(AmpHook):
         )
         end = "for good" if until is None else f"until iteration {until}"
         warn(
-            f"training continues in {precision} {end}, because of {reason} at "
-            f"iteration {runner.iter}. It may need more memory and time; the limit on "
-            "rollbacks still holds."
+            f"training continues in {precision} {end}, because of {reason} at iteration"
+            f" {runner.iter}. It may need more memory and time; rollbacks stay limited."
         )
 
     def _as_last_resort(

@@ -16,6 +16,7 @@ from . import messages
 from .attempts import Attempts
 from .hindsight import Hindsight
 from .lr_policy import LRPolicy
+from .policy import returned_at_once
 from .run_state import overflowed
 from .snapshot_store import SnapshotStore
 
@@ -69,6 +70,8 @@ class GoBack:
                 messages.no_snapshot(runner.iter, verdict.in_words, named)
             )
         where = messages.where_text(nonfinite)
+        if verdict is Verdict.RAISED and runtime.errors.last is not None:
+            where += f": {runtime.errors.last.text}"
         # NaN may be but the end of an illness that had been seen before.
         ill = of_all_ranks(runtime.condition)
         if ill.why:
@@ -166,7 +169,8 @@ class GoBack:
         named = [self._store.pointer.named if dist.is_main_process() else None]
         dist.broadcast_object_list(named)
         checkpoint = named[0] or "missing, for none could be written"
-        now = self._runner.iter
+        now, raised = self._runner.iter, runtime.errors.last
+        before = [iteration for iteration, *_ in self._attempts.done]
         runtime.emit(
             "abort",
             now,
@@ -175,6 +179,7 @@ class GoBack:
             lr_factor=self._lr.total,
             limit=limit,
             checkpoint=checkpoint,
+            **(dict(error=raised.text) if raised and verdict is Verdict.RAISED else {}),
         )
         raise TrainingDivergedError(
             messages.diverged(
@@ -186,6 +191,7 @@ class GoBack:
                 lr_factor=self._lr.total,
                 limit=limit,
                 checkpoint=checkpoint,
+                at_once=returned_at_once(before, now),
             )
         )
 

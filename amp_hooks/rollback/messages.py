@@ -63,6 +63,7 @@ def diverged(
     lr_factor: float,
     limit: str,
     checkpoint: str,
+    at_once: bool,
 ) -> str:
     """The run is given up.
 
@@ -75,15 +76,25 @@ def diverged(
         lr_factor: Learning rate over the schedule's.
         limit: The argument that allows no more, with its value.
         checkpoint: The last good one.
+        at_once: It was bad again at once after each rollback.
     """
+    remedy = (
+        "Begin with the weights of the last good checkpoint (load_from, without "
+        "resume) at a lower learning rate or with a longer warm-up; or resume from it "
+        "with gradient clipping or in FP32 (in BF16, where every operator has it), and "
+        "with a higher limit."
+    )
+    if at_once:
+        remedy = (
+            "It was bad again at once after each, at a learning rate next to nothing, "
+            "so another one is no cure: look at the data and at the code of the model. "
+            "What ForensicsHook found is in stability.jsonl and in the folder faults."
+        )
     tried = f"{count(rollbacks, 'rollback')}, {attempts or 'none'}"
     return (
         f"training diverged at iteration {now}: {verdict}{where}. Tried: {tried}; "
         f"learning rate x{lr_factor:g}. {limit} "
-        "allows no more. Begin with the weights of the last good checkpoint "
-        "(load_from, without resume) at a lower learning rate or with a longer "
-        "warm-up; or resume from it with gradient clipping or in FP32 (in BF16, where "
-        f"every operator has it), and with a higher limit. It is\n{checkpoint}"
+        f"allows no more. {remedy} The last good checkpoint is\n{checkpoint}"
     )
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 PATIENCE = 3  # bad iterations in a row: one bad batch is data, two are bad luck
 # 7 of 20: a run that limps without ever failing three times in a row.
 WINDOW, SHARE = 20, 0.35
 LR_FACTOR = 0.1  # what dlib takes when training diverges
 WARMUP_ITERS = 100  # after a rollback
+AT_ONCE = 10  # iterations after one, at a learning rate that has hardly begun to rise
+
+
+def returned_at_once(rollbacks: Sequence[int], end: int) -> bool:
+    """Whether what was bad was bad again soon after each of the last two rollbacks.
+
+    So soon the learning rate is next to nothing, and is not what makes it bad.
+
+    Args:
+        rollbacks: Their iterations, rising.
+        end: Where the run was given up, or its last iteration.
+    """
+    last = [*rollbacks, end][-3:]
+    return len(last) == 3 and all(b - a <= AT_ONCE for a, b in zip(last, last[1:]))
 
 
 class BadStreak:

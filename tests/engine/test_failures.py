@@ -338,6 +338,23 @@ def test_an_exception_of_the_users_is_left_alone(tmp_path):
     assert abort["error"] == "KeyError: 'theirs'"
 
 
+def test_an_exception_after_the_end_is_told_too(tmp_path):
+    """Of a hook whose turn is after ours."""
+
+    class Late(small.Hook):
+        priority = "LOWEST"
+
+        def after_train(self, runner):
+            raise KeyError("theirs")
+
+    runner = small.build(tmp_path, [SUITE, Late()], iters=ITERS)
+    with pytest.raises(KeyError, match="theirs"):
+        runner.train()
+    *_, end, abort = small.ledger(runner)
+    assert (end["event"], abort["event"]) == ("end", "abort")
+    assert abort["error"] == "KeyError: 'theirs'"
+
+
 @pytest.mark.parametrize("ends", ["well", "with an exception", "with a failure"])
 def test_a_run_that_is_over_can_be_freed(tmp_path, monkeypatch, ends):
     class Ends(small.Small):

@@ -1,6 +1,7 @@
 """What a step is judged by: gradients, and what the forward pass knows of itself."""
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from amp_hooks.errors import TrainingDivergedError
+from amp_hooks.report.cli import main as report
 from tests import helpers, small
 
 GUARD = [dict(type="amp_hooks.StepGuardHook")]
@@ -281,7 +284,33 @@ class Printed(small.Small):
         return super().losses(features, logits, y)
 
 
-@pytest.mark.parametrize("model", [Detr, Detectron2, Sklearn, Printed])
+class OneHot(small.Small):
+    """It says "Class values must be non-negative"."""
+
+    def losses(self, features, logits, y):
+        torch.nn.functional.one_hot(logits.softmax(1).sum(1).round().long(), 64)
+        return super().losses(features, logits, y)
+
+
+class NotFinite(small.Small):
+    def losses(self, features, logits, y):
+        losses = super().losses(features, logits, y)
+        if not math.isfinite(losses["loss_cls"].item()):
+            raise RuntimeError("Loss is not finite, stopping training")
+        return losses
+
+
+class InItsVariables(small.Small):
+    def losses(self, features, logits, y):
+        losses = super().losses(features, logits, y)
+        assert losses["loss_cls"] < 1e9, "stopping training"
+        return losses
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Detr, Detectron2, Sklearn, Printed, OneHot, NotFinite, InItsVariables],
+)
 def test_exceptions_that_are_nan_are_survived(tmp_path, model):
     spoil = small.SpoilInputs([20])
     runner = small.build(tmp_path, [*GUARD, spoil], model, iters=40)
@@ -314,6 +343,64 @@ def test_hooks_that_read_the_losses_of_such_an_iteration(tmp_path, length):
     bad = [i for i, pair in theirs.losses.items() if not all(map(math.isfinite, pair))]
     assert bad == [20]
     assert all(map(math.isnan, theirs.losses[20]))
+
+
+class Exits(small.Small):
+    """As DETR's engine does."""
+
+    def losses(self, features, logits, y):
+        losses = super().losses(features, logits, y)
+        if not math.isfinite(losses["loss_cls"].item()):
+            sys.exit(1)
+        return losses
+
+
+@pytest.mark.parametrize("spoilt", [True, False])
+def test_a_run_that_ends_itself_at_nan_is_lost(tmp_path, spoilt, capsys):
+    """And one that a scheduler ends is not."""
+    spoil = [small.SpoilInputs([20])] if spoilt else [ExitsAt(20)]
+    runner = small.build(tmp_path, [*GUARD, *spoil], Exits, iters=40)
+    with pytest.raises(SystemExit):
+        runner.train()
+    (abort,) = small.ledger(runner, "abort")
+    assert (abort["error"], abort["iter"]) == ("SystemExit: 1", 20)
+    assert abort["verdict"] == ("RAISED" if spoilt else "HEALTHY")
+    assert report([str(runner.work_dir)]) == (2 if spoilt else 0)
+    out = " ".join(capsys.readouterr().out.split())
+    if spoilt:
+        assert "the training step raised because of NaN: SystemExit: 1" in out
+    else:
+        assert "It has not ended: SystemExit: 1 in iteration 20" in out
+
+
+class ExitsAt(small.Hook):
+    def __init__(self, at):
+        self.at = at
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == self.at:
+            sys.exit(1)
+
+
+class Always(small.Small):
+    def losses(self, features, logits, y):
+        if self.calls > 10:
+            raise ValueError("matrix contains invalid numeric entries")
+        return super().losses(features, logits, y)
+
+
+def test_what_was_raised_in_vain_is_told_to_the_end(tmp_path):
+    runner = small.build(tmp_path, SUITE, Always, iters=60)
+    with pytest.raises(TrainingDivergedError) as ended:
+        runner.train()
+    text = "ValueError: matrix contains invalid numeric entries"
+    (abort,) = small.ledger(runner, "abort")
+    assert abort["error"] == text
+    assert "rollbacks" in abort
+    assert text in str(ended.value)
+    # It came back at once each time: that is no learning rate.
+    assert "another one is no cure" in str(ended.value)
+    assert "lower learning rate" not in str(ended.value)
 
 
 @OPTIM_WRAPPERS.register_module()

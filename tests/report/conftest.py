@@ -95,7 +95,7 @@ def _rescued(data, work_dir):
 def _hot(data, work_dir):
     """A learning rate that pre-flight finds too high, and that fails as well."""
     sgd = dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9)
-    hooks = [helpers.infinite_images([5, 6, 7]), *helpers.SUITE]
+    hooks = [helpers.fault("loss", [5, 6, 7], value="inf"), *helpers.SUITE]
     hooks += [dict(type="amp_hooks.AmpPreflightHook")]
     return train(data, work_dir, hooks, {"optim_wrapper.optimizer": sgd}, iters=12)
 

@@ -148,14 +148,15 @@ def leave_fp16(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Ad
             evidence.append(
                 f"{layer}: {bits.values.min():.2g} bits of headroom by iteration {at}"
             )
-    tried = run.having("fallback", lost=False)
+    tried, left = run.having("fallback", lost=False), "FP16"
     for h, after in zip(tried, [*tried[1:], None]):
         taken_back = after is not None and "gave_up" in after.line
         if "reason" in h.line and not taken_back:
             evidence.append(
-                f"iteration {h.iter}: PrecisionFallbackHook left FP16 for "
+                f"iteration {h.iter}: PrecisionFallbackHook left {left} for "
                 f"{h.line.get('to')}"
             )
+        left = str(h.line.get("to"))
     vain = _in_vain(run)
     if not evidence or "float32" in vain:
         return

@@ -10,8 +10,8 @@ from ...clamp.trigger import TRIGGER
 from ...config_check.warmup import USUAL_WARMUP, remedy_warmup
 from ...data.boxes import FLAWS
 from ...engine.words import count, first_names
-from ...rollback.policy import LR_FACTOR, PATIENCE
-from ..read.history import RunHistory
+from ...rollback.policy import LR_FACTOR, PATIENCE, returned_at_once
+from ..read.history import Happening, RunHistory
 from .causes import Causes
 from .change import Advice
 from .divergence import Divergence
@@ -20,6 +20,56 @@ from .recipe import Recipe, has_hook, remedy
 from .status import Judgement, Status
 
 _SHOWN = 5  # pieces of evidence of one kind
+
+
+def inputs(run: RunHistory) -> Iterator[Advice]:
+    """For values in the batch itself that were not finite."""
+    lines = of_the_input(run)[:_SHOWN]
+    evidence = []
+    for h in lines:
+        batches = [b for b in run.having("bad_batch") if b.iter == h.iter]
+        names = [name for batch in batches for name in batch.names("images")]
+        of = f", of {first_names(names)}" * bool(names)
+        evidence.append(f"iteration {h.iter}: {_finding(h)}{of}")
+    if lines:
+        yield Advice(
+            "Look at the data: what the model was given was not finite",
+            evidence,
+            notes=[f"more in {lines[0].line.get('folder')}"],
+        )
+
+
+def of_the_input(run: RunHistory) -> list[Happening]:
+    """ForensicsHook's lines on batches that were not finite themselves."""
+    lines = run.having("forensics", lost=False)
+    return [h for h in lines if h.line.get("kind") == "input"]
+
+
+def _finding(h: Happening) -> str:
+    return str(h.line.get("finding")).rstrip(".")
+
+
+def no_rate(run: RunHistory, found: Incidents) -> Iterator[Advice]:
+    """For what came back at once, at learning rates of next to nothing."""
+    rollbacks = [int(i) for i in found.rollbacks]
+    factors = [h.number("lr_factor", 1.0) for h in run.having("rollback", lost=False)]
+    first = "in the first iteration, before any step"
+    evidence = [f"not finite {first}"] * (found.first_bad == found.first)
+    evidence.append(
+        f"not finite again {' and '.join(_after(rollbacks, found.last))} iterations "
+        "after rollbacks, when a learning rate of "
+        f"{' and '.join(f'x{f:g}' for f in factors[-2:])} had hardly begun to rise"
+    )
+    yield Advice(
+        "Look for the cause in data or code: the learning rate is none",
+        evidence,
+        [f"iteration {h.iter}: {_finding(h)}" for h in run.having("forensics")[:1]],
+    )
+
+
+def _after(rollbacks: list[int], last: int) -> list[str]:
+    ends = [*rollbacks, last][-3:]
+    return [str(b - a) for a, b in zip(ends, ends[1:])]
 
 
 def images(
@@ -93,6 +143,13 @@ def lower_lr(
     """A learning rate that held, or a step below the one that did not."""
     evidence: list[str] = []
     remarks: list[str] = []
+    if (
+        judged.by_numbers
+        and not found.divergences
+        and returned_at_once([*map(int, found.rollbacks)], found.last)
+    ):
+        yield from no_rate(run, found)
+        return
     changed = run.having("rollback", "recover", lost=False)
     factor = changed[-1].number("lr_factor", 1.0) if changed else 1.0
     lost = judged.status is Status.LOST and judged.by_numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..read.history import RunHistory
 from .advice_overflow import clamp, clip, leave_fp16
-from .advice_training import attach, images, lower_lr, warm_up
+from .advice_training import attach, images, inputs, lower_lr, of_the_input, warm_up
 from .causes import Causes
 from .change import Advice, written
 from .incidents import Incidents
@@ -21,8 +21,11 @@ def advise(
     recipe = read_recipe(run)
     cure = list(attach(run, found, recipe, judged))
     lost = judged.status is Status.LOST
-    advice = [*(cure if lost else []), *images(run, found, causes, recipe)]
-    if found.divergences or not causes.all_by_images:
+    advice = [*(cure if lost else []), *inputs(run)]
+    advice += images(run, found, causes, recipe)
+    looked = run.having("forensics", lost=False)
+    of_data = bool(looked) and len(of_the_input(run)) == len(looked)
+    if found.divergences or not (causes.all_by_images or of_data):
         advice += lower_lr(run, found, causes, recipe, judged)
         advice += warm_up(run, found, causes, recipe)
         advice += [] if lost else cure

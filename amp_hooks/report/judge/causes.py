@@ -14,6 +14,7 @@ from ...engine.words import count, first_names
 from ..read.history import Happening, RunHistory
 from .incidents import Incidents, any_within, diverged
 from .rates import LearningRates, OnsetRate, bad_rates, onset_rate
+from .recipe import precision
 
 _SHOWN = 5
 # A line names the first five gradients in the order of the model, so of more of them
@@ -165,9 +166,13 @@ def _layers(run: RunHistory) -> Iterable[str]:
     own = [h for h in lines if h.line.get("verdict") not in of_all]
     few = [h for h in own if h.number("nonfinite_grads_total", 0) <= _FEW_GRADIENTS]
     gradients = Counter(x for h in few for x in h.names("nonfinite_grads"))
+    scaled = precision(run.start_line, run.config) == "float16"
+    what = (
+        f"its {'scaled gradient overflowed' if scaled else 'gradient was not finite'}"
+    )
     for parameter, n in gradients.most_common(_SHOWN):
         if n > 1:  # once is what calibration does to any of them
-            yield f"{parameter}: its scaled gradient overflowed in {n} iterations"
+            yield f"{parameter}: {what} in {n} iterations"
     peaks = {
         layer: curve.finite
         for layer, curve in run.layers("amp/cls_score_absmax").items()

@@ -80,9 +80,17 @@ class Incidents:
         return None if last is None or last.until is not None else last
 
     @property
+    def skipped_at_the_end(self) -> int:
+        """Iterations in a row, up to the last one, whose gradients overflowed."""
+        overflows, n = set(map(int, self.overflows)), 0
+        while self.last - n in overflows:
+            n += 1
+        return n
+
+    @property
     def healthy_since(self) -> int:
-        """Iterations at the end that were not bad, nor the run ill."""
-        bad = [int(a[-1]) for a in (self.bad, self.poisoned) if len(a)]
+        """Iterations at the end that were not bad, nor the run or its scale ill."""
+        bad = [int(a[-1]) for a in (self.bad, self.poisoned, self.collapses) if len(a)]
         bad += [self.last if d.until is None else d.until for d in self.divergences]
         return self.last - max(bad, default=self.first - 1)
 

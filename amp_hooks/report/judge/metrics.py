@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ...engine.config_values import dig
 from ...engine.words import count
-from ...health.main_metric import main_metric, save_best_of
+from ...health.main_metric import alike, main_metric, save_best_of
 from ...health.metric import Metrics
 from ..read.history import RunHistory
 
@@ -36,19 +36,16 @@ def _metrics_of(run: RunHistory) -> Iterator[tuple[str, list[tuple[int, float]],
     best = save_best_of(dig(run.config, "default_hooks", "checkpoint") or {})
     asked = dict(filter(None, (main_metric(known, [one]) for one in best)))
     if not any(asked.values()):  # where less is better only NaN says that it is dead
-        asked.update(filter(None, [main_metric(known)]))
+        asked.update(alike(known))
     for name, larger in asked.items():
         having = [v for v in run.validations if larger or name in v.metrics]
         yield name, [(v.iter, v.metrics.get(name, 0.0)) for v in having], larger
 
 
 def last_metric(run: RunHistory) -> tuple[str, float] | None:
-    """Its last value, of an evaluation that has one."""
+    """Its name, and its value at the last evaluation."""
     found = metric_of(run)
-    if found is None:
-        return None
-    values = [v.metrics[found[0]] for v in run.validations if found[0] in v.metrics]
-    return found[0], values[-1]
+    return None if found is None else (found[0], found[1][-1][1])
 
 
 def fallen(run: RunHistory) -> str | None:

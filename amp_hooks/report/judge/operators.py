@@ -46,7 +46,7 @@ def without_bf16(run: RunHistory) -> list[str]:
     found = {_KERNELS[name]: None for name in _types(run.config.get("model"))}
     for h in run.having("fallback"):
         if any(_TRIED.search(str(h.line.get(key))) for key in ("reason", "gave_up")):
-            found.setdefault(f"an operator (tried in iteration {h.iter})")
+            found = found or {f"an operator (tried in iteration {h.iter})": None}
     return list(found)
 
 

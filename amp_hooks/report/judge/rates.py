@@ -115,14 +115,17 @@ def bad_rates(run: RunHistory, found: Incidents) -> LearningRates | None:
     if not len(iters):
         return None
     rates = np.interp(every, iters, values)
-    bad = np.interp(found.bad, iters, values)
+    told = found.bad[_between(found.bad, iters, factor > 0, found.first)]
+    if not len(told) or told[0] != found.bad[0]:
+        return None
+    bad = np.interp(told, iters, values)
     # Interpolation and float32 logs must not move an iteration across its own bound.
     above = rates >= bad.min() * (1 - 1e-5)
     below = int((~above & ~helped).sum())
     return LearningRates(
         first=float(bad[0]),
         lowest=float(bad.min()),
-        bad=len(bad),
+        bad=len(told),
         at_or_above=int(above.sum()),
         below=below,
         chance=(1 - below / len(every)) ** len(found.streaks),
@@ -166,6 +169,25 @@ def _interventions(run: RunHistory, every: Array) -> tuple[Array, Array]:
         if since is not None:
             helped[slice(*_places(every, since, int(every[-1]) + 1))] = True
     return factor, helped
+
+
+def _between(wanted: Array, iters: Array, known: Array, first: int) -> Array:
+    """Which iterations lie between two known rates with nothing unknown between those.
+
+    Args:
+        wanted: Iterations.
+        iters: Those whose rate is known, rising.
+        known: Of each iteration of the run, whether it may be.
+        first: The first of the run.
+    """
+    unknown = np.cumsum(~known)
+    places = np.searchsorted(iters, wanted)
+    low = iters[(places - 1).clip(0, len(iters) - 1)] - first
+    high = iters[places.clip(0, len(iters) - 1)] - first
+    low = np.where(iters[0] > wanted, wanted - first, low)
+    high = np.where(iters[-1] < wanted, wanted - first, high)
+    whole: Array = unknown[high] == unknown[low]
+    return whole
 
 
 def _otherwise(run: RunHistory, every: Array, bad: Array) -> Array:

@@ -8,7 +8,9 @@ from enum import IntEnum
 
 from ...engine.config_values import dig
 from ...engine.events import in_words
+from ...engine.verdict import Verdict
 from ...engine.words import Line, count, first_names, places
+from ...monitor.skips import PATIENCE as COLLAPSE_SKIPS
 from ...rollback.policy import WINDOW, BadStreak
 from ..read.history import RunHistory
 from .beginning import broken_beginning
@@ -16,6 +18,7 @@ from .incidents import Incidents
 from .metrics import fallen
 
 _BY_HAND = ("KeyboardInterrupt", "SystemExit")
+_BAD = {v.value for v in Verdict if v.is_bad}
 
 
 class Status(IntEnum):
@@ -92,8 +95,13 @@ def last_abort(run: RunHistory) -> Line | None:
 
 
 def stopped_by_hand(abort: Line) -> bool:
-    """Whether somebody ended training, and nothing in it did."""
-    return str(abort.get("error", "")).split(":")[0] in _BY_HAND
+    """Whether somebody ended training, and nothing in it did.
+
+    With ``sys.exit(1)`` somebody's code ends it where the loss is NaN, too.
+    """
+    kind = str(abort.get("error", "")).split(":")[0]
+    at_nan = kind == "SystemExit" and abort.get("verdict") in _BAD
+    return kind in _BY_HAND and not at_nan
 
 
 def _is_foreign(run: RunHistory, abort: Line) -> bool:
@@ -125,6 +133,11 @@ def _ends_bad(found: Incidents) -> str | None:
             f"the last logged loss (iteration {found.poisoned[-1]}) is not finite: at "
             f"least one of the {found.mean_over} iterations that it is the mean of was "
             "not, and no checkpoint tells more"
+        )
+    if (skipped := found.skipped_at_the_end) >= COLLAPSE_SKIPS:
+        return (
+            f"from iteration {found.last - skipped + 1} to the last one, {found.last}, "
+            "every step was skipped, for its gradients overflowed"
         )
     if not len(found.bad):
         return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...engine.events import in_words
-from ...engine.words import count, one_a_line, places, reason
+from ...engine.words import count, is_ordinary, one_a_line, places, reason
 from ..read.history import Happening
 
 # Lines that come again and again; of the rest each is told by itself.
@@ -89,6 +89,8 @@ class Group:
 def _together(happenings: list[Happening]) -> dict[str, Any]:
     """One line with the names of all, the most frequent first."""
     merged: dict[str, Any] = dict(verdict=happenings[0].line.get("verdict"))
+    if all(is_ordinary(h.line) for h in happenings):
+        merged["skip"] = "ordinary"
     for key in ("losses", "layers", "heads", "buffers", "nonfinite_grads"):
         names = Counter(n for h in happenings for n in h.names(key))
         merged[key] = [name for name, _ in names.most_common()]

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine.failures import of_another_rank, of_the_device
-from ..engine.of_others import text_of
-from ..engine.out_of_memory import is_out_of_memory
 from ..errors import OnPurpose
+from .failures import of_another_rank, of_the_device
+from .of_others import text_of
+from .out_of_memory import is_out_of_memory
 
 # What code raises at values that it cannot do with; not what a slip in it raises.
 _OF_VALUES = (RuntimeError, ValueError, LookupError, ArithmeticError, AssertionError)
 _NOT = (NotImplementedError, RecursionError, OnPurpose)
 _LACKS = "not implemented for"  # an operator a dtype
-_DEPTH = 3  # of lists in variables
+_DEPTH = 4  # variables, and lists in lists in them
 _MOST = 100  # values that are looked at in each
 
 
 def among_nan(error: BaseException) -> bool:
-    """Whether a function that an exception came through had NaN in its variables.
+    """Whether NaN has caused an exception, for its functions had it in their variables.
 
     What is raised of NaN says so in as many words as there are libraries:
     ``one_hot`` says "Class values must be non-negative", indexing "index
@@ -31,10 +31,15 @@ def among_nan(error: BaseException) -> bool:
     tensors, arrays and numbers of the functions in the traceback. Infinities do not:
     masks and cost matrices have them by design. Waits for the device.
 
+    A program's own errors have other causes (an attribute that is missing, a full
+    memory, another rank), whatever is in the variables, and so has Ctrl-C; not
+    ``sys.exit(1)``, with which DETR ends at a loss that is NaN.
+
     Args:
         error: As caught.
     """
     of_values = isinstance(error, _OF_VALUES) or type(error) is Exception
+    of_values |= isinstance(error, SystemExit) and error.code not in (None, 0)
     if not of_values or isinstance(error, _NOT) or _LACKS in text_of(error):
         return False
     if is_out_of_memory(error) or of_the_device(error) or of_another_rank(error):
