@@ -85,9 +85,10 @@ class StepGuardHook(AmpHook):
         on_missing_grads (str): 'skip' the step, or 'raise' a RuntimeError. With several
             processes a detached loss is an error in any case. Defaults to 'skip'.
         nan_errors (Sequence[str], optional): Regular expressions by which an exception
-            is known to come from NaN, in addition to FloatingPointError, messages with
-            nan or inf, and those of scipy's linear_sum_assignment, sklearn, DETR's
-            boxes and mmdet's heads. Defaults to None.
+            is known to come from NaN, in addition to NaN in the variables of the
+            functions that it came through, FloatingPointError, messages with nan or
+            inf, and those of scipy's linear_sum_assignment, sklearn, DETR's boxes and
+            mmdet's heads. Defaults to None.
         max_nan_errors (int): Iterations that may end that way without an optimizer step
             or a rollback between them; one more raises TrainingDivergedError. 0 lets
             every exception pass. Defaults to 10.

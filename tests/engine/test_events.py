@@ -46,3 +46,20 @@ def test_the_way_there_and_back():
     assert in_words(dict(event="fallback", to="float16", until=None)) == (
         "Training is back in float16."
     )
+
+
+@pytest.mark.parametrize(
+    ("skip", "normal"),
+    [
+        ("calibration", True),
+        (dict(generator="ordinary", discriminator="calibration"), True),
+        (dict(generator="ordinary", discriminator="collapse"), False),
+        ("collapse", False),
+        ("forward", False),
+        (None, False),  # of a static scale, and where nobody has looked
+    ],
+)
+def test_which_overflows_are_normal(skip, normal):
+    text = reason(dict(verdict="SCALE_OVERFLOW", skip=skip))
+    assert text.startswith("gradient overflow")
+    assert ("normal for a dynamic loss scale" in text) is normal

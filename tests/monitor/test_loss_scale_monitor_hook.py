@@ -22,6 +22,9 @@ def test_skips_are_counted(build, static):
     scales = [r.get("scale") for r in helpers.records(runner)]
     assert scales == [start if static else start / 2**i for i in range(5)]
     assert [r.get("skipped_total") for r in helpers.records(runner)] == [1, 2, 3, 4, 5]
+    # A static scale does not look for its level.
+    kinds = {line.get("skip") for line in helpers.ledger(runner, "overflow")}
+    assert kinds == {None if static else "calibration"}
     after = runner.model.parameters()
     assert all(torch.equal(a, b) for a, b in zip(before, after) if a.requires_grad)
 

@@ -10,6 +10,7 @@ from amp_hooks.report.judge.status import judge
 
 from ..made import (
     CONFIG,
+    FORWARD,
     bad,
     checkpoint,
     curve,
@@ -24,6 +25,7 @@ from ..made import (
 )
 
 START, END = start_line(), line(999, "end")
+ABORT = dict(rollbacks=3, lr_factor=0.001, limit="max_recent=3", checkpoint="c.pth")
 WARM = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=200),
     *CONFIG["param_scheduler"],
@@ -355,6 +357,47 @@ def test_what_held_and_what_the_rate_was_are_remarks():
     assert lower.remarks == [
         "x0.5 since the rollback at iteration 700: the last 299 iterations held"
     ]
+
+
+# --- what is no learning rate ---------------------------------------------------------
+def looked(iteration, kind="input", finding="NaN/Inf in the model's input: inputs."):
+    return line(iteration, "forensics", FORWARD, kind=kind, finding=finding, folder="f")
+
+
+def test_a_batch_that_was_not_finite_itself_comes_first():
+    lines = [*bad(700), batch(700, "a.jpg"), looked(700), *bad(701, 702), rollback(702)]
+    (advice,) = advice_on(run([START, *lines, END]))
+    assert advice.title == "Look at the data: what the model was given was not finite"
+    assert advice.evidence == [
+        "iteration 700: NaN/Inf in the model's input: inputs, of a.jpg"
+    ]
+    assert advice.change == "# more in f"
+    # Of one of several it is no reason for the others.
+    lines += [*bad(800, 801, 802), looked(800, "nan", "First NaN/Inf: in x")]
+    first, second = advice_on(run([START, *lines, rollback(802, 0.01), END]))
+    assert first.title == advice.title
+    assert second.title.startswith("Lower the learning rate")
+
+
+@pytest.mark.parametrize(("gap", "at_once"), [(3, True), (200, False)])
+def test_what_is_back_at_once_at_next_to_no_learning_rate(gap, at_once):
+    ends = [400, 400 + gap, 400 + 2 * gap, 400 + 3 * gap]
+    lines = [START]
+    for number, end in enumerate(ends, 1):
+        lines += bad(end - 2, end - 1, end)
+        if end != ends[-1]:
+            lines.append(rollback(end, 0.1**number, number))
+    lines.append(line(ends[-1], "abort", FORWARD, **ABORT))
+    titles = [a.title for a in advice_on(run(lines))]
+    told = "Look for the cause in data or code: the learning rate is none"
+    assert (told in titles) is at_once
+    assert any(t.startswith("Lower the learning rate") for t in titles) is not at_once
+    if at_once:
+        (advice,) = [a for a in advice_on(run(lines)) if a.title == told]
+        assert advice.evidence == [
+            "not finite again 3 and 3 iterations after rollbacks, when a learning rate "
+            "of x0.01 and x0.001 had hardly begun to rise"
+        ]
 
 
 # --- precision ------------------------------------------------------------------------

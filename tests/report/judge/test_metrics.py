@@ -107,6 +107,19 @@ def test_a_model_that_never_found_anything(values, told):
     assert page.no_advice == (NO_ADVICE if told else NOTHING_TO_CHANGE)
 
 
+def test_boxes_and_masks_are_judged_alike():
+    """MMDetection's configs have no save_best, and two mAP."""
+    names = ["coco/bbox_mAP", "coco/segm_mAP"]
+    alive, dead = dict.fromkeys(names, 0.4), {names[0]: 0.4, names[1]: 0.0}
+    assert fallen(trained(alive, alive)) is None
+    assert fallen(trained(alive, dead)).startswith("coco/segm_mAP was 0.400")
+
+
+def test_an_evaluation_that_found_nothing_is_the_last_one():
+    history = trained({"coco/bbox_mAP": 0.4}, {})
+    assert last_metric(history) == ("coco/bbox_mAP", 0.0)
+
+
 def test_save_best_comes_first():
     metrics = {"coco/bbox_mAP": 0.4, "mine/score": 0.5}
     dead = {"coco/bbox_mAP": 0.4, "mine/score": 0.0}

@@ -100,6 +100,18 @@ def test_a_start_in_another_precision_is_no_evidence(first, second, below):
     assert bad_rates(history, find(history)).below == below
 
 
+def test_between_a_jump_and_a_rollback_nobody_knows():
+    """Logged every tenth time: the last rate before is of before the jump."""
+    rates_logged = curve([0.1] * 6 + [10.0] * 94, 10, 9)
+    lines = [SUITE, *bad(61, 62, 63), rollback(63), END]
+    history = run(lines, dict(lr=rates_logged))
+    assert bad_rates(history, find(history)) is None
+    # Of those that are known, what is known.
+    lines[1:1] = bad(30)
+    known = bad_rates(*(lambda h: (h, find(h)))(run(lines, dict(lr=rates_logged))))
+    assert (known.first, known.bad) == (pytest.approx(0.1), 1)
+
+
 def test_without_a_ledger_the_scalar_tells():
     curves = {
         "loss": curve([1.0] * 30 + [float("nan")] + [1.0] * 69),

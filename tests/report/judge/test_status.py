@@ -387,6 +387,41 @@ def test_what_nan_has_raised_is_no_exception_of_something_else(
     assert judged.by_numbers is by_numbers
 
 
+@pytest.mark.parametrize(
+    ("iterations", "lost", "healthy"),
+    [((60, 76), False, 24), ((84, 100), True, None), ((85, 100), False, None)],
+)
+def test_a_scale_that_collapses_to_the_end(iterations, lost, healthy):
+    """Above 1, where a floor or few steps have kept it."""
+    row = range(*iterations)
+    lines = overflows(*row[:-1]) + overflows(row[-1], skip="collapse")
+    history = run([START, *lines, line(99, "end")], FINE)
+    judged = judge(history, found := find(history))
+    assert judged.status is (Status.LOST if lost else Status.RECOVERED)
+    if lost:
+        assert judged.reasons == [
+            "from iteration 84 to the last one, 99, every step was skipped, for its "
+            "gradients overflowed"
+        ]
+    if healthy:
+        assert found.healthy_since == healthy
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "status"),
+    [
+        ("SystemExit: 1", "FORWARD_NONFINITE", Status.LOST),
+        ("SystemExit: 1", "RAISED", Status.LOST),
+        ("SystemExit: 143", "HEALTHY", Status.HEALTHY),
+        ("KeyboardInterrupt", "FORWARD_NONFINITE", Status.HEALTHY),
+    ],
+)
+def test_who_ended_it(error, verdict, status):
+    """DETR's engine ends with sys.exit(1) where the loss is NaN."""
+    history = run([START, line(50, "abort", verdict, error=error)], FINE)
+    assert judge(history, find(history)).status is status
+
+
 def test_an_illness_that_a_kill_took_back_is_none():
     first = [START, diverged(69)]
     history = two_starts(first, [start_line(50), line(149, "end")])
