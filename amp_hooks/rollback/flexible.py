@@ -5,7 +5,20 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from mmengine.hooks import EMAHook
 from mmengine.runner import FlexibleRunner
+
+
+def cannot_be_resumed(runner: Any) -> str | None:
+    """A hook that ends a resume of FlexibleRunner, by its class.
+
+    MMEngine's EMAHook makes its averages in ``before_run``, and is given those of the
+    checkpoint before that: AttributeError.
+    """
+    if not isinstance(runner, FlexibleRunner):
+        return None
+    found = [type(hook).__name__ for hook in runner.hooks if isinstance(hook, EMAHook)]
+    return found[0] if found else None
 
 
 def ask_before_load() -> None:

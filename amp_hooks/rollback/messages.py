@@ -149,6 +149,15 @@ LR_IS_A_TENSOR = (
 )
 
 
+def ema_of_flexible(hook: str) -> str:
+    """A resume is going to fail, and the user better knows it now."""
+    return (
+        f"a run of FlexibleRunner with {hook} cannot be resumed: MMEngine gives it the "
+        "averages of the checkpoint before it has made its own, and ends with an "
+        "AttributeError. Train with Runner, or leave the hook out."
+    )
+
+
 def other_ranks(then: int, now: int) -> str:
     """The run that is resumed had another number of processes."""
     return (

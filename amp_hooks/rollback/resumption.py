@@ -17,7 +17,7 @@ from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from . import messages
 from .epoch_position import EpochPosition, sampler_of
-from .flexible import ask_before_load
+from .flexible import ask_before_load, cannot_be_resumed
 from .lr_policy import all_param_groups, all_schedulers
 from .resume import choose_resume
 from .storable import ReadableParts
@@ -79,6 +79,8 @@ class Resumption:
         fresh = getattr(sampler, "seed", None) == self._own_seed
         self._position.begin(loop, resumed, runner.seed if fresh else None)
         if not resumed:
+            if (hook := cannot_be_resumed(runner)) is not None:
+                warn(messages.ema_of_flexible(hook))
             return
         path = str(private.load_from(runner))
         about = dict(rollbacks=rollbacks, lr_factor=lr_factor, checkpoint=path)

@@ -116,3 +116,14 @@ def test_ddp_on_two_ranks(tmp_path):
     assert [e["target_iter"] for e in lines if e["event"] == "rollback"] == [10]
     (resumed,) = [e for e in helpers.read_ledger(second) if e["event"] == "resume"]
     assert resumed["rollbacks"] == 1
+
+
+def test_averages_that_cannot_be_resumed_are_told_at_the_start(tmp_path, capsys):
+    """Stock fails alike, but days later."""
+    average = dict(type="EMAHook", priority=49)
+    build(tmp_path, average, iters=25, every=20).train()
+    assert "a run of FlexibleRunner with EMAHook cannot be resumed" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(AttributeError, match="ema_model"):
+        build(tmp_path, average, resume=True).train()
