@@ -19,7 +19,7 @@ from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from .blame import excuse, undecided
 from .highest_rate import HighestRate, largest_lr
-from .main_metric import alike, main_metric, save_best_of
+from .main_metric import main_metric, save_best_of
 from .onset import Lifts
 from .rise_look import RiseLook
 from .run_health import RunHealth
@@ -173,8 +173,9 @@ class HealthHook(AmpHook):
             return
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         best = [each for hook in hooks for each in save_best_of(hook)]
-        asked = filter(None, (main_metric(metrics, [each]) for each in best))
-        for name, larger in (dict(asked) or alike(metrics)).items():
+        found = main_metric(metrics, best)
+        if found is not None:
+            name, larger = found
             self.health.metric(runner.iter, name, float(metrics[name]), larger)
 
     def state(self) -> dict[str, Any]:
