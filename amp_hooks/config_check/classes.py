@@ -10,9 +10,14 @@ from ..engine.config_values import dig
 from ..engine.finding import Finding, source
 from .facts import Facts, whole_number
 
-# Whose classes need not be those of the data set: an object or none, things and stuff,
-# mmsegmentation's with edges as classes, or the background apart.
-_OTHERS = ("rpn_head", "semantic_head", "decode_head", "auxiliary_head")
+# Whose classes are those of the data set. Those of others are attributes, identities,
+# keypoints, things and stuff, an object or none.
+_HEADS = (
+    *("bbox_head", "mask_head", "panoptic_head", "panoptic_fusion_head"),
+    *("query_head", "track_head", "point_head", "mask_iou_head"),
+)
+_PARTS = ("head_module", "loss_cls")  # of mmyolo's heads; a loss that knows the classes
+_AROUND = ("detector", "roi_head")
 _THINGS, _STUFF = "num_things_classes", "num_stuff_classes"  # of MaskFormer's kind
 _BOTH = f"{_THINGS} + {_STUFF}"
 _LOADERS = dict(
@@ -136,15 +141,16 @@ def _heads(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], 
     # Of class-agnostic masks there is one.
     if not isinstance(tree, Mapping) or tree.get("class_agnostic"):
         return
-    if any("head" in key.split("_") for key in path):
+    within = any(key in _HEADS for key in path)
+    if within:
         n, things = map(whole_number, (tree.get("num_classes"), tree.get(_THINGS)))
         if n is not None:
             yield (*path, "num_classes"), n
         if things is not None:
             yield (*path, _BOTH), things + (whole_number(tree.get(_STUFF)) or 0)
-    for key, part in tree.items():
-        if key not in _OTHERS:
-            yield from _heads(part, (*path, str(key)))
+    for key in _PARTS if within else (*_AROUND, *_HEADS):
+        if key in tree:
+            yield from _heads(tree[key], (*path, key))
 
 
 def _set(tree: dict[str, Any], path: tuple[str, ...], wanted: int, head: Any) -> None:

@@ -18,6 +18,8 @@ from .classes import number_of_classes
 from .facts import MIXED, Facts, HookFacts, WrapperFacts, number, whole_number
 from .learning_rate import named_batch
 
+# Methods of a data set that may change its classes.
+_SETS_CLASSES = {"__init__", "load_data_list", "full_init", "metainfo"}
 # Of Runner.register_default_hooks, in its order.
 _DEFAULT_HOOKS = {
     "runtime_info": "RuntimeInfoHook",
@@ -145,11 +147,19 @@ def _hook(hook: Mapping[str, Any]) -> Iterator[HookFacts]:
 
 
 def _classes_of(scope: Any, kind: Any) -> int | None:
-    """How many a data set has where its config names none."""
+    """How many a data set has where its config names none.
+
+    None of one that may set them by itself, as it reads its annotations.
+    """
     scoped = f"{scope}.{kind}" if scope and isinstance(kind, str) else kind
     cls = _class_of(DATASETS, scoped) or _class_of(DATASETS, kind)
-    known = dig(getattr(cls, "METAINFO", None), "classes")
-    return len(known) if isinstance(known, (list, tuple)) else None
+    for one in cls.__mro__ if cls else ():
+        if "METAINFO" in vars(one):
+            known = dig(vars(one)["METAINFO"], "classes")
+            return len(known) if isinstance(known, (list, tuple)) else None
+        if _SETS_CLASSES.intersection(vars(one)):
+            return None
+    return None
 
 
 def _class_of(registry: Registry, kind: Any) -> type | None:
@@ -158,6 +168,6 @@ def _class_of(registry: Registry, kind: Any) -> type | None:
         return kind
     try:
         found = registry.get(str(kind))
-    except Exception:  # a name with dots is imported, which may end in anything
+    except (Exception, SystemExit):  # a name is imported, which may end in anything
         return None
     return found if isinstance(found, type) else None

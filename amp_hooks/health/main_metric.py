@@ -34,20 +34,17 @@ def main_metric(
         if _is_number(metrics.get(name)):
             less = rule == "less" if rule else _LESS in name.lower()
             return name, not less
-    return next(iter(alike(metrics).items()), None)
-
-
-def alike(metrics: Mapping[str, Any]) -> dict[str, bool]:
-    """All metrics of the first known kind: of boxes and of masks, both ``mAP``."""
     for known in _KNOWN:
-        found = [
-            name
-            for name, value in metrics.items()
-            if isinstance(name, str) and known.search(name) and _is_number(value)
-        ]
-        if found:
-            return dict.fromkeys(found, True)
-    return {}
+        for name, value in metrics.items():
+            named = isinstance(name, str) and known.search(name)
+            if named and _is_number(value):
+                return name, True
+    return None
+
+
+def of_masks(name: str) -> str:
+    """The metric that CocoMetric gives for masks beside one for boxes."""
+    return re.sub("bbox_mAP$", "segm_mAP", name)
 
 
 def save_best_of(hook: Any) -> list[tuple[str, str | None]]:

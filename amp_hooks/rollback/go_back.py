@@ -191,7 +191,10 @@ class GoBack:
                 lr_factor=self._lr.total,
                 limit=limit,
                 checkpoint=checkpoint,
-                at_once=returned_at_once(before, now),
+                at_once=verdict in (Verdict.FORWARD_NONFINITE, Verdict.RAISED)
+                and returned_at_once(
+                    before, now, self._lr.total, self._lr.warmup_iters
+                ),
             )
         )
 

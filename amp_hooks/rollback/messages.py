@@ -88,7 +88,7 @@ def diverged(
         remedy = (
             "It was bad again at once after each, at a learning rate next to nothing, "
             "so another one is no cure: look at the data and at the code of the model. "
-            "What ForensicsHook found is in stability.jsonl and in the folder faults."
+            "What ForensicsHook has found, where it is attached, is in stability.jsonl."
         )
     tried = f"{count(rollbacks, 'rollback')}, {attempts or 'none'}"
     return (

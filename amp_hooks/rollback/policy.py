@@ -10,20 +10,28 @@ PATIENCE = 3  # bad iterations in a row: one bad batch is data, two are bad luck
 WINDOW, SHARE = 20, 0.35
 LR_FACTOR = 0.1  # what dlib takes when training diverges
 WARMUP_ITERS = 100  # after a rollback
-AT_ONCE = 10  # iterations after one, at a learning rate that has hardly begun to rise
+AT_ONCE = 10  # iterations after one
+NEXT_TO_NOTHING = 1e-3  # of a learning rate
 
 
-def returned_at_once(rollbacks: Sequence[int], end: int) -> bool:
+def returned_at_once(
+    rollbacks: Sequence[int], end: int, lr_factor: float, warmup_iters: float
+) -> bool:
     """Whether what was bad was bad again soon after each of the last two rollbacks.
 
-    So soon the learning rate is next to nothing, and is not what makes it bad.
+    So soon a lowered learning rate is next to nothing, and is not what makes it bad.
 
     Args:
         rollbacks: Their iterations, rising.
         end: Where the run was given up, or its last iteration.
+        lr_factor: Learning rate over the schedule's, after the last one's warm-up.
+        warmup_iters: Length of that.
     """
     last = [*rollbacks, end][-3:]
-    return len(last) == 3 and all(b - a <= AT_ONCE for a, b in zip(last, last[1:]))
+    if len(last) < 3 or any(b - a > AT_ONCE for a, b in zip(last, last[1:])):
+        return False
+    risen = min(1.0, (last[2] - last[1]) / warmup_iters) if warmup_iters else 1.0
+    return lr_factor * risen <= NEXT_TO_NOTHING
 
 
 class BadStreak:

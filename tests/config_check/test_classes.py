@@ -56,6 +56,13 @@ def mask2former(things, stuff):
             "model.roi_head.point_head.num_classes=80",
         ),
         (dict(auxiliary_head=dict(num_classes=2)), coco("a", "b", "c"), None),
+        (dict(roi_head=dict(attr_head=dict(num_classes=400))), coco("a"), None),
+        (dict(teacher=head(365)), coco("a"), None),
+        (
+            dict(bbox_head=dict(num_classes=1, loss_cls=dict(num_classes=1203))),
+            coco("a"),
+            "model.bbox_head.loss_cls.num_classes=1203",
+        ),
         (
             dict(roi_head=dict(bbox_head=[dict(num_classes=n) for n in (3, 80)])),
             coco("a", "b", "c"),

@@ -286,6 +286,16 @@ def test_classes_of_a_data_set_of_ones_own(tmp_path, monkeypatch, heads, told):
         assert "the data set to train on has 2 classes" in finding.what
 
 
+def test_classes_that_a_data_set_reads_itself(tmp_path, monkeypatch):
+    """Those that it inherits are not its own."""
+    text = (
+        "from mmdet.registry import DATASETS\nfrom mmdet.datasets import CocoDataset\n"
+        "@DATASETS.register_module()\nclass OwnData(CocoDataset):\n"
+        "    def load_data_list(self):\n        self._metainfo['classes'] = ('a',)\n"
+    )
+    assert of_own_classes(tmp_path, monkeypatch, text, 1) == []
+
+
 def test_a_hook_of_ones_own_may_warm_up(tmp_path):
     """As mmyolo's YOLOv5ParamSchedulerHook, which writes the rates itself."""
     path = tmp_path / "config.py"

@@ -11,11 +11,11 @@ import numpy as np
 from ...clamp.trigger import TRIGGER
 from ...engine.words import count, first_names
 from ...monitor.skips import PATIENCE as COLLAPSE_SKIPS
-from ...rollback.policy import WINDOW
+from ...rollback.policy import WARMUP_ITERS, WINDOW
 from ..read.curves import Curve
 from ..read.history import RunHistory
 from .change import Advice
-from .incidents import Incidents, any_within
+from .incidents import Incidents, any_within, diverged
 from .recipe import Recipe, has_hook, remedy
 
 # An order of magnitude: a smaller spike is within what batches differ by.
@@ -23,6 +23,7 @@ _SPIKE = 10.0
 # What is logged is the worst of ten iterations or a mean; twice its median lets a
 # healthy step pass.
 _CLIP_AT = 2.0
+_SOON = 5 * WARMUP_ITERS  # after a precision was left: what it did not help against
 
 
 def clip(run: RunHistory, found: Incidents, recipe: Recipe) -> Iterator[Advice]:
@@ -192,13 +193,17 @@ def _fell_for_nan(found: Incidents, at: int) -> bool:
 
 
 def _in_vain(run: RunHistory) -> dict[str, int]:
-    """Precisions that FP16 was left for, with the first rollback that came in each."""
+    """Precisions that FP16 was left for, with the rollback that came soon in each.
+
+    Of what was not finite: what diverges does so in any precision.
+    """
     lines = run.having("fallback", lost=False)
     ends = [*(h.iter for h in lines[1:]), math.inf]
     found: dict[str, int] = {}
     for h, end in zip(lines, ends):
         for rollback in run.having("rollback", lost=False):
-            if "reason" in h.line and h.iter < rollback.iter <= end:
+            soon = h.iter < rollback.iter <= min(end, h.iter + _SOON)
+            if "reason" in h.line and soon and not diverged(rollback):
                 found.setdefault(str(h.line.get("to")), rollback.iter)
     return found
 

@@ -9,17 +9,19 @@ from typing import Any
 from ...clamp.trigger import TRIGGER
 from ...config_check.warmup import USUAL_WARMUP, remedy_warmup
 from ...data.boxes import FLAWS
+from ...engine.verdict import Verdict
 from ...engine.words import count, first_names
-from ...rollback.policy import LR_FACTOR, PATIENCE, returned_at_once
+from ...rollback.policy import LR_FACTOR, PATIENCE, WARMUP_ITERS, returned_at_once
 from ..read.history import Happening, RunHistory
 from .causes import Causes
 from .change import Advice
 from .divergence import Divergence
 from .incidents import Incidents
-from .recipe import Recipe, has_hook, remedy
+from .recipe import Recipe, argument_of, has_hook, remedy
 from .status import Judgement, Status
 
 _SHOWN = 5  # pieces of evidence of one kind
+_OF_FORWARD = (Verdict.FORWARD_NONFINITE.value, Verdict.RAISED.value)
 
 
 def inputs(run: RunHistory) -> Iterator[Advice]:
@@ -65,6 +67,16 @@ def no_rate(run: RunHistory, found: Incidents) -> Iterator[Advice]:
         evidence,
         [f"iteration {h.iter}: {_finding(h)}" for h in run.having("forensics")[:1]],
     )
+
+
+def _back_at_once(run: RunHistory, found: Incidents) -> bool:
+    lines = run.having("rollback", lost=False)
+    forward = [h.line.get("verdict") in _OF_FORWARD for h in lines[-2:]]
+    if not lines or not all(forward):
+        return False
+    factor = lines[-1].number("lr_factor", 1.0)
+    again = argument_of(run, "RollbackHook", "warmup_iters", WARMUP_ITERS)
+    return returned_at_once([h.iter for h in lines], found.last, factor, again)
 
 
 def _after(rollbacks: list[int], last: int) -> list[str]:
@@ -143,11 +155,7 @@ def lower_lr(
     """A learning rate that held, or a step below the one that did not."""
     evidence: list[str] = []
     remarks: list[str] = []
-    if (
-        judged.by_numbers
-        and not found.divergences
-        and returned_at_once([*map(int, found.rollbacks)], found.last)
-    ):
+    if judged.by_numbers and not found.divergences and _back_at_once(run, found):
         yield from no_rate(run, found)
         return
     changed = run.having("rollback", "recover", lost=False)

@@ -23,9 +23,11 @@ def advise(
     lost = judged.status is Status.LOST
     advice = [*(cure if lost else []), *inputs(run)]
     advice += images(run, found, causes, recipe)
-    looked = run.having("forensics", lost=False)
-    of_data = bool(looked) and len(of_the_input(run)) == len(looked)
-    if found.divergences or not (causes.all_by_images or of_data):
+    of_data = {h.iter for h in of_the_input(run)}
+    all_of_data = bool(found.streaks) and all(
+        any(first <= i <= last for i in of_data) for first, last in found.streaks
+    )
+    if found.divergences or not (causes.all_by_images or all_of_data):
         advice += lower_lr(run, found, causes, recipe, judged)
         advice += warm_up(run, found, causes, recipe)
         advice += [] if lost else cure

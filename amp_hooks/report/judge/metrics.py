@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ...engine.config_values import dig
+from ...engine.config_values import dig, items_of
 from ...engine.words import count
-from ...health.main_metric import alike, main_metric, save_best_of
+from ...health.main_metric import main_metric, of_masks, save_best_of
 from ...health.metric import Metrics
 from ..read.history import RunHistory
 
@@ -36,9 +36,15 @@ def _metrics_of(run: RunHistory) -> Iterator[tuple[str, list[tuple[int, float]],
     best = save_best_of(dig(run.config, "default_hooks", "checkpoint") or {})
     asked = dict(filter(None, (main_metric(known, [one]) for one in best)))
     if not any(asked.values()):  # where less is better only NaN says that it is dead
-        asked.update(alike(known))
+        asked.update(filter(None, [main_metric(known)]))
+        masks = {of_masks(name) for name in asked} & set(known) - set(asked)
+        asked.update(dict.fromkeys(masks, True))
     for name, larger in asked.items():
-        having = [v for v in run.validations if larger or name in v.metrics]
+        having = [
+            v
+            for v in run.validations
+            if name in v.metrics or (larger and not set(v.metrics) - _TIMES)
+        ]
         yield name, [(v.iter, v.metrics.get(name, 0.0)) for v in having], larger
 
 
@@ -59,12 +65,21 @@ def never_alive(run: RunHistory) -> str | None:
     if len(of_each) < _A_FEW:
         return None
     text = count(len(of_each), "evaluation")
-    if not any(of_each):  # so mmdet tells that there is no box
+    if not any(of_each) and _measures(run):  # so mmdet tells that there is no box
         return f"none of {text} found anything"
     for name, values, larger in _metrics_of(run):
-        if larger and not any(value > 0 for _, value in values):
+        alive = [value for _, value in values if value != 0 and not math.isnan(value)]
+        if larger and not alive:
             return f"{name} was {values[-1][1]:.3g} in all of {text}"
     return None
+
+
+def _measures(run: RunHistory) -> bool:
+    """Whether the evaluator is one that gives numbers."""
+    evaluators = items_of(run.config.get("val_evaluator"))
+    names = [str(evaluator.get("type")) for evaluator in evaluators]
+    dumps = any(evaluator.get("format_only") for evaluator in evaluators)
+    return any(name.endswith("Metric") for name in names) and not dumps
 
 
 def _fallen(name: str, values: list[tuple[int, float]], larger: bool) -> str | None:

@@ -97,10 +97,13 @@ def last_abort(run: RunHistory) -> Line | None:
 def stopped_by_hand(abort: Line) -> bool:
     """Whether somebody ended training, and nothing in it did.
 
-    With ``sys.exit(1)`` somebody's code ends it where the loss is NaN, too.
+    With ``sys.exit(1)`` somebody's code ends it where the loss is NaN, too. A scheduler
+    ends it with 128 and more, the number of the signal.
     """
-    kind = str(abort.get("error", "")).split(":")[0]
-    at_nan = kind == "SystemExit" and abort.get("verdict") in _BAD
+    kind, _, text = str(abort.get("error", "")).partition(":")
+    number = text.strip()
+    own = bool(number) and not (number.isdigit() and not 0 < int(number) < 128)
+    at_nan = kind == "SystemExit" and own and abort.get("verdict") in _BAD
     return kind in _BY_HAND and not at_nan
 
 
@@ -134,7 +137,8 @@ def _ends_bad(found: Incidents) -> str | None:
             f"least one of the {found.mean_over} iterations that it is the mean of was "
             "not, and no checkpoint tells more"
         )
-    if (skipped := found.skipped_at_the_end) >= COLLAPSE_SKIPS:
+    skipped = found.skipped_at_the_end
+    if COLLAPSE_SKIPS <= skipped <= found.last - found.first:  # else in calibration
         return (
             f"from iteration {found.last - skipped + 1} to the last one, {found.last}, "
             "every step was skipped, for its gradients overflowed"

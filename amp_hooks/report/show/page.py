@@ -159,7 +159,12 @@ def verdict_sentence(
         return _join(f"Healthy: {what}, nothing lost.", *passing, end, nothing)
     if judged.status is Status.RECOVERED:
         what = f"Recovered: {'; '.join(judged.reasons)}. "
-        what += f"The last {count(found.healthy_since, 'iteration')} were healthy."
+        n = found.healthy_since
+        what += (
+            f"The last {count(n, 'iteration')} were healthy."
+            if n
+            else "The last iteration is one of them."
+        )
     else:
         what = f"Lost: {'; '.join(judged.reasons)}."
     passing = _no_harm(run), _watched(run), _failed(run), _never_alive(run)

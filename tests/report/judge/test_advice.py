@@ -373,20 +373,32 @@ def test_a_batch_that_was_not_finite_itself_comes_first():
     ]
     assert advice.change == "# more in f"
     # Of one of several it is no reason for the others.
-    lines += [*bad(800, 801, 802), looked(800, "nan", "First NaN/Inf: in x")]
-    first, second = advice_on(run([START, *lines, rollback(802, 0.01), END]))
-    assert first.title == advice.title
-    assert second.title.startswith("Lower the learning rate")
+    # Nor where nobody has looked into the others.
+    for more in ([looked(800, "nan", "First NaN/Inf: in x")], []):
+        other = [*bad(800, 801, 802), *more, rollback(802, 0.01)]
+        first, second = advice_on(run([START, *lines, *other, END]))
+        assert first.title == advice.title
+        assert second.title.startswith("Lower the learning rate")
 
 
-@pytest.mark.parametrize(("gap", "at_once"), [(3, True), (200, False)])
-def test_what_is_back_at_once_at_next_to_no_learning_rate(gap, at_once):
+@pytest.mark.parametrize(
+    ("gap", "factor", "warmup", "at_once"),
+    [
+        (3, 0.1, 100, True),
+        (200, 0.1, 100, False),  # the learning rate had risen
+        (3, 0.5, 0, False),  # it was there at once
+        (3, 0.5, 100, False),
+    ],
+)
+def test_what_is_back_at_once_at_next_to_no_learning_rate(gap, factor, warmup, at_once):
     ends = [400, 400 + gap, 400 + 2 * gap, 400 + 3 * gap]
-    lines = [START]
+    start = start_line(hooks=["RollbackHook"])
+    start["hooks"]["RollbackHook"] = dict(warmup_iters=warmup)
+    lines = [start]
     for number, end in enumerate(ends, 1):
         lines += bad(end - 2, end - 1, end)
         if end != ends[-1]:
-            lines.append(rollback(end, 0.1**number, number))
+            lines.append(rollback(end, factor**number, number))
     lines.append(line(ends[-1], "abort", FORWARD, **ABORT))
     titles = [a.title for a in advice_on(run(lines))]
     told = "Look for the cause in data or code: the learning rate is none"
@@ -474,6 +486,17 @@ def test_a_precision_that_was_tried_in_vain_is_not_advised(to, later, title):
     if title and title.endswith("help"):
         assert of_precision[0].title == title
         assert "a rollback in BF16 as well, iteration 900" in of_precision[0].evidence
+
+
+@pytest.mark.parametrize(
+    "later", [rollback(900, verdict="DIVERGED"), rollback(701 + 600)]
+)
+def test_what_a_precision_cannot_help_against(later):
+    """A divergence, and what came long after it was left for."""
+    left = line(701, "fallback", to="bfloat16", reason="2 rollbacks", until=None)
+    lines = [*LATE[:-1], left, later, line(1999, "end")]
+    given = advice_on(run(lines, logits(50000.0, 0.4)))
+    assert [a.title.startswith("Train in BF16") for a in given][-1]
 
 
 def test_forward_passes_are_not_finite_because_of_no_loss_scale():

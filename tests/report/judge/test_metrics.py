@@ -16,8 +16,8 @@ FINE = dict(loss=curve([1.0] * 10))
 NAN = float("nan")
 
 
-def trained(*metrics, save_best=None, **hook):
-    config = dict(CONFIG)
+def trained(*metrics, save_best=None, evaluator=None, **hook):
+    config = dict(CONFIG, val_evaluator=evaluator)
     if save_best is not None:
         checkpoint = dict(type="CheckpointHook", save_best=save_best, **hook)
         config["default_hooks"] = dict(checkpoint=checkpoint)
@@ -98,13 +98,38 @@ def test_what_a_segmenter_that_died_still_has(values, lost):
 def test_a_model_that_never_found_anything(values, told):
     """Every number is healthy, and nothing comes of it."""
     history = trained(
-        *({} if v is None else {"coco/bbox_mAP": v, "data_time": 0.1} for v in values)
+        *({} if v is None else {"coco/bbox_mAP": v, "data_time": 0.1} for v in values),
+        evaluator=dict(type="CocoMetric"),
     )
     page = make_page(history)
     assert page.judged.status is Status.HEALTHY
     assert told in page.sentence
     assert (NOTHING_TO_CHANGE in page.sentence) is (not told)
     assert page.no_advice == (NO_ADVICE if told else NOTHING_TO_CHANGE)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "more"),
+    [
+        ([{}] * 3, dict(evaluator=dict(type="DumpDetResults"))),
+        ([{}] * 3, dict(evaluator=dict(type="CocoMetric", format_only=True))),
+        ([{}] * 3, {}),
+        (
+            [{"neg_mpjpe": -90.0 + 20 * i} for i in range(3)],
+            dict(save_best="neg_mpjpe", rule="greater"),
+        ),
+    ],
+)
+def test_where_that_is_not_known(metrics, more):
+    assert make_page(trained(*metrics, **more)).no_advice == NOTHING_TO_CHANGE
+
+
+def test_what_is_not_evaluated_any_more_is_not_dead():
+    """Masks are left out at a resume; and of many classes one is rare."""
+    names = ["coco/bbox_mAP", "coco/segm_mAP"]
+    assert fallen(trained(dict.fromkeys(names, 0.4), {names[0]: 0.4})) is None
+    rare = dict(pedestrian_AP=0.6, wheelchair_AP=0.1)
+    assert fallen(trained(rare, dict(rare, wheelchair_AP=0.0))) is None
 
 
 def test_boxes_and_masks_are_judged_alike():

@@ -389,7 +389,12 @@ def test_what_nan_has_raised_is_no_exception_of_something_else(
 
 @pytest.mark.parametrize(
     ("iterations", "lost", "healthy"),
-    [((60, 76), False, 24), ((84, 100), True, None), ((85, 100), False, None)],
+    [
+        ((60, 76), False, 24),
+        ((84, 100), True, None),
+        ((85, 100), False, 0),
+        ((0, 100), False, 0),  # killed while it was calibrated
+    ],
 )
 def test_a_scale_that_collapses_to_the_end(iterations, lost, healthy):
     """Above 1, where a floor or few steps have kept it."""
@@ -403,7 +408,7 @@ def test_a_scale_that_collapses_to_the_end(iterations, lost, healthy):
             "from iteration 84 to the last one, 99, every step was skipped, for its "
             "gradients overflowed"
         ]
-    if healthy:
+    if healthy is not None:
         assert found.healthy_since == healthy
 
 
@@ -413,6 +418,10 @@ def test_a_scale_that_collapses_to_the_end(iterations, lost, healthy):
         ("SystemExit: 1", "FORWARD_NONFINITE", Status.LOST),
         ("SystemExit: 1", "RAISED", Status.LOST),
         ("SystemExit: 143", "HEALTHY", Status.HEALTHY),
+        ("SystemExit: 143", "FORWARD_NONFINITE", Status.HEALTHY),
+        ("SystemExit: 0", "FORWARD_NONFINITE", Status.HEALTHY),
+        ("SystemExit", "FORWARD_NONFINITE", Status.HEALTHY),
+        ("SystemExit: Loss is NaN", "FORWARD_NONFINITE", Status.LOST),
         ("KeyboardInterrupt", "FORWARD_NONFINITE", Status.HEALTHY),
     ],
 )
