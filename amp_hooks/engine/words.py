@@ -79,15 +79,15 @@ def number(value: Any) -> str:
 def is_ordinary(line: Line) -> bool:
     """Whether a step was skipped for no more than a loss scale that finds its level."""
     skip = line.get("skip")
-    kinds = set(skip.values()) if isinstance(skip, dict) else {skip}
-    return kinds <= {"calibration", "ordinary"}
+    kinds = {*skip.values()} if isinstance(skip, dict) else {skip}
+    of_scale = line.get("verdict") == "SCALE_OVERFLOW"  # an old ledger calls NaN so
+    return of_scale and kinds <= {"calibration", "ordinary"}
 
 
 def reason(line: Line) -> str:
     """The verdict of a line in plain words, with where, as far as it is known."""
     text = in_plain_words(str(line.get("verdict")))
-    if is_ordinary(line):
-        text += " (normal for a dynamic loss scale)"
+    text += " (normal for a dynamic loss scale)" * is_ordinary(line)
     for key, what in _WHERE.items():
         if where := line.get(key):
             text += f"; {what} {names_in(where)}"

@@ -63,3 +63,5 @@ def test_which_overflows_are_normal(skip, normal):
     text = reason(dict(verdict="SCALE_OVERFLOW", skip=skip))
     assert text.startswith("gradient overflow")
     assert ("normal for a dynamic loss scale" in text) is normal
+    text = reason(dict(verdict="FORWARD_NONFINITE", skip=skip))
+    assert text == "the forward pass was not finite"

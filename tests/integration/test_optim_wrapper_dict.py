@@ -107,7 +107,7 @@ def test_each_optimizer_is_described_and_collapses_under_its_name(build):
         assert f"optimizer {name}: CpuAmpOptimWrapper, SGD, dtype torch.float16" in log
         assert log.count(f"the loss scale of optimizer {name} has collapsed") == 1
     assert helpers.ledger(runner, "overflow")[-1]["skip"] == dict(
-        body="collapse", head="collapse"
+        body="forward", head="forward"
     )
 
 
