@@ -12,6 +12,7 @@ from typing import Any
 from . import torch_api
 
 _ENUMS: set[str] = set()  # allowed so far
+_ALLOWED: dict[str, Any] = {}  # these and all others, by name
 
 
 def read_safely(file: Any, **options: Any) -> Any:
@@ -26,12 +27,17 @@ def read_safely(file: Any, **options: Any) -> Any:
         file: A path, or a file that can be read again.
         options: Of ``torch.load``.
     """
+    again = False
     while True:
         try:
             return torch_api.load_weights_only(file, **options)
         except pickle.UnpicklingError as e:
             refused = refused_global(e)
-            if refused is None or refused in _ENUMS or not allow_enum(refused):
+            if refused in _ALLOWED and not again:
+                # Before torch 2.6 ``safe_globals`` forbids them to all as it ends.
+                again = True
+                torch_api.add_safe_globals(_ALLOWED)
+            elif refused is None or refused in _ALLOWED or not allow_enum(refused):
                 raise
         if hasattr(file, "seek"):
             file.seek(0)
@@ -83,4 +89,6 @@ def allow_under_names(allowed: Iterable[Any]) -> None:
     """Let every load in this process accept them."""
     # onedl-mmengine allows some of these for each load and then takes them away from
     # the whole process, unless they are there as pairs.
-    torch_api.add_safe_globals({f"{f.__module__}.{f.__name__}": f for f in allowed})
+    known = {f"{f.__module__}.{f.__name__}": f for f in allowed}
+    _ALLOWED.update(known)
+    torch_api.add_safe_globals(known)

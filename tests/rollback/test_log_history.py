@@ -57,6 +57,9 @@ class ReadFiles(small.Hook):
     def __init__(self):
         self.histories = {}
 
+    def after_train(self, runner):
+        self.after_train_iter(runner)  # on a busy machine it is not there before
+
     def after_train_iter(self, runner, *args, **kwargs):
         for path in Path(runner.work_dir, "rollback").glob("iter_*.pth"):
             iteration = int(path.stem.split("_")[1])
