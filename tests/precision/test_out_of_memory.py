@@ -26,7 +26,7 @@ class NoRoomForFloats(small.Small):
         return super().losses(features, logits, y)
 
     def in_fp32(self, features, logits):
-        return not torch.is_autocast_enabled("cpu")
+        return not torch_api.is_autocast_enabled("cpu")
 
 
 class NoRoomForFloatLogits(NoRoomForFloats):

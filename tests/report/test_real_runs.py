@@ -156,10 +156,9 @@ def call(*args, status, **env):
 
 
 def test_as_a_program_on_a_terminal_that_knows_ascii_only(work_dirs):
-    # What an older torch warns of is not ours.
-    page = ["-W", "ignore", "-m", "amp_hooks.report", work_dirs("lost")]
+    page = ["-m", "amp_hooks.report", work_dirs("lost")]
     done = call(*page, status=2, PYTHONIOENCODING="ascii")
-    assert done.stderr == b""
+    assert b"Error" not in done.stderr  # an older torch warns of its own
     assert b"Lost: " in done.stdout
     assert b"within +-100" in done.stdout
     assert b"\033" not in done.stdout  # no colour into a pipe

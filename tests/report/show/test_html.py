@@ -25,7 +25,7 @@ from ..made import (
 from .test_pages import drawn_in, parse, svgs_of
 
 # matplotlib 3.7 and 3.9 label others of the powers, 3.11 these.
-NEW_TICKS = tuple(map(int, matplotlib.__version__.split(".")[:2])) >= (3, 10)
+NEW_TICKS = tuple(map(int, matplotlib.__version__.split(".")[:2])) >= (3, 11)
 BEGAN, ENDED = "2026-03-01T10:00:00+00:00", "2026-03-01T12:30:00+00:00"
 
 
