@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..read.history import RunHistory
 from .advice_overflow import clamp, clip, leave_fp16
 from .advice_training import attach, images, inputs, lower_lr, of_the_input, warm_up
-from .causes import Causes
+from .causes import Causes, explained
 from .change import Advice, written
 from .incidents import Incidents
 from .recipe import read_recipe
@@ -23,11 +23,8 @@ def advise(
     lost = judged.status is Status.LOST
     advice = [*(cure if lost else []), *inputs(run)]
     advice += images(run, found, causes, recipe)
-    of_data = {h.iter for h in of_the_input(run)}
-    all_of_data = bool(found.streaks) and all(
-        any(first <= i <= last for i in of_data) for first, last in found.streaks
-    )
-    if found.divergences or not (causes.all_by_images or all_of_data):
+    of_data = explained(found, (h.iter for h in of_the_input(run)))
+    if found.divergences or not (causes.all_by_images or of_data):
         advice += lower_lr(run, found, causes, recipe, judged)
         advice += warm_up(run, found, causes, recipe)
         advice += [] if lost else cure

@@ -95,7 +95,7 @@ def find_causes(run: RunHistory, found: Incidents) -> Causes:
     images, back = _images(run, batches)
     return Causes(
         images=images,
-        all_by_images=_explained(found, images),
+        all_by_images=explained(found, (i for iters in images.values() for i in iters)),
         images_back=back,
         images_seen=len({i for h in batches for i in h.names("images")}),
         layers=list(_layers(run)),
@@ -139,8 +139,9 @@ def _images(
     return dict(sorted(images.items(), key=lambda item: -len(item[1]))), len(back)
 
 
-def _explained(found: Incidents, images: dict[str, list[int]]) -> bool:
-    accused = np.unique([i for iters in images.values() for i in iters])
+def explained(found: Incidents, iterations: Iterable[int]) -> bool:
+    """Whether one of these iterations lies in each streak of bad ones."""
+    accused = np.unique([*iterations])
     streaks = np.array(found.streaks).reshape(-1, 2)
     if not len(accused) or not len(streaks):
         return False

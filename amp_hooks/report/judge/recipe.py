@@ -162,8 +162,8 @@ def _entries(run: RunHistory) -> dict[str, dict[str, Any]]:
     suite = (run.start_line or {}).get("suite")
     if not isinstance(suite, dict):
         return active
-    beside = {k: v for k, v in active.items() if k not in MEMBERS.values()}
-    beside = {k: v for k, v in beside.items() if "." not in k}
+    members = MEMBERS.values()
+    beside = {k: v for k, v in active.items() if not (k in members or "." in k)}
     return dict(beside, StabilityHook=suite)
 
 
