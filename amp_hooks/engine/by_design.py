@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import private
 from .messages import warn
-from .tensors import nonfinite_names
+from .tensors import is_bound, nonfinite_names
 from .words import first_names
 
 _PREFIX = re.compile(r"(model|buffers|ema\[\d+\]\.module)\.")
@@ -61,10 +61,15 @@ class ByDesign:
         return sorted(self.names & (self._parameters | self._statistics))
 
     def masks(self, name: str, tensor: Tensor) -> bool:
-        """Whether it is a buffer that masks a part with -inf, as it may at any time."""
+        """Whether it is infinite as it may be at any time.
+
+        So are a buffer that masks a part with -inf and an optimizer's bound.
+        """
         prefix = _PREFIX.match(name)
-        bare = name[prefix.end() :] if prefix else ""
-        if not bare or bare in self._parameters or bare in self._statistics:
+        if prefix is None:
+            return is_bound(tensor)
+        bare = name[prefix.end() :]
+        if bare in self._parameters or bare in self._statistics:
             return False
         return not bool(tensor.isnan().any() or tensor.isposinf().any())
 

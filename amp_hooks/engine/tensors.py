@@ -60,6 +60,14 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     return found[:limit]
 
 
+def is_bound(t: Tensor) -> bool:
+    """Whether every value is infinite: a limit, or the smallest of none so far.
+
+    Some optimizers keep such beside what they average, which overflows value by value.
+    """
+    return bool(t.isinf().all())
+
+
 def peak_of(t: Tensor) -> Tensor:
     """Largest magnitude of a floating-point tensor with values, 0-d float32.
 

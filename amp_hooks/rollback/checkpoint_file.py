@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.safe_read import read_safely, refused_global
-from ..engine.tensors import nonfinite_names
+from ..engine.tensors import is_bound, named_tensors, nonfinite_names
 from ..engine.words import first_names
 
 # What must be finite in a checkpoint. The log history beside it may well hold NaN.
@@ -67,13 +67,18 @@ def nonfinite_in(
     own = _by_design(checkpoint)
     learned = {key: checkpoint[key] for key in LEARNED_KEYS if key in checkpoint}
     names = nonfinite_names(learned, limit=1000)
+    tensors = dict(named_tensors(learned)) if names else {}
     found = []
     for name in names:
         bare = _OF_MODEL.sub("", name, count=1)
-        inside = f"model.{bare}"
-        if bare != name and (inside in ignore or bare in own):
+        if bare == name:  # an optimizer's
+            if not is_bound(tensors[name]):
+                found.append(name)
             continue
-        value = checkpoint.get("state_dict", {}).get(bare) if bare != name else None
+        inside = f"model.{bare}"
+        if inside in ignore or bare in own:
+            continue
+        value = checkpoint.get("state_dict", {}).get(bare)
         masks = getattr(ignore, "masks", None)
         if value is None or masks is None or not masks(inside, value):
             found.append(name)

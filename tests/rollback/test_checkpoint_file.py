@@ -156,6 +156,15 @@ def test_infinite_by_design(save):
     assert nonfinite_in(bad, ignore) == ["state_dict.w"]
 
 
+def test_bounds_of_an_optimizer(save):
+    bad = checkpoint()
+    state = bad["optimizer"]["state"][0]
+    state["smallest"] = torch.full((4,), math.inf)
+    assert damage(save(bad)) is None
+    state["exp_avg"][1] = math.inf
+    assert nonfinite_in(bad) == ["optimizer.state.0.exp_avg"]
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_loss_scale_that_ends_training(save, scale):
     bad = checkpoint()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import OPTIMIZERS
 
 from amp_hooks import TrainingDivergedError
 from amp_hooks.engine.safe_read import read_safely
@@ -580,6 +581,25 @@ def test_what_an_optimizer_has_learned_in_its_groups_is_taken_back(build):
     (event,) = helpers.ledger(runner, "rollback")
     assert event["nonfinite_state"] == ["optimizer..param_groups[0].d"]
     assert runner.optim_wrapper.optimizer.param_groups[0]["d"] == 1.0
+
+
+@OPTIMIZERS.register_module()
+class KeepsBounds(torch.optim.SGD):
+    """Momentum, and the smallest gradient norm yet, which begins as infinity."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for param in self.param_groups[0]["params"]:
+            smallest = torch.full((), math.inf)
+            self.state[param].setdefault("smallest", smallest)
+
+
+def test_what_is_infinite_in_an_optimizer_by_design(build):
+    options = no_last(**{"optim_wrapper.optimizer.type": "KeepsBounds"})
+    runner = build("retinanet", iters=8, hooks=[rollback()], options=options)
+    runner.train()
+    assert [e["iter"] for e in helpers.ledger(runner, "snapshot")] == [0, 3, 6]
+    assert not helpers.ledger(runner, "rollback")
 
 
 # --- files ------------------------------------------------------------------------
