@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import OnPurpose
+from .exit_status import is_failure
 from .failures import of_another_rank, of_the_device
 from .of_others import text_of
 from .out_of_memory import is_out_of_memory
@@ -46,7 +47,7 @@ def among_nan(error: BaseException) -> bool:
         error: As caught.
     """
     if isinstance(error, SystemExit):
-        may_be = ended_itself(error.code)
+        may_be = is_failure(error.code)
     else:
         may_be = isinstance(error, _OF_VALUES) or type(error) is Exception
     if not may_be or isinstance(error, _NOT) or _OTHER.search(text_of(error)):
@@ -55,14 +56,6 @@ def among_nan(error: BaseException) -> bool:
         return False
     tensors = _once(_activations(error.__traceback__))
     return any(map(_has_nan, islice(tensors, _MOST)))
-
-
-def ended_itself(code: object) -> bool:
-    """Whether an exit status is that of a program that failed.
-
-    0 is that of one that is done, 128 and more that of a signal: a scheduler's.
-    """
-    return not (code is None or (isinstance(code, int) and not 0 < code < 128))
 
 
 def _activations(traceback: TracebackType | None) -> Iterator[torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from ...engine import exit_status
 from ...engine.config_values import dig
 from ...engine.events import in_words
 from ...engine.verdict import Verdict
@@ -101,9 +102,10 @@ def stopped_by_hand(abort: Line) -> bool:
     ends it with 128 and more, the number of the signal.
     """
     kind, _, text = str(abort.get("error", "")).partition(":")
-    number = text.strip()
-    own = bool(number) and not (number.isdigit() and not 0 < int(number) < 128)
-    at_nan = kind == "SystemExit" and own and abort.get("verdict") in _BAD
+    failed = kind == "SystemExit" and exit_status.is_failure(
+        exit_status.from_text(text.strip())
+    )
+    at_nan = failed and abort.get("verdict") in _BAD
     return kind in _BY_HAND and not at_nan
 
 
