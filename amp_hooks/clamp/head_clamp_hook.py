@@ -173,7 +173,7 @@ class HeadClampHook(AmpHook):
         self, runner: Runner, runtime: Runtime, record: IterationRecord
     ) -> None:
         """Switch on by need, off after a clean stretch."""
-        if self.when == "triggered":
+        if self.when == "triggered" and self._layers:
             self._decide(runtime, record)
         if self.active or (self._guard is not None and self._guard.on):
             self._apply(runner, runtime)

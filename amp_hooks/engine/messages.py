@@ -6,6 +6,8 @@ import logging
 
 from mmengine.logging import print_log
 
+from .remark import Remark
+
 
 class WarnOnce:
     """Warns of each thing once."""
@@ -26,8 +28,12 @@ class WarnOnce:
 
 
 def warn(message: str) -> None:
-    """Log a warning through the runner's logger, which rank 0 alone shows."""
-    print_log(f"[amp_hooks] {message}", logger="current", level=logging.WARNING)
+    """Log a warning through the runner's logger, which rank 0 alone shows.
+
+    A ``Remark`` is logged as information.
+    """
+    level = logging.INFO if isinstance(message, Remark) else logging.WARNING
+    print_log(f"[amp_hooks] {message}", logger="current", level=level)
 
 
 def warn_on_any_rank(message: str) -> None:

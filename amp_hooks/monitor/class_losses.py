@@ -58,6 +58,17 @@ def is_classification_loss(path: str, module: nn.Module) -> bool:
     return bool(parts & _LOSS) and parts <= _LOSS | _PLAIN
 
 
+def is_loss(path: str, module: nn.Module) -> bool:
+    """Whether a module computes a loss of any kind, by its class or its name.
+
+    Args:
+        path: The module's name in the model, such as ``head.loss_module``.
+        module: The module there.
+    """
+    last = path.rpartition(".")[2]
+    return "Loss" in type(module).__name__ or bool(words(last) & _LOSS)
+
+
 def words(name: str) -> set[str]:
     """The words of a name in snake case, without numbers."""
     return set(re.split("[^a-z]+", name.lower()))

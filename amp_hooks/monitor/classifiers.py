@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from ..engine.patch import Guard, unguarded, wrap
-from .class_losses import is_classification_loss, words
+from .class_losses import is_classification_loss, is_loss, words
 
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target", "loss")
 _SCORES = re.compile("(cls|class)_(score|pred|logit)|objectness|^(pred_|seg_)?logits?$")
@@ -58,6 +58,7 @@ class ClassifierFinder:
 
     Attributes:
         found: Names of the layers found so far, in the order of the losses.
+        predictions: Those that any other loss module leads to: boxes, heat maps.
         hidden: Why a loss leads to no layer that can be named; None while each does.
     """
 
@@ -69,6 +70,7 @@ class ClassifierFinder:
     ) -> None:
         self._guarded = guarded
         self.found: list[str] = []
+        self.predictions: list[str] = []
         self.hidden: str | None = None
         self._on_output = on_output
         self._layers: dict[Any, str] = {}  # autograd node of the output to name
@@ -88,11 +90,10 @@ class ClassifierFinder:
             if isinstance(module, ScriptModule):
                 continue
             if is_classification_loss(name, module):
-                hook = guarded(self._loss_hook(name, module))
-                self._handles.append(
-                    module.register_forward_pre_hook(hook, with_kwargs=True)
-                )
+                self._on_loss(name, module, self._trace)
                 continue
+            if is_loss(name, module):
+                self._on_loss(name, module, self._trace_prediction)
             watch = self._layer_hook if _is_layer(module) else self._module_hook
             self._handles.append(
                 module.register_forward_hook(
@@ -133,7 +134,9 @@ class ClassifierFinder:
 
         return hook
 
-    def _loss_hook(self, name: str, module: nn.Module) -> Callable[..., None]:
+    def _on_loss(
+        self, name: str, module: nn.Module, trace: Callable[[str, list[Any]], None]
+    ) -> None:
         signature = inspect.signature(module.forward)
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -143,9 +146,11 @@ class ClassifierFinder:
                 return
             for argument, value in given.items():
                 if not words(argument) & _NOT_SCORES:
-                    self._trace(name, [t.grad_fn for t in _tensors(value)])
+                    trace(name, [t.grad_fn for t in _tensors(value)])
 
-        return hook
+        self._handles.append(
+            module.register_forward_pre_hook(self._guarded(hook), with_kwargs=True)
+        )
 
     def _wrap(self, name: str, module: nn.Module, method: str) -> None:
         original = getattr(module, method, None)
@@ -188,6 +193,12 @@ class ClassifierFinder:
             self._hits += len(names) + (obstacle is not None)
             if obstacle is not None:
                 self.hidden = f"the scores that {loss} gets: {obstacle}"
+
+    def _trace_prediction(self, loss: str, nodes: list[Any]) -> None:
+        for node in filter(None, nodes):
+            names, _ = self._nearest(node)
+            known = self.predictions
+            known += [n for n in dict.fromkeys(names) if n not in known]
 
     def _nearest(self, root: Any) -> tuple[list[str], str | None]:
         """The layers next to a node, and what stands in the way of others."""

@@ -27,7 +27,9 @@ class ClsScoreMonitorHook(AmpHook):
     The layers are found by themselves in the first training iteration: those whose
     output is nearest, in the autograd graph, to what a classification loss
     (``loss_cls``, ``loss_obj``, ``loss_heatmap``, ...) is called with. Cascade stages
-    and FPN levels are covered; a layer used on several levels is one entry.
+    and FPN levels are covered; a layer used on several levels is one entry. A model
+    without such a loss (keypoints, depth) has no classifier: after 20 iterations the
+    layers that its other losses lead to are watched instead, and the log says so.
 
     Values are logits before any sigmoid or softmax: the largest finite magnitude, how
     many are NaN or infinite, and the headroom in bits to the largest number of the
@@ -76,7 +78,8 @@ class ClsScoreMonitorHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Watch the named layers, or those that the first iteration shows."""
         runtime.errors.attach(runner)  # to see those of torch.compile
-        runtime.watch_forward(LogitWatch).watch(bare_model(runner), self.targets, _say)
+        self._watch = runtime.watch_forward(LogitWatch)
+        self._watch.watch(bare_model(runner), self.targets, _say)
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
@@ -103,12 +106,14 @@ class ClsScoreMonitorHook(AmpHook):
                 usual=forecast.usual,
                 iterations_left=forecast.iterations_left,
             )
+            clamped = layer not in self._watch.predictions
+            what = "logits" if clamped else "predictions"
+            remedy = "; amp_hooks.HeadClampHook bounds the logits meanwhile" * clamped
             warn(
-                f"the logits of {layer} are heading for an overflow: |logit| is "
+                f"the {what} of {layer} are heading for an overflow: |{what[:-1]}| is "
                 f"{forecast.absmax:.0f}, lately {forecast.usual:.0f}; at this rate "
                 f"FP16 overflows in about {forecast.iterations_left} iterations. Lower "
-                "the learning rate or lengthen the warm-up; amp_hooks.HeadClampHook "
-                "bounds the logits meanwhile."
+                f"the learning rate or lengthen the warm-up{remedy}."
             )
 
     def state(self) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
 from ..engine.tensors import named_tensors, peak_of
+from ..engine.remark import Remark
 from ..engine.traceable import Later
+from ..engine.words import first_names
 from .classifiers import ClassifierFinder
 from .logits import LogitStats, infinity_is_overflow, largest_number, logit_stats
 
@@ -28,7 +30,8 @@ class LogitWatch:
     """Knows the classifier layers and notes |logit| of each call in training.
 
     Layers are given by pattern, or found in the first training iteration with a
-    classification loss; that iteration is measured too.
+    classification loss; that iteration is measured too. Where there is no such loss,
+    the layers that other losses lead to are watched in their place.
 
     Args:
         recorder: In whose records are ``logit_absmax``, ``logit_nan`` and ``logit_inf``
@@ -37,6 +40,8 @@ class LogitWatch:
 
     Attributes:
         kind: Of what it sees, for the ledger.
+        layers: That are watched, by name.
+        predictions: Those that are no classifiers, where there is none.
         listeners: Called as ``listen(name, logits)`` with those of a known layer.
     """
 
@@ -47,6 +52,7 @@ class LogitWatch:
         self.recorder = recorder
         self.guarded: Guard = unguarded
         self.layers: dict[str, nn.Module] = {}
+        self.predictions: list[str] = []
         self.listeners: list[Callable[[str, Tensor], None]] = []
         self._limits: dict[str, float] = {}  # largest number of the layer's precision
         self._model: nn.Module | None = None
@@ -94,7 +100,8 @@ class LogitWatch:
         """Look at what the finder saw.
 
         Returns:
-            A message for the user, once: when the search is given up.
+            A message for the user, once: when the search is given up. A ``Remark``
+            where all is as it should be.
         """
         self._measured.clear()
         self._seen.clear()
@@ -104,6 +111,7 @@ class LogitWatch:
             return None
         self._tries += 1
         found, hidden = self._finder.found, self._finder.hidden
+        predictions = [] if found or hidden else self._finder.predictions
         if not (found or hidden) and self._tries < _TRIES:
             self._first.clear()
             return None
@@ -119,6 +127,15 @@ class LogitWatch:
         self._first.clear()
         if found and not hidden:
             return None
+        if predictions:
+            self.predictions = predictions
+            for name in predictions:
+                self._add(name, modules[name])
+            return Remark(
+                f"no classification loss in {_TRIES} iterations: there is no "
+                "classifier to clamp, unless 'targets' names one. The magnitude of the "
+                f"predictions is watched instead: {first_names(predictions)}."
+            )
         why = hidden or f"no call of a classification loss in {_TRIES} iterations"
         return (
             f"a classification layer could not be found: {why}. Or name the layers "
