@@ -16,8 +16,8 @@ from ..engine.compiling import eager
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
-from ..engine.tensors import named_tensors, peak_of
 from ..engine.remark import Remark
+from ..engine.tensors import named_tensors, peak_of
 from ..engine.traceable import Later
 from ..engine.words import first_names
 from .classifiers import ClassifierFinder
