@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -68,11 +69,13 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
 
     Returns:
         Images with such boxes, and the kinds of boxes that were passed over because
-        they are no ``(x1, y1, x2, y2)``: rotated ones, say.
+        they are no ``(x1, y1, x2, y2)`` and of no class that can make such of them, as
+        mmrotate's rotated boxes and quadrilaterals can.
     """
     found: list[FlawedImage] = []
     odd: set[str] = set()
     places, tensors, sizes = [], [], []
+    others: dict[int, tuple[Tensor, Tensor]] = {}
     seen: set[int] = set()
     for i, sample in enumerate(data_samples(batch)):
         if id(sample) in seen:  # as a collate function of one's own may repeat it
@@ -81,9 +84,14 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
         boxes, tensor = boxes_of(sample)
         if tensor is None or not len(tensor):
             continue
+        own = tensor.detach()
         if tensor.dim() != 2 or tensor.shape[1] != 4:
-            odd.add(f"{type(boxes).__name__} of shape {tuple(tensor.shape[1:])}")
-            continue
+            around = _around(boxes)
+            if around is None:
+                odd.add(f"{type(boxes).__name__} of shape {tuple(tensor.shape[1:])}")
+                continue
+            tensor, lengths = around
+            others[i] = own, lengths.detach()
         places.append((i, sample, len(tensor)))
         tensors.append(tensor.detach())
         sizes.append(image_size(sample) or (np.nan, np.nan))
@@ -91,7 +99,8 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
         return found, odd
     counts = [n for _, _, n in places]
     table = _on_host(tensors)
-    codes = box_flaws(table, np.repeat(np.array(sizes), counts, 0), min_size)
+    sides = _sides(table, places, others)
+    codes = box_flaws(table, np.repeat(np.array(sizes), counts, 0), min_size, sides)
     start = 0
     for i, sample, n in places:
         device = sample.gt_instances.bboxes.device
@@ -104,8 +113,38 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
             part[sound[empty_masks(chosen, rows[sound])]] = EMPTY_MASK
         if part.any():
             name, _ = image_of(sample) or (f"sample {i} of the batch", None)
+            if i in others:
+                rows = _on_host([others[i][0]])
             found.append(FlawedImage(name, rows, part, device, sample))
     return found, odd
+
+
+def _around(boxes: Any) -> tuple[Tensor, Tensor] | None:
+    """``(n, 4)`` around boxes of another kind, and ``(n, 2)``, widths and heights."""
+    try:
+        with (
+            warnings.catch_warnings()
+        ):  # mmrotate's, of what a quadrilateral's width is
+            warnings.simplefilter("ignore")
+            sides = torch.stack([boxes.widths, boxes.heights], 1)
+        return boxes.convert_to("hbox").tensor, sides
+    except Exception:  # nobody has said how
+        return None
+
+
+def _sides(
+    table: Floats,
+    places: list[tuple[int, Any, int]],
+    others: dict[int, tuple[Tensor, Tensor]],
+) -> Floats | None:
+    if not others:
+        return None
+    sides, start = table[:, 2:] - table[:, :2], 0
+    for i, _, n in places:
+        if i in others:
+            sides[start : start + n] = _on_host([others[i][1]])
+        start += n
+    return sides
 
 
 def layout_of(batch: Any) -> str:

@@ -7,12 +7,15 @@ from typing import Any
 
 import mmengine.dist as dist
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 
 from ..engine.batches import boxes_of, data_samples
 from ..engine.checks import check_choice, check_number
 from ..engine.hook import AmpHook
 from ..engine.messages import WarnOnce, warn
+from ..engine.of_others import attribute
 from ..engine.recorder import IterationRecord
+from ..engine.remark import Remark
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..engine.words import first_names
@@ -46,9 +49,10 @@ class BoxSanityHook(AmpHook):
     ============== =============================================================
 
     A box that sticks out of its image is sound: mosaics and affine transforms leave
-    such boxes by design. Boxes of other kinds (rotated, of five numbers) are passed
-    over, which is said once; so are crowds and other ignored instances, which nothing
-    is learned from.
+    such boxes by design. Of mmrotate's rotated boxes and quadrilaterals, their own
+    widths and heights count, and whether the box around them is in the image. Boxes of
+    other kinds (in space) are passed over, which is said once; so are crowds and other
+    ignored instances, which nothing is learned from.
 
     The first batches with such boxes are warnings, and each is a ``boxes`` line of the
     ledger with counts by flaw and image paths, up to 1000 lines. With several processes
@@ -126,13 +130,15 @@ class BoxSanityHook(AmpHook):
         if self._unseen == _ENOUGH:
             self._unseen = None
             what = "none of the data samples has gt_instances.bboxes"
-            self._warn_once(
+            text = (
                 f"BoxSanityHook has seen no ground-truth boxes in {_ENOUGH} batches: "
                 f"{what if samples else 'there are no data samples that it knows'}, in "
                 f"{layout_of(batch)}. If there are boxes, they are not looked at. This "
-                "is said once.",
-                "none",
+                "is said once."
             )
+            # Classes of an image or of its pixels, keypoints: as is to be expected.
+            other_task = samples and all(map(_of_other_task, samples))
+            self._warn_once(Remark(text) if other_task else text, "none")
 
     def after_record(
         self, runner: Runner, runtime: Runtime, record: IterationRecord
@@ -245,3 +251,12 @@ def _remedy(action: str = "warn") -> str:
         "filters small ones, and 'amp-hooks check-annotations' looks through the "
         "annotation file."
     )
+
+
+def _of_other_task(sample: Any) -> bool:
+    """Whether what a data sample teaches is known, and no objects with classes."""
+    if not isinstance(sample, BaseDataElement):
+        return False
+    fields = [key for key in map(str, sample.keys()) if key.startswith("gt_")]
+    objects = attribute(attribute(sample, "gt_instances"), "labels") is not None
+    return bool(fields) and not objects and "gt_instances_3d" not in fields

@@ -112,6 +112,49 @@ def test_rotated_boxes_are_passed_over():
     assert odd == {"RotatedBoxes of shape (5,)"}
 
 
+class Turned(RotatedBoxes):
+    """As mmrotate's: centre, sides and an angle; here a quarter turn."""
+
+    @property
+    def widths(self):
+        return self.tensor[:, 2]
+
+    @property
+    def heights(self):
+        return self.tensor[:, 3]
+
+    def convert_to(self, kind):
+        assert kind == "hbox"
+        x, y, w, h, angle = self.tensor.unbind(1)
+        w, h = h + 0 * angle, w
+        around = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)
+        return HorizontalBoxes(around)
+
+
+def test_rotated_boxes_by_their_own_sides():
+    rows = [
+        [5.0, 5.0, 4.0, 2.0, 0.3],
+        [5.0, 5.0, 4.0, 0.0, 0.3],
+        [5.0, 5.0, -4.0, 2.0, 0.3],
+        [5.0, 5.0, 4.0, 0.5, 0.3],
+        [5.0, 5.0, 4.0, 2.0, math.nan],
+        [50.0, 5.0, 4.0, 2.0, 0.3],
+    ]
+    batch = [sample([SOUND, ZERO]), sample(rows, "r.jpg", Turned), sample([FAR], "b")]
+    images, odd = check_boxes(batch, 1.0)
+    assert not odd
+    assert {image.name: image.counts for image in images} == {
+        "a.jpg": dict(zero=1),
+        "b": dict(outside=1),
+        "r.jpg": dict(zero=1, negative=1, sub_pixel=1, not_finite=1, outside=1),
+    }
+    (image,) = [image for image in images if image.name == "r.jpg"]
+    assert "(5, 5, 4, 0, 0.3)" in image.words(1.0)[0]
+    image.drop()
+    (left,) = image.sample.gt_instances.bboxes.tensor.tolist()
+    assert left == pytest.approx(rows[0])
+
+
 def bitmaps(full):
     masks = np.zeros((len(full), 12, 12), np.uint8)
     masks[np.array(full), 3:6, 3:6] = 1

@@ -134,6 +134,13 @@ def background(samples):
     return dict(inputs=packs(samples)["inputs"], data_samples=[sample] * len(samples))
 
 
+@FUNCTIONS.register_module()
+def of_pixels(samples):
+    sample = BaseDataElement(metainfo=dict(img_path="a"))
+    sample.gt_sem_seg = BaseDataElement(data=torch.zeros(1, 8, 8))
+    return dict(inputs=packs(samples)["inputs"], data_samples=[sample] * len(samples))
+
+
 def run(tmp_path, collate, iters=20, **boxes):
     hooks = [dict(type="amp_hooks.StabilityHook", boxes=boxes, preflight=None)]
     runner = build(tmp_path, hooks, model=Net, iters=iters, log_level="WARNING")
@@ -163,6 +170,11 @@ def test_a_layout_without_boxes_that_can_be_read_is_told_once(tmp_path, collate)
     assert log.count(BLIND) == 1
     assert "in dict(inputs: Tensor, data_samples: list of" in log
     assert log.count(NAMELESS) == (collate == "as_targets")
+
+
+def test_another_task_is_no_unknown_layout(tmp_path):
+    """As mmseg's and mmpose's samples: there are no boxes, which is no warning."""
+    assert BLIND not in helpers.log(run(tmp_path, "of_pixels"))
 
 
 def test_images_of_background_are_no_unknown_layout(tmp_path):
