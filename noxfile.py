@@ -4,6 +4,7 @@
     nox --list
     nox -s torch-2.1            # or several; all of them take hours and 30 GB
     nox -s torch-2.1 -- -k resume
+    nox -s siblings             # MMYOLO, MMSegmentation, ...: 20 minutes
     nox -s docs                 # the site, in build/site
 
 A session downloads its torch (3 to 5 GB, for PyPI's have CUDA in them; 200 MB with an
@@ -94,8 +95,27 @@ def without_windows(session: nox.Session, opencv: str) -> None:
     session.install("--force-reinstall", "--no-deps", headless)
 
 
-def tests(session: nox.Session, stack: Stack) -> None:
-    """Install a stack, then the package, then run the tests."""
+# The last versions that go together, and what of their requirements is needed here:
+# MMYOLO and MMRotate want mmcv before 2.1, MMRotate also mmdet before 3.1, and e2cnn,
+# which it imports, Python before 3.10. From PyPI mmaction2 1.2.0 cannot be imported.
+SIBLINGS = Stack(
+    *("3.9", "2.0.1", "1.26.4", "4.10.0.84", "0.10.5", "2.0.1", "3.0.0"),
+    ("tensorboard==2.18.0", "setuptools<81", "torchvision==0.15.2"),
+)
+SIBLING_PACKAGES = [
+    *("mmyolo==0.6.0", "mmsegmentation==1.2.2", "mmpretrain==1.2.0"),
+    *("mmpose==1.3.2", "mmrotate==1.0.0rc1", "mmdet3d==1.4.0"),
+    *("mmaction2==1.1.0", "mmocr==1.0.1", "e2cnn==0.2.3", "xtcocotools==1.14.3"),
+]
+THEIR_REQUIREMENTS = (
+    "prettytable ftfy regex einops json_tricks munkres rich modelindex mat4py scipy "
+    "imgaug lmdb pyclipper rapidfuzz trimesh scikit-image numba plyfile networkx "
+    "decord importlib_metadata pymanopt autograd"
+).split()
+
+
+def install(session: nox.Session, stack: Stack) -> dict[str, str]:
+    """Install a stack and then the package; returns the variables to run it with."""
     engine, mmcv = f"{stack.prefix}mmengine", f"{stack.prefix}mmcv"
     mmdet = "onedl-mmdetection" if stack.prefix else "mmdet"
     pinned = [f"numpy=={stack.numpy}", *stack.others]
@@ -120,6 +140,12 @@ def tests(session: nox.Session, stack: Stack) -> None:
         session.error(f"installing amp_hooks changed {before} to {after}")
     session.log(f"{after}")
     without_windows(session, stack.opencv)
+    return cpu
+
+
+def tests(session: nox.Session, stack: Stack) -> None:
+    """Install a stack, then the package, then run the tests."""
+    cpu = install(session, stack)
     workers = str(min(8, os.cpu_count() or 1))
     # Warnings are errors under the versions of scripts/constraints.txt only.
     pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider", "-n", workers]
@@ -137,6 +163,20 @@ def session_of(name: str, stack: Stack) -> None:
 
 for name, stack in STACKS.items():
     session_of(name, stack)
+
+
+@nox.session(name="siblings", python=SIBLINGS.python, venv_backend="venv")
+def siblings(session: nox.Session) -> None:
+    """The packages beside MMDetection: their tests, then the table of the docs."""
+    cpu = install(session, SIBLINGS)
+    numpy = f"numpy=={SIBLINGS.numpy}"
+    session.install(*THEIR_REQUIREMENTS, numpy)
+    session.install("--no-deps", "--no-build-isolation", *SIBLING_PACKAGES)
+    without_windows(session, SIBLINGS.opencv)
+    pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider"]
+    session.run("python", *pytest, "tests/siblings", *session.posargs, env=cpu)
+    if not session.posargs:
+        session.run("python", "scripts/sweep_siblings.py", env=cpu)
 
 
 @nox.session(name="docs", python="3.11", venv_backend="venv")
