@@ -77,6 +77,8 @@ def main() -> None:
     prepare(out, length)
     if args.known:
         take(Path(args.known), out)
+    if "nothing" not in args.policies:
+        sys.exit("error: --policies needs 'nothing', which others are compared with")
     wanted = cells(
         args.detectors, args.faults, args.policies, args.precisions, args.seeds
     )
