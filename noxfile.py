@@ -99,8 +99,8 @@ def without_windows(session: nox.Session, opencv: str) -> None:
 # MMYOLO and MMRotate want mmcv before 2.1, MMRotate also mmdet before 3.1, and e2cnn,
 # which it imports, Python before 3.10. From PyPI mmaction2 1.2.0 cannot be imported.
 SIBLINGS = Stack(
-    *("3.9", "2.0.1", "1.26.4", "4.10.0.84", "0.10.5", "2.0.1", "3.0.0"),
-    ("tensorboard==2.18.0", "setuptools<81", "torchvision==0.15.2"),
+    *("3.9", "2.3.1", "1.26.4", "4.10.0.84", "0.10.5", "2.0.1", "3.0.0"),
+    ("tensorboard==2.18.0", "setuptools<81", "torchvision==0.18.1"),
 )
 SIBLING_PACKAGES = [
     *("mmyolo==0.6.0", "mmsegmentation==1.2.2", "mmpretrain==1.2.0"),

@@ -119,6 +119,8 @@ def main():
     state, arguments = Path(sys.argv[1]), sys.argv[2:]
     end = arguments.index("--")
     compiler, arguments = arguments[:end], arguments[end + 1 :]
+    # mmcv before 2.1 asks for C++14, and torch's headers since 2.1 refuse it.
+    arguments = ["-std=c++17" if a == "-std=c++14" else a for a in arguments]
     source, flags = split(arguments)
     if source is None:
         return subprocess.run(compiler + arguments).returncode

@@ -42,6 +42,7 @@ def _yolo(config: str, *layers: str, **more: Any) -> Family:
     return Family(config, "boxes", layers, size=128, **more)
 
 
+# YOLOv7 scales what its last convolutions give.
 _YOLO_HEAD = "bbox_head.head_module."
 MMYOLO = {
     "yolov5": _yolo(
@@ -51,7 +52,7 @@ MMYOLO = {
         "yolov6/yolov6_n_syncbn_fast_8xb32-400e_coco", f"{_YOLO_HEAD}cls_preds.*"
     ),
     "yolov7": _yolo(
-        "yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco", f"{_YOLO_HEAD}convs_pred.*.1"
+        "yolov7/yolov7_tiny_syncbn_fast_8x16b-300e_coco", f"{_YOLO_HEAD}convs_pred.*.2"
     ),
     "yolov8": _yolo(
         "yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco", f"{_YOLO_HEAD}cls_preds.*.2"

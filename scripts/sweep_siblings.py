@@ -88,6 +88,9 @@ def make_model(cfg: Config, size: int) -> ConfigDict:
     for key in ("frames", "of_clips"):  # for the samples
         model.pop(key, None)
     prepares = model.get("data_preprocessor") or {}
+    augments = (cfg.model.get("data_preprocessor") or {}).get("batch_augments")
+    if augments and cfg.get("default_scope") == "mmyolo":  # these make floats of bytes
+        prepares["batch_augments"] = augments
     if prepares.get("size") is not None:  # mmseg's
         prepares["size"] = (size, size)
     return ConfigDict(model)
