@@ -32,6 +32,7 @@ intervened in a clean run.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import os.path as osp
@@ -42,6 +43,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
 from apart import one_thread_each, run_apart
 from rescue_cells import (
     FAULTS,
@@ -62,7 +64,7 @@ from rescue_cells import (
 from rescue_detectors import DETECTORS
 from rescue_picture import plot
 from rescue_run import train
-from rescue_tables import failures, markdown
+from rescue_tables import comparable, failures, markdown
 from small_detectors import ROOT
 
 from amp_hooks.engine.files import write_text
@@ -86,7 +88,7 @@ def main() -> None:
         wanted = [c for c in wanted if is_done(c, length, out)]
     else:
         run_missing(wanted, length, out, args.jobs)
-    results = [json.loads(result_path(out, c).read_text()) for c in wanted]
+    results = comparable([json.loads(result_path(out, c).read_text()) for c in wanted])
     about = machine()
     everything = dict(about=about, length=asdict(length), results=results)
     write_text(str(out / "rescue.json"), json.dumps(everything, indent=1))
@@ -219,7 +221,19 @@ def run_cell(cell: Cell, length: Length, out: Path) -> None:
     """Train, and write the result."""
     about = dict(asdict(cell), config=fingerprint(cell, length))
     result = {**about, **train(cell, length, out)}
+    if cell.fault != PRETRAIN:
+        result["begins"] = digest_of(result_path(out, pretraining(cell.detector)))
     write_text(str(result_path(out, cell)), json.dumps(result, indent=1))
+
+
+def digest_of(result: Path) -> str:
+    """Of the weights of a run that others begin with: they differ by processor."""
+    # The script's own, of a moment ago.
+    checkpoint = torch.load(result.with_suffix(".pth"), weights_only=False)
+    digest = hashlib.sha256()
+    for _, tensor in sorted(checkpoint["state_dict"].items()):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def result_path(out: Path, cell: Cell) -> Path:

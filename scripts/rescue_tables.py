@@ -24,7 +24,7 @@ Written by `python scripts/rescue_benchmark.py`, which says what its runs are. M
 
 Runs by what their fault did to the run without hooks of the same seed, and how many
 of them ended at {saved:g} or more of the mAP of the clean runs without hooks, the mean
-over the seeds, of the same detector and precision:
+over the seeds, of the same detector and precision, that began with the same weights:
 
 - *ruined*: it ended below that;
 - *harmless*: it did not;
@@ -111,7 +111,16 @@ def _key(result: Result) -> tuple[Any, ...]:
 
 
 def _group(result: Result) -> tuple[Any, ...]:
-    return result["detector"], result["precision"], result["long"]
+    names = ("detector", "precision", "long")
+    return (*(result[name] for name in names), result.get("begins"))
+
+
+def comparable(results: list[Result]) -> list[Result]:
+    """Those with a clean run without hooks that began with the same weights."""
+    known = {
+        _group(r) for r in results if r["fault"] == CLEAN and r["policy"] == "nothing"
+    }
+    return [r for r in results if _group(r) in known]
 
 
 def markdown(results: list[Result], about: str) -> str:

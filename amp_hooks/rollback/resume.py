@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import os.path as osp
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ def choose_resume(runner: Runner) -> str | None:
         do anyway.
 
     Raises:
-        NoCheckpointError: On every rank, if there are checkpoints and none can be used.
+        NoCheckpointError: On every rank, if there are checkpoints and none can be used,
+            or if one of several machines does not have the one that is chosen.
     """
     loop = private.train_loop(runner)
     begins = isinstance(loop, BaseLoop) and loop.iter == 0  # and no test run
@@ -70,8 +72,24 @@ def choose_resume(runner: Runner) -> str | None:
     if error is not None:
         raise error
     if path is not None:
+        _see_that_all_have_it(path)
         private.set_load_from(runner, path)  # MMEngine resumes from it
     return path
+
+
+def _see_that_all_have_it(path: str) -> None:
+    """MMEngine lets every rank read the file, and rank 0's disk may be its own."""
+    here = None if osp.isfile(path) else socket.gethostname()
+    answers: list[Any] = dist.all_gather_object(here)
+    without = {rank: host for rank, host in enumerate(answers) if host is not None}
+    if without:
+        hosts = ", ".join(dict.fromkeys(without.values()))
+        raise NoCheckpointError(
+            f"resume=True, and rank 0 would go on from\n{path}\nwhich ranks "
+            f"{', '.join(map(str, without))} (on {hosts}) do not have. Every rank is to "
+            "read it: let work_dir be in a folder that all machines share, or copy the "
+            "file to the same path on each."
+        )
 
 
 def _check(runner: Runner, path: str) -> None:

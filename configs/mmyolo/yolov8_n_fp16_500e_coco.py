@@ -3,7 +3,10 @@
 _base_ = 'mmyolo::yolov8/yolov8_n_syncbn_fast_8xb16-500e_coco.py'
 
 data_root = 'data/coco/'  # the one path to change
-train_dataloader = dict(dataset=dict(data_root=data_root))
+train_dataloader = dict(
+    # Inherited across packages it gets a scope, which it does not take.
+    collate_fn=dict(_delete_=True, type='yolov5_collate'),
+    dataset=dict(data_root=data_root))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')

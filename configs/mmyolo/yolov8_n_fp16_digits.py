@@ -68,6 +68,8 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=0,
     persistent_workers=False,
+    # Inherited across packages it gets a scope, which it does not take.
+    collate_fn=dict(_delete_=True, type='yolov5_collate'),
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
