@@ -93,6 +93,8 @@ def _rotated(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
     boxes: Any = RotatedBoxes(torch.cat([center, sides, angle], 1))
     box_type = of.cfg.get("box_type", "rbox")
     for transform in of.cfg.train_pipeline:
+        if transform["type"].endswith("LoadAnnotations"):
+            box_type = transform.get("box_type", box_type)
         if transform["type"].endswith("ConvertBoxType"):
             box_type = transform["box_type_mapping"]["gt_bboxes"]
     if box_type == "hbox":

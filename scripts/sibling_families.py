@@ -268,7 +268,7 @@ MMPOSE = {
     ),
     "integral": _pose(
         f"{_BODY}integral_regression/coco/ipr_res50_8xb64-210e_coco-256x256",
-        "head.*",
+        "head.simplebaseline_head.final_layer",
     ),
     "rtmpose": _pose(
         f"{_BODY}rtmpose/coco/rtmpose-t_8xb256-420e_coco-256x192", "head.cls_[xy]"
@@ -298,7 +298,7 @@ MMROTATE = {
         "oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota", *_TWO
     ),
     "rotated_fcos": _rotated(
-        "rotated_fcos/rotated-fcos-le90_r50_fpn_1x_dota", "bbox_head.conv_cls"
+        "rotated_fcos/rotated-fcos-le90_r50_fpn_kld_1x_dota", "bbox_head.conv_cls"
     ),
     "rotated_atss": _rotated(
         "rotated_atss/rotated-atss-le90_r50_fpn_1x_dota", "bbox_head.atss_cls"

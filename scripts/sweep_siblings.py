@@ -45,8 +45,8 @@ from amp_hooks.engine.runtime import Runtime
 from amp_hooks.engine.tensors import nonfinite_names
 
 PRECISIONS = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
-INTERVAL, AFTER, RESUMED = 4, 5, 3  # iterations
-BEFORE, BEFORE_PREDICTIONS = 10, 25  # of the fault: these are watched from the 20th on
+INTERVAL, AFTER, RESUMED = 3, 3, 2  # iterations
+BEFORE, BEFORE_PREDICTIONS = 5, 22  # of the fault: these are watched from the 20th on
 # Nothing of a scale is calibrated in so few iterations.
 SCALE = 16.0
 
@@ -85,6 +85,8 @@ def make_config(package: str, family: Family) -> Config:
 def make_model(cfg: Config, size: int) -> ConfigDict:
     """Without what needs a download or full-size images."""
     model = strip(cfg.model.to_dict())
+    if "data_preprocessor" in cfg:  # as Runner.from_cfg hands it on
+        model.setdefault("data_preprocessor", strip(cfg.data_preprocessor.to_dict()))
     for key in ("frames", "of_clips"):  # for the samples
         model.pop(key, None)
     prepares = model.get("data_preprocessor") or {}
