@@ -86,9 +86,9 @@ def _see_that_all_have_it(path: str) -> None:
         hosts = ", ".join(dict.fromkeys(without.values()))
         raise NoCheckpointError(
             f"resume=True, and rank 0 would go on from\n{path}\nwhich ranks "
-            f"{', '.join(map(str, without))} (on {hosts}) do not have. Every rank is to "
-            "read it: let work_dir be in a folder that all machines share, or copy the "
-            "file to the same path on each."
+            f"{', '.join(map(str, without))} (on {hosts}) do not have. Every rank "
+            "reads it: let work_dir be in a folder that all machines share, or copy "
+            "the file to the same path on each."
         )
 
 
