@@ -236,8 +236,10 @@ def _text_boxes(rng: np.random.Generator, of: RandomSamples, index: int) -> Item
 
 
 def _text(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
-    texts = [["one", "two"][index % 2]]
-    return _through(of, dict(_read(rng, of, index), gt_texts=texts))
+    results = _read(rng, of, index)
+    if "grayscale" in str(of.cfg.train_pipeline):
+        results["img"] = results["img"][..., :1]
+    return _through(of, dict(results, gt_texts=[["one", "two"][index % 2]]))
 
 
 MAKERS: dict[str, Callable[[np.random.Generator, RandomSamples, int], Item]] = {

@@ -20,7 +20,8 @@ class Family:
         config: Path in the package's own ``configs`` folder.
         data: Of ``sibling_batches.MAKERS``.
         layers: fnmatch patterns of the classifier layers.
-        predictions: fnmatch patterns of what is watched where there are none.
+        predictions: fnmatch patterns of what is watched where there are none. With
+            neither, scores are products of embeddings, and no layer is.
         size: Height and width of the images.
         options: Changes to the config, as for ``Config.merge_from_dict``.
         cannot: Why it is not tried; empty if it is.
@@ -134,9 +135,8 @@ MMSEG = {
         "segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512",
         "decode_head.conv_seg",
     ),
-    "segmenter": _seg(
-        "segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512",
-        "decode_head.mask_norm",
+    "segmenter": Family(
+        "segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512", "pixels"
     ),
     "stdc": _seg(
         "stdc/stdc1_4xb12-80k_cityscapes-512x1024",
@@ -157,6 +157,7 @@ MMSEG = {
     "mobilenet_v3": _seg(
         "mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024",
         "decode_head.conv_seg",
+        size=512,
     ),
     "pidnet": _seg(
         "pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes",
@@ -210,7 +211,7 @@ MMPRETRAIN = {
         "mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k", "neck.decoder_pred"
     ),
     "simmim": _views(
-        "simmim/simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px", "neck.*"
+        "simmim/simmim_swin-base-w6_16xb128-amp-coslr-100e_in1k-192px", "neck.decoder.0"
     ),
     "simclr": _views(
         "simclr/simclr_resnet50_16xb256-coslr-200e_in1k",
@@ -226,14 +227,12 @@ MMPRETRAIN = {
     ),
     "simsiam": _views(
         "simsiam/simsiam_resnet50_8xb32-coslr-200e_in1k",
+        "head.predictor.fc1",
         options={"model.backbone.depth": 18, "model.neck.in_channels": 512},
     ),
     "byol": _views(
         "byol/byol_resnet50_16xb256-coslr-200e_in1k",
-        options={"model.backbone.depth": 18, "model.neck.in_channels": 512},
-    ),
-    "barlowtwins": _views(
-        "barlowtwins/barlowtwins_resnet50_8xb256-coslr-300e_in1k",
+        "head.predictor.fc1",
         options={"model.backbone.depth": 18, "model.neck.in_channels": 512},
     ),
 }
@@ -272,11 +271,6 @@ MMPOSE = {
     ),
     "rtmpose": _pose(
         f"{_BODY}rtmpose/coco/rtmpose-t_8xb256-420e_coco-256x192", "head.cls_[xy]"
-    ),
-    "dekr": _pose(f"{_BODY}dekr/coco/dekr_hrnet-w32_8xb10-140e_coco-512x512", "head.*"),
-    "associative_embedding": _pose(
-        f"{_BODY}associative_embedding/coco/ae_hrnet-w32_8xb24-300e_coco-512x512",
-        "head.*",
     ),
 }
 
@@ -339,10 +333,6 @@ MMACTION = {
         f"recognition/tsn/tsn_imagenet-pretrained-r50_8xb32-1x1x8-100e{_K400}",
         **_FRAMES,
     ),
-    "tsm": _clip(
-        f"recognition/tsm/tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e{_K400}",
-        **_FRAMES,
-    ),
     "slowonly": _clip(f"recognition/slowonly/slowonly_r50_8xb16-4x16x1-256e{_K400}"),
     "slowfast": _clip(
         f"recognition/slowfast/slowfast_r50_8xb8-4x16x1-256e{_K400}",
@@ -351,10 +341,9 @@ MMACTION = {
     "i3d": _clip(
         f"recognition/i3d/i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e{_K400}"
     ),
-    "r2plus1d": _clip(f"recognition/r2plus1d/r2plus1d_r34_8xb8-8x8x1-180e{_K400}"),
-    "timesformer": _clip(
-        "recognition/timesformer/timesformer_divST_8xb8-8x32x1-15e_kinetics400-rgb",
-        size=224,
+    "r2plus1d": _clip(
+        f"recognition/r2plus1d/r2plus1d_r34_8xb8-8x8x1-180e{_K400}",
+        **{"model.backbone.norm_cfg.type": "BN3d"},
     ),
     "stgcn": Family(
         "skeleton/stgcn/stgcn_8xb16-joint-u100-80e_ntu60-xsub-keypoint-2d",
@@ -371,17 +360,8 @@ def _text(config: str, *layers: str, data: str = "text", **more: Any) -> Family:
 MMOCR = {
     "dbnet": _text(
         "textdet/dbnet/dbnet_resnet18_fpnc_1200e_icdar2015",
-        "det_head.*",
-        data="text boxes",
-    ),
-    "psenet": _text(
-        "textdet/psenet/psenet_resnet50_fpnf_600e_icdar2015",
-        "det_head.*",
-        data="text boxes",
-    ),
-    "panet": _text(
-        "textdet/panet/panet_resnet18_fpem-ffm_600e_icdar2015",
-        "det_head.*",
+        "det_head.binarize.6",
+        "det_head.threshold.6",
         data="text boxes",
     ),
     "crnn": _text("textrecog/crnn/crnn_mini-vgg_5e_mj", "decoder.decoder.1.embedding"),
@@ -395,7 +375,7 @@ MMOCR = {
     "nrtr": _text(
         "textrecog/nrtr/nrtr_modality-transform_6e_st_mj", "decoder.classifier"
     ),
-    "aster": _text("textrecog/aster/aster_resnet45_6e_st_mj", "decoder.embedder"),
+    "aster": _text("textrecog/aster/aster_resnet45_6e_st_mj", "decoder.fc"),
     "master": _text("textrecog/master/master_resnet31_12e_st_mj_sa", "decoder.cls"),
     "svtr": _text("textrecog/svtr/svtr-tiny_20e_st_mj", "decoder.decoder"),
 }

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import importlib
 import json
 import os.path as osp
@@ -210,7 +211,7 @@ def _through(
 ) -> str:
     """What does not hold; empty if all does."""
     patterns = family.layers or family.predictions
-    at = BEFORE if family.layers else BEFORE_PREDICTIONS
+    at = BEFORE_PREDICTIONS if family.predictions else BEFORE
     bare = build_runner(package, family, work_dir, precision)
     layers = sorted(expected(bare, patterns))
     names = [n for n, p in bare_model(bare).named_parameters() if p.requires_grad]
@@ -219,10 +220,14 @@ def _through(
     runner = build_runner(package, family, work_dir, precision, hooks, at + AFTER)
     runner.train()
     result.found = watched(runner)
+    (watch,) = [w for w in Runtime.of(runner).forward.watches if w.kind == "layers"]
+    as_predictions = getattr(watch, "predictions", [])
     if set(result.found) != set(layers):
         more = sorted(set(result.found) - set(layers))
         less = sorted(set(layers) - set(result.found))
         return f"not expected: {more}, not found: {less}"
+    if set(as_predictions) != set(() if family.layers else layers):
+        return f"taken for predictions, not classifiers: {as_predictions}"
     if broken_state := nonfinite_names(bare_model(runner).state_dict()):
         return f"not finite in the end: {broken_state}"
     lines = [line for line in events(work_dir) if line["event"] not in _ALWAYS]
@@ -260,7 +265,7 @@ def row(name: str, results: dict[str, Result], family: Family) -> str:
     cells = (
         name,
         *(r.status for r in results.values()),
-        (short(first.found) + what) if first.found else "-",
+        (short(first.found) + what) if first.found else "none",
         family.config,
         "; ".join(dict.fromkeys(reasons)),
     )
@@ -304,6 +309,7 @@ def main() -> None:
         worst = max((r.status for r in results.values()), key=_ORDER.index)
         count[worst] = count.get(worst, 0) + 1
         print(row(f"{package}/{name}", results, family), flush=True)
+        gc.collect()
     print("\n" + ", ".join(f"{n} {status}" for status, n in count.items()))
     sys.exit(bool(count.get("failed")))
 

@@ -27,6 +27,8 @@ _CLASSIFICATION_TYPE = re.compile(
 )
 _OTHER_TYPE = re.compile(
     "IoU|L1|L2|MSE|Dice|Distribution|Huber|Triplet|KL|Distill|Embedding|GHMR|GaussianNLL"
+    # Keypoints, depth, representations: those of mmpose, mmseg and mmpretrain.
+    "|^RLE|Wing|OKS|MPJPE|Bone|SiLog|Cosine|Correlation|Reconstruction|PixelLoss"
 )
 
 

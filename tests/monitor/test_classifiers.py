@@ -124,6 +124,26 @@ def test_what_counts_as_a_classification_loss(path, module, expected):
     assert is_classification_loss(path, module) is expected
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "CosineSimilarityLoss",  # mmpretrain: SimSiam, BYOL
+        "PixelReconstructionLoss",
+        "CrossCorrelationLoss",
+        "RLELoss",  # mmpose
+        "KeypointMSELoss",
+        "SoftWingLoss",
+        "OKSLoss",
+        "MPJPELoss",
+        "SiLogLoss",  # mmseg, depth
+    ],
+)
+def test_losses_of_what_is_no_class(kind):
+    """A clamp on such predictions would be one on coordinates or embeddings."""
+    module = type(kind, (nn.Module,), {})()
+    assert not is_classification_loss("head.loss_module", module)
+
+
 def test_a_loss_for_masks_is_not_one_for_classes():
     loss = nn.CrossEntropyLoss()
     loss.use_mask = True  # mmdet's way
