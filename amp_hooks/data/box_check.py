@@ -122,10 +122,8 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
 def _around(boxes: Any) -> tuple[Tensor, Tensor] | None:
     """``(n, 4)`` around boxes of another kind, and ``(n, 2)``, widths and heights."""
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # mmrotate's, of what a quadrilateral's width is
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that quadrilaterals have no width
             sides = torch.stack([boxes.widths, boxes.heights], 1)
         return boxes.convert_to("hbox").tensor, sides
     except Exception:  # nobody has said how

@@ -67,7 +67,7 @@ class ByDesign:
         """
         prefix = _PREFIX.match(name)
         if prefix is None:
-            return is_bound(tensor)
+            return is_bound(name, tensor)
         bare = name[prefix.end() :]
         if bare in self._parameters or bare in self._statistics:
             return False

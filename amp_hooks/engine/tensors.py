@@ -12,6 +12,12 @@ from torch import Tensor
 
 from . import private, torch_api
 
+# What torch's optimizers keep of the gradients.
+_AVERAGES = set(
+    "momentum_buffer exp_avg exp_avg_sq max_exp_avg_sq exp_inf square_avg grad_avg "
+    "acc_delta sum prev ax".split()
+)
+
 
 def named_tensors(
     tree: Any, prefix: str = "", look_into: Callable[[Any], Any] | None = None
@@ -60,12 +66,13 @@ def nonfinite_names(tree: Any, limit: int = 5) -> list[str]:
     return found[:limit]
 
 
-def is_bound(t: Tensor) -> bool:
-    """Whether every value is infinite: a limit, or the smallest of none so far.
+def is_bound(name: str, t: Tensor) -> bool:
+    """Whether state of an optimizer is a limit, or the smallest of none so far.
 
-    Some optimizers keep such beside what they average, which overflows value by value.
+    All of its values are infinite then. What torch's optimizers average overflows value
+    by value, but a parameter may have one value only, so that goes by name.
     """
-    return bool(t.isinf().all())
+    return name.rpartition(".")[2] not in _AVERAGES and bool(t.isinf().all())
 
 
 def peak_of(t: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def nonfinite_in(
     for name in names:
         bare = _OF_MODEL.sub("", name, count=1)
         if bare == name:  # an optimizer's
-            if not is_bound(tensors[name]):
+            if not is_bound(name, tensors[name]):
                 found.append(name)
             continue
         inside = f"model.{bare}"

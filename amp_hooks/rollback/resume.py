@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import re
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from .checkpoint_file import Header, damage, read_header
 from .disk import Pointer, same_file
 from .save_attempt import is_local
 
+_LATE = 10.0  # seconds after which a network file system shows a new file
 _TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")  # CheckpointHook's defaults
 
 
@@ -79,7 +81,10 @@ def choose_resume(runner: Runner) -> str | None:
 
 def _see_that_all_have_it(path: str) -> None:
     """MMEngine lets every rank read the file, and rank 0's disk may be its own."""
-    here = None if osp.isfile(path) else socket.gethostname()
+    deadline = time.monotonic() + _LATE
+    while not (found := osp.isfile(path)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    here = None if found else socket.gethostname()
     answers: list[Any] = dist.all_gather_object(here)
     without = {rank: host for rank, host in enumerate(answers) if host is not None}
     if without:
