@@ -55,7 +55,7 @@ def small(node):
             node[key] = (64, 64)
         elif key == "border":
             node[key] = (-32, -32)
-        elif key in ("pipeline", "switch_pipeline", "transforms"):
+        elif key in ("pipeline", "switch_pipeline"):
             node[key] = [t for t in value if t["type"] != "mmdet.Albu"]
             small(node[key])
         elif isinstance(value, (dict, list)):
