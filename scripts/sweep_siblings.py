@@ -23,6 +23,7 @@ import copy
 import gc
 import importlib
 import json
+import math
 import os.path as osp
 import sys
 import tempfile
@@ -50,6 +51,7 @@ INTERVAL, AFTER, RESUMED = 3, 3, 2  # iterations
 BEFORE, BEFORE_PREDICTIONS = 5, 22  # of the fault: these are watched from the 20th on
 # Nothing of a scale is calibrated in so few iterations.
 SCALE = 16.0
+NAN = "its loss is not finite without our hooks either"
 
 
 @dataclass
@@ -181,24 +183,27 @@ def check(package: str, family: Family, precision: str) -> Result:
     try:
         with tempfile.TemporaryDirectory() as work_dir:
             result.reason = _through(package, family, precision, work_dir, result)
-        if result.reason:
-            result.status = "failed"
     except Exception as e:
         result.reason = _words(e)
-        same = without_us(package, family, precision) == result.reason
-        result.status = "cannot run" if same else "failed"
+    if result.reason:
+        result.status = "failed"
+        stock = without_us(package, family, precision)
+        if stock in (NAN, result.reason):
+            result.status, result.reason = "cannot run", stock
     result.seconds = time.perf_counter() - begin
     return result
 
 
 def without_us(package: str, family: Family, precision: str) -> str:
-    """The error of the run without our hooks, if it ends with one."""
+    """What goes wrong without our hooks, if anything does."""
     try:
         with tempfile.TemporaryDirectory() as work_dir:
-            build_runner(package, family, work_dir, precision).train()
+            runner = build_runner(package, family, work_dir, precision)
+            runner.train()
     except Exception as e:
         return _words(e)
-    return ""
+    loss = float(runner.message_hub.get_scalar("train/loss").current())
+    return "" if math.isfinite(loss) else NAN
 
 
 def _words(error: Exception) -> str:
@@ -228,8 +233,10 @@ def _through(
         return f"not expected: {more}, not found: {less}"
     if set(as_predictions) != set(() if family.layers else layers):
         return f"taken for predictions, not classifiers: {as_predictions}"
-    if broken_state := nonfinite_names(bare_model(runner).state_dict()):
-        return f"not finite in the end: {broken_state}"
+    masks = nonfinite_names(bare_model(bare).state_dict(), limit=1000)
+    now = nonfinite_names(bare_model(runner).state_dict(), limit=1000)
+    if spoiled := sorted(set(now) - set(masks)):
+        return f"not finite in the end: {spoiled}"
     lines = [line for line in events(work_dir) if line["event"] not in _ALWAYS]
     kinds = [line["event"] for line in lines]
     if broken:
