@@ -261,7 +261,7 @@ def _through(
 
 _ALWAYS = {"start", "end", "snapshot", "preflight", "resume"}
 _EXPECTED = {"overflow", "veto", "rollback", "forensics", "clamp_on", "fault"}
-_EXPECTED |= {"bad_batch", "boxes"}
+_EXPECTED |= {"bad_batch", "boxes", "nan_term"}
 
 
 def row(name: str, results: dict[str, Result], family: Family) -> str:

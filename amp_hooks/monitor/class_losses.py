@@ -57,6 +57,10 @@ def is_classification_loss(path: str, module: nn.Module) -> bool:
     if _CLASSIFICATION_TYPE.search(kind):
         # FocalNet is a backbone.
         return "Loss" in kind or kind == "GHMC" or bool(parts & _LOSS)
+    within = [type(m).__name__ for m in module.modules() if m is not module]
+    parts_of_it = [kind for kind in within if "Loss" in kind]
+    if parts_of_it and all(map(_OTHER_TYPE.search, parts_of_it)):
+        return False  # a sum of them: mmpose's MultipleLossWrapper
     return bool(parts & _LOSS) and parts <= _LOSS | _PLAIN
 
 

@@ -144,6 +144,19 @@ def test_losses_of_what_is_no_class(kind):
     assert not is_classification_loss("head.loss_module", module)
 
 
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([nn.MSELoss(), nn.SmoothL1Loss()], False),
+        ([nn.MSELoss(), nn.CrossEntropyLoss()], True),
+    ],
+)
+def test_a_sum_of_losses_is_what_its_parts_are(parts, expected):
+    module = nn.Module()
+    module.loss_modules = nn.ModuleList(parts)
+    assert is_classification_loss("head.loss_module", module) is expected
+
+
 def test_a_loss_for_masks_is_not_one_for_classes():
     loss = nn.CrossEntropyLoss()
     loss.use_mask = True  # mmdet's way
