@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-GPU = "an operator that mmcv has for GPUs only"
-
 
 @dataclass
 class Family:
@@ -24,7 +22,6 @@ class Family:
             neither, scores are products of embeddings, and no layer is.
         size: Height and width of the images.
         options: Changes to the config, as for ``Config.merge_from_dict``.
-        cannot: Why it is not tried; empty if it is.
     """
 
     config: str
@@ -33,10 +30,6 @@ class Family:
     predictions: tuple[str, ...] = ()
     size: int = 64
     options: dict[str, Any] = field(default_factory=dict)
-    cannot: str = ""
-
-    def __post_init__(self) -> None:
-        self.layers = tuple(self.layers)
 
 
 def _yolo(config: str, *layers: str, **more: Any) -> Family:
