@@ -130,31 +130,30 @@ def _label(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
     return dict(inputs=_image(rng, of.size), data_samples=sample)
 
 
-def _clip(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
+def _action(of: RandomSamples, index: int, inputs: torch.Tensor) -> Item:
     from mmaction.structures import ActionDataSample
 
-    frames = of.cfg.model.get("frames", (1, 8))
+    sample = ActionDataSample(metainfo=_meta(index, of.size))
+    setter = getattr(sample, "set_gt_label", None) or sample.set_gt_labels
+    setter(index % of.classes)
+    return dict(inputs=inputs, data_samples=sample)
+
+
+def _clip(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
+    frames = of.cfg.get("frames", (1, 8))
     shape = (*frames, 3, of.size, of.size)
     video = torch.tensor(rng.integers(256, size=shape), dtype=torch.uint8)
-    if of.cfg.model.get("of_clips", True):  # (clips, C, T, H, W)
+    if of.cfg.get("of_clips", True):  # (clips, C, T, H, W)
         video = video.transpose(1, 2)
     else:  # (frames, C, H, W)
         video = video.flatten(0, 1)
-    sample = ActionDataSample(metainfo=_meta(index, of.size))
-    setter = getattr(sample, "set_gt_label", None) or sample.set_gt_labels
-    setter(index % of.classes)
-    return dict(inputs=video.contiguous(), data_samples=sample)
+    return _action(of, index, video.contiguous())
 
 
 def _skeleton(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
-    from mmaction.structures import ActionDataSample
-
     # (clips, persons, frames, joints, coordinates)
     joints = torch.tensor(rng.normal(size=(1, 2, 20, 17, 3)), dtype=torch.float32)
-    sample = ActionDataSample(metainfo=_meta(index, of.size))
-    setter = getattr(sample, "set_gt_label", None) or sample.set_gt_labels
-    setter(index % of.classes)
-    return dict(inputs=joints, data_samples=sample)
+    return _action(of, index, joints)
 
 
 def _through(of: RandomSamples, results: Item) -> Item:
@@ -191,10 +190,10 @@ def _keypoints(rng: np.random.Generator, of: RandomSamples, index: int) -> Item:
     package = importlib.import_module("mmpose")
     utils = importlib.import_module("mmpose.datasets.datasets.utils")
     assert package.__file__
-    about = osp.join(osp.dirname(package.__file__), ".mim/configs/_base_/datasets")
-    name = of.cfg.get("about", "coco")
-    meta = utils.parse_pose_metainfo(dict(from_file=osp.join(about, f"{name}.py")))
-    points, n = meta["num_keypoints"], of.cfg.get("persons", 1)
+    about = ".mim/configs/_base_/datasets/coco.py"
+    path = osp.join(osp.dirname(package.__file__), about)
+    meta = utils.parse_pose_metainfo(dict(from_file=path))
+    points, n = meta["num_keypoints"], 1
     inside = rng.uniform(0.2, 0.8, (n, points, 2)) * of.size
     low, high = inside.min(1), inside.max(1)
     boxes = np.concatenate([low, high], 1).astype(np.float32)

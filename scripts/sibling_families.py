@@ -320,7 +320,7 @@ def _clip(config: str, *layers: str, size: int = 64, **options: Any) -> Family:
 
 
 _K400 = "_kinetics400-rgb"
-_FRAMES = {"model.of_clips": False, "model.frames": (1, 8)}
+_FRAMES = {"of_clips": False, "frames": (1, 8)}
 MMACTION = {
     "tsn": _clip(
         f"recognition/tsn/tsn_imagenet-pretrained-r50_8xb32-1x1x8-100e{_K400}",
@@ -329,7 +329,7 @@ MMACTION = {
     "slowonly": _clip(f"recognition/slowonly/slowonly_r50_8xb16-4x16x1-256e{_K400}"),
     "slowfast": _clip(
         f"recognition/slowfast/slowfast_r50_8xb8-4x16x1-256e{_K400}",
-        **{"model.frames": (1, 32)},
+        **{"frames": (1, 32)},
     ),
     "i3d": _clip(
         f"recognition/i3d/i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e{_K400}"

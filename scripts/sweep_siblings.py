@@ -90,8 +90,6 @@ def make_model(cfg: Config, size: int) -> ConfigDict:
     model = strip(cfg.model.to_dict())
     if "data_preprocessor" in cfg:  # as Runner.from_cfg hands it on
         model.setdefault("data_preprocessor", strip(cfg.data_preprocessor.to_dict()))
-    for key in ("frames", "of_clips"):  # for the samples
-        model.pop(key, None)
     prepares = model.get("data_preprocessor") or {}
     augments = (cfg.model.get("data_preprocessor") or {}).get("batch_augments")
     if augments and cfg.get("default_scope") == "mmyolo":  # these make floats of bytes
@@ -224,13 +222,12 @@ def _through(
     runner.train()
     result.found = watched(runner)
     (watch,) = [w for w in Runtime.of(runner).forward.watches if w.kind == "layers"]
-    as_predictions = getattr(watch, "predictions", [])
     if set(result.found) != set(layers):
         more = sorted(set(result.found) - set(layers))
         less = sorted(set(layers) - set(result.found))
         return f"not expected: {more}, not found: {less}"
-    if set(as_predictions) != set(() if family.layers else layers):
-        return f"taken for predictions, not classifiers: {as_predictions}"
+    if set(watch.predictions) != set(() if family.layers else layers):
+        return f"taken for predictions, not classifiers: {watch.predictions}"
     masks = nonfinite_names(bare_model(bare).state_dict(), limit=1000)
     now = nonfinite_names(bare_model(runner).state_dict(), limit=1000)
     if spoiled := sorted(set(now) - set(masks)):
