@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -74,7 +75,8 @@ class HeadClampHook(AmpHook):
         trigger (float or dict, optional): With 'triggered': a ``|logit|`` above this
             switches it on. Or ``dict(headroom_bits=6.0)``: so many doublings below the
             largest number of the precision that the layer computes in. Defaults to
-            None: 1000 where that is FP16, 6 doublings below its largest number; in BF16
+            None: 1000 where that is FP16, 6 doublings below its largest number, or 8
+            times what the layer began with, if that is more, but 16384 at most; in BF16
             and FP32, where such logits overflow nothing, no magnitude does it.
         early_warning (bool): With 'triggered': an early warning switches it on, where
             the layers compute in FP16. Defaults to True.
@@ -121,6 +123,7 @@ class HeadClampHook(AmpHook):
         self.active = self.when == "always"
         self.since: int | None = None  # iteration in which it was switched on
         self.clean = 0
+        self.first: dict[str, float] = {}  # largest |logit| by layer, in the beginning
         self._no_room = False  # for losses in FP32
         self._warned = False
         self._layers: list[str] = []
@@ -190,6 +193,7 @@ class HeadClampHook(AmpHook):
             since=self.since,
             clean=self.clean,
             layers=list(self._layers),
+            first=dict(self.first),
             **(dict(no_room=True) if self._no_room else {}),
         )
 
@@ -201,6 +205,7 @@ class HeadClampHook(AmpHook):
         self.clean = clean
         self._no_room = bool(state.get("no_room"))
         self._layers = list(layers)
+        self.first = {str(n): float(v) for n, v in state.get("first", {}).items()}
 
     def _decide(self, runtime: Runtime, record: IterationRecord) -> None:
         warned, self._warned = self._warned and self.early_warning, False
@@ -208,10 +213,13 @@ class HeadClampHook(AmpHook):
         logits = {n: of_all[n] for n in self._layers if n in of_all}
         absmax = max(logits.values(), default=0.0)
         largest = record.values.get("logit_limit", {})
+        for name, value in logits.items():
+            if math.isfinite(value):
+                self.first.setdefault(name, value)
         reasons = {
             "non-finite forward": record.verdict in _FORWARD_BAD
             and not record.get("gave_up"),
-            "large logits": beyond_trigger(self.trigger, logits, largest),
+            "large logits": beyond_trigger(self.trigger, logits, largest, self.first),
             "early warning": warned and any(map(in_fp16, largest.values())),
         }
         reason = next((text for text, holds in reasons.items() if holds), None)

@@ -15,6 +15,11 @@ LIMIT = USELESS_LOGIT
 # In FP16, 6 doublings below its largest number. What overflows nothing may be healthy:
 # a linear classifier on raw pixels has logits of thousands.
 TRIGGER = 1000.0
+# Nor does a layer come nearer to overflow that begins out there and stays there: a
+# broken head, whose first logits are absurd, finds back without a clamp or not at all.
+GROWN = 8.0
+# But 2 doublings below FP16's largest number it is high time.
+HIGH_TIME = 2.0**14
 
 
 def check_trigger(owner: str, trigger: Any, limit: float | None) -> Trigger:
@@ -57,8 +62,16 @@ def in_fp16(largest: float) -> bool:
     return largest <= FP16_MAX
 
 
+def by_default(first: float) -> float:
+    """The trigger of a layer whose largest |logit| was ``first`` in the beginning."""
+    return min(max(TRIGGER, GROWN * first), HIGH_TIME)
+
+
 def beyond_trigger(
-    trigger: Trigger, absmax: Mapping[str, float], largest: Mapping[str, float]
+    trigger: Trigger,
+    absmax: Mapping[str, float],
+    largest: Mapping[str, float],
+    first: Mapping[str, float],
 ) -> bool:
     """Whether the logits of any layer are as large as that.
 
@@ -66,9 +79,13 @@ def beyond_trigger(
         trigger: What :func:`check_trigger` returned.
         absmax: Largest |logit| by layer.
         largest: Largest finite number of the layer's precision, by layer.
+        first: What ``absmax`` was when the layer was first seen.
     """
     if trigger is None:
-        return any(v > TRIGGER and in_fp16(largest[n]) for n, v in absmax.items())
+        return any(
+            v > by_default(first.get(name, 0.0)) and in_fp16(largest[name])
+            for name, v in absmax.items()
+        )
     if not isinstance(trigger, dict):
         return any(value > trigger for value in absmax.values())
     bits = trigger["headroom_bits"]

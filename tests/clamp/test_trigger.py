@@ -1,6 +1,6 @@
 import pytest
 
-from amp_hooks.clamp.trigger import beyond_trigger, check_trigger
+from amp_hooks.clamp.trigger import HIGH_TIME, beyond_trigger, check_trigger
 from amp_hooks.engine.headroom import FP16_MAX
 
 FP32_MAX = 3.4e38
@@ -24,12 +24,31 @@ FP32_MAX = 3.4e38
 def test_from_where_on(trigger, absmax, largest, beyond):
     sizes, limits = {"a": 1.0, "b": absmax}, {"a": FP16_MAX, "b": largest}
     assert check_trigger("Hook", trigger, 100.0) == trigger
-    assert beyond_trigger(trigger, sizes, limits) is beyond
+    assert beyond_trigger(trigger, sizes, limits, {}) is beyond
+
+
+@pytest.mark.parametrize(
+    ("trigger", "first", "absmax", "beyond"),
+    [
+        (None, 12.0, 1001.0, True),
+        (None, 755.0, 1001.0, False),  # YOLOX, head weights x100
+        (None, 755.0, 8 * 755.0 + 1, True),
+        (None, 6408.0, HIGH_TIME, False),
+        (None, 6408.0, HIGH_TIME + 1, True),
+        (None, 20000.0, 20000.0, True),
+        (1000.0, 755.0, 1001.0, True),
+    ],
+)
+def test_logits_that_began_out_there_are_beyond_when_they_grow(
+    trigger, first, absmax, beyond
+):
+    limits = {"a": FP16_MAX}
+    assert beyond_trigger(trigger, {"a": absmax}, limits, {"a": first}) is beyond
 
 
 def test_without_layers_nothing_is_beyond():
-    assert not beyond_trigger(1.0, {}, {})
-    assert not beyond_trigger(dict(headroom_bits=1.0), {}, {})
+    assert not beyond_trigger(1.0, {}, {}, {})
+    assert not beyond_trigger(dict(headroom_bits=1.0), {}, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -468,3 +468,25 @@ def test_weights_that_were_broken_from_the_beginning(findings, losses, metrics, 
     assert judged.status is status
     if status is LOST:
         assert f"began with a loss of {losses[0]:.5g}" in judged.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("logits", "best", "status"),
+    [
+        # Faster R-CNN of the rescue benchmark, whose clean run reaches 0.56.
+        ([1503.0] + [640.0] * 9, 0.158, LOST),
+        ([1503.0] + [640.0] * 9, 0.6, HEALTHY),
+        ([1503.0] + [12.0] * 9, 0.158, HEALTHY),
+    ],
+)
+def test_a_head_that_never_came_back_is_lost_if_it_knows_little(logits, best, status):
+    lines = [START, line(0, "preflight", findings=["large_logits"], fails=[]), END]
+    scalars = {
+        "amp/loss": curve([32.6] + [2.2] * 9),
+        "amp/cls_score_absmax": curve(logits),
+    }
+    history = run(lines, scalars, validations=[(9, dict(mAP=best))])
+    judged = judge(history, find(history))
+    assert judged.status is status
+    if status is LOST:
+        assert "where they are to the end (640)" in judged.reasons[0]
