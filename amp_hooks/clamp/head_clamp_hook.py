@@ -20,6 +20,7 @@ from ..engine.checks import (
 )
 from ..engine.hook import AmpHook, check_targets
 from ..engine.messages import warn
+from ..engine.named import named_modules
 from ..engine.out_of_memory import taken_back
 from ..engine.recorder import IterationRecord
 from ..engine.run import bare_model
@@ -157,7 +158,7 @@ class HeadClampHook(AmpHook):
         no_room = partial(taken_back, runtime, partial(self._give_up, runner, runtime))
         runtime.errors.handlers.append(self.guarded(no_room, None))
         # After a resume the layers are known, and guarded from the first iteration.
-        names = dict(model.named_modules())
+        names = dict(named_modules(model))
         known, self._layers = [n for n in self._layers if n in names], []
         self._watch = runtime.watch_forward(LogitWatch)
         self._watch.watch(model, self.targets or known, self.guarded(on_layer))

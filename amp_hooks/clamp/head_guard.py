@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import torch_api
+from ..engine.named import submodule
 from ..engine.patch import Guard, unguarded, wrap
 from ..engine.recorder import FlightRecorder
 from ..engine.tensors import map_tensors, named_tensors
@@ -62,11 +63,11 @@ class HeadGuard:
         An infinity counts as overflow only in modules that give one no other way;
         elsewhere -inf masks positions, and passes.
         """
-        module = model.get_submodule(name)
+        module = submodule(model, name)
         self._guard_output(name, module, keep_neg_inf=not infinity_is_overflow(module))
         parts = name.split(".")
         for length in range(len(parts), 0, -1):
-            head = model.get_submodule(".".join(parts[:length]))
+            head = submodule(model, ".".join(parts[:length]))
             if head not in self._heads:
                 self._heads.add(head)
                 self._guard_losses(head)

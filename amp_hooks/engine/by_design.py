@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import private
 from .messages import warn
+from .named import named_buffers, named_modules, named_parameters
 from .tensors import is_bound, nonfinite_names
 from .words import first_names
 
@@ -47,12 +48,12 @@ class ByDesign:
         self._begun = True
         self._statistics = {
             f"{path}.{name}" if path else name
-            for path, module in model.named_modules()
+            for path, module in named_modules(model)
             if private.is_norm(module)
             for name in private.buffers_of(module)
         }
-        self._parameters = {name for name, _ in model.named_parameters()}
-        self._buffers = {name for name, _ in model.named_buffers()}
+        self._parameters = {name for name, _ in named_parameters(model)}
+        self._buffers = {name for name, _ in named_buffers(model)}
         self.names = nonfinite_in_model(model)
 
     @property
@@ -86,7 +87,7 @@ class ByDesign:
         if self.settled or not self._begun:
             return
         self.settled = True
-        self._buffers = {name for name, _ in model.named_buffers()}
+        self._buffers = {name for name, _ in named_buffers(model)}
         # What a step has broken was finite before it.
         learned = self._parameters | self._statistics
         now = nonfinite_in_model(model)
@@ -117,7 +118,7 @@ class ByDesign:
 
 def nonfinite_in_model(model: nn.Module) -> set[str]:
     """Names of parameters and buffers that hold NaN or infinity; waits for them."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    tensors.update(model.named_buffers())
+    tensors: dict[str, Tensor] = dict(named_parameters(model))
+    tensors.update(named_buffers(model))
     with torch.no_grad():
         return set(nonfinite_names(tensors, limit=len(tensors)))

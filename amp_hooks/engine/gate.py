@@ -27,8 +27,12 @@ class Gate(Protocol):
     ) -> Tensor | None:
         """The loss to propagate, or ``None`` if it leads nowhere."""
 
-    def before_step(self, name: str, params: list[Tensor]) -> None:
-        """The gradients are complete, and nobody has looked at them yet."""
+    def before_step(self, name: str, params: list[Tensor]) -> Tensor | None:
+        """The gradients are complete, and nobody has looked at them yet.
+
+        Returns:
+            Their norms, where this rank has but a part of them.
+        """
 
     def opens(self, name: str, params: list[Tensor]) -> bool:
         """Whether there is a step to take at all; nothing waits for the device."""

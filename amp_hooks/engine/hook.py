@@ -15,6 +15,7 @@ from .checks import check_known_arguments, match_names
 from .compiling import leave_uncompiled
 from .ending import tell_how_it_ends
 from .messages import warn
+from .named import named_modules
 from .recorder import IterationRecord
 from .run import bare_model
 from .runtime import Runtime
@@ -30,7 +31,7 @@ def check_targets(hook: AmpHook, targets: list[str], runner: Runner) -> None:
     There the model is complete and no checkpoint has been read yet, so that a wrong
     pattern fails within seconds.
     """
-    names = [name for name, _ in bare_model(runner).named_modules() if name]
+    names = [name for name, _ in named_modules(bare_model(runner)) if name]
     match_names(type(hook).__name__, "targets", targets, names)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import private
+from .named import named_modules
 
 
 class LiveBuffer(NamedTuple):
@@ -43,7 +44,7 @@ class LiveBuffers:
     def __init__(self, model: nn.Module) -> None:
         self._modules = [
             (path, module, buffers, private.is_norm(module))
-            for path, module in model.named_modules()
+            for path, module in named_modules(model)
             if (buffers := private.buffers_of(module))
         ]
         self._kept: list[LiveBuffer] = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import private
 from .condition import Condition
+from .named import named_buffers
 from .of_others import attribute
 
 
@@ -25,7 +26,7 @@ def bare_model(runner: Runner) -> nn.Module:
 
 def left_out_buffers(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """Buffers that a checkpoint leaves out; ``state`` is the model's state dict."""
-    return {name: b for name, b in model.named_buffers() if name not in state}
+    return {name: b for name, b in named_buffers(model) if name not in state}
 
 
 def iter_wrappers(optim_wrapper: Any) -> Iterator[tuple[str, OptimWrapper]]:

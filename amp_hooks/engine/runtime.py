@@ -33,6 +33,7 @@ from .of_others import ByIdentity
 from .outputs import close_with_losses
 from .recorder import FlightRecorder, IterationRecord
 from .run import accumulating, bare_model
+from .sharded import norms_of_all_ranks
 from .step_tap import StepTap
 from .verdict import Verdict, judge
 
@@ -267,6 +268,7 @@ class Runtime:
                 self.failures.register(part, part.detach, essential=True)
             wrapped = is_model_wrapper(runner.model)
             self.forward.together = wrapped and dist.get_world_size() > 1
+            self.tap.sharded = norms_of_all_ranks(runner)
             # All ranks call it: what it asks of a GradScaler costs nothing yet.
             about = describe_run(runner, hooks)
             self.emit("start", runner.iter, Verdict.HEALTHY, **about)

@@ -20,6 +20,7 @@ from .of_others import is_among
 from .patch import wrap
 from .recorder import FlightRecorder, IterationRecord
 from .run import active_scaler, iter_wrappers, trained_parameters
+from .sharded import NormsOfAllRanks
 from .tensors import nonfinite_flag, parameter_grad_norms
 
 # Called with (optimizer name, wrapper, unscaled norms of its parameters).
@@ -47,6 +48,7 @@ class StepTap:
     Attributes:
         listeners: Called before each step with the norms of its gradients.
         gate: Refuses steps, if there is one.
+        sharded: Gives the norms of gradients of which this rank has a part.
         skipped: A step was refused in this iteration without looking at gradients.
         divisors: What the last loss of each optimizer had been divided by, for the
             gradients of several iterations to add up to those of a mean.
@@ -63,6 +65,7 @@ class StepTap:
         self._failures = failures
         self.listeners: list[GradientListener] = []
         self.gate: Gate | None = None
+        self.sharded: NormsOfAllRanks | None = None
         self.skipped = False
         self.divisors: dict[str, int] = {}
         self.on_backward: list[Callable[[], None]] = []
@@ -150,14 +153,14 @@ class StepTap:
             return original(loss, *args, **kwargs)
 
         def step(original: Any, *args: Any, **kwargs: Any) -> Any:
-            params = trained_parameters(wrapper)
+            params, whole = trained_parameters(wrapper), None
             if (gate := self.gate) is not None:
                 if not call(gate.owner, gate.opens, name, params, otherwise=True):
                     self.skipped = True
                     call(self, private.count_step, wrapper, otherwise=None)
                     return None
-                call(gate.owner, gate.before_step, name, params, otherwise=None)
-            state: dict[str, Any] = before(params) or {}
+                whole = call(gate.owner, gate.before_step, name, params, otherwise=None)
+            state: dict[str, Any] = before(params, whole=whole) or {}
             # Of the gate; GradScaler decides by itself.
             if state.get("bad"):
                 call(self, private.count_step, wrapper, otherwise=None)
@@ -208,9 +211,8 @@ class StepTap:
             self.skipped = True
             wrapper.optimizer.zero_grad(set_to_none=True)
             return
-        if self.gate is not None:
-            self.gate.before_step(name, params)
-        state = self._before(name, wrapper, params, scaled=False)
+        whole = self.gate.before_step(name, params) if self.gate is not None else None
+        state = self._before(name, wrapper, params, scaled=False, whole=whole)
         if state.get("bad"):
             wrapper.optimizer.zero_grad(set_to_none=True)
 
@@ -228,6 +230,7 @@ class StepTap:
         wrapper: OptimWrapper,
         params: list[Tensor],
         scaled: bool = True,
+        whole: Tensor | None = None,
     ) -> dict[str, Any]:
         """GradScaler's state of this step; without one, whether the gate refuses it."""
         state: dict[str, Any] = {}
@@ -241,8 +244,7 @@ class StepTap:
             scale = torch_api.scale_tensor(scaler).detach().clone()
             self.recorder.note("scale", scale, name)
         if scaler is None or self.listeners:
-            norms = parameter_grad_norms(params)
-            if norms is None:
+            if (norms := self._norms(params) if whole is None else whole) is None:
                 return state
             # A training step of the user's own may have unscaled them already.
             if scale is not None and not torch_api.is_unscaled(state["of_step"]):
@@ -252,7 +254,8 @@ class StepTap:
             known: Tensor | list[float] = norms
             if scaler is None:
                 self._unscaled.add(name)
-                if scaled and cleans_gradients(wrapper) and name not in self._early:
+                late = scaled and cleans_gradients(wrapper) and self.sharded is None
+                if late and name not in self._early:
                     self._late[name] = norms
                     judge = self._failures.guarded(self, self._judge_late, True)
                     judge = partial(judge, name, wrapper, params, norms)
@@ -266,6 +269,10 @@ class StepTap:
                     state["bad"] = not math.isfinite(sum(known))
             self.recorder.note("grad_norms", known, name)
         return state
+
+    def _norms(self, params: list[Tensor]) -> Tensor | None:
+        sharded = self.sharded
+        return parameter_grad_norms(params) if sharded is None else sharded(params)[0]
 
     def _judge_late(
         self, name: str, wrapper: OptimWrapper, params: list[Tensor], early: Tensor

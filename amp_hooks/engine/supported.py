@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import mmengine.dist as dist
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..errors import UnsupportedError
+from . import torch_api
 from .run import iter_wrappers
+from .sharded import is_sharded
 
 # Parts of class names, why, and what to use instead. No class is imported for it:
 # most of them are of packages that are not there.
 _REFUSED = {
-    "FullyShardedDataParallel": "each rank has a part of the model only",
-    "FSDPStrategy": "each rank has a part of the model only",
     "DeepSpeed": "its engine keeps gradients and optimizer to itself",
     "ColossalAI": "its booster keeps gradients and optimizer to itself",
     "ZeroRedundancyOptimizer": "each rank has a part of the optimizer's state only",
@@ -30,12 +32,26 @@ _DDP = (
 )
 
 
+_SHARDED = (
+    "FlexibleRunner with strategy=dict(type='FSDPStrategy', model_wrapper=dict("
+    "type='MMFullyShardedDataParallel', use_orig_params=True)), sharding_strategy "
+    "'FULL_SHARD' or 'SHARD_GRAD_OP', and one optimizer"
+)
+
+
 def refuse_unsupported(hook: object, runner: Runner) -> None:
     """Refuse a run whose state a hook cannot see as a whole, on every rank alike.
 
     Raises:
         UnsupportedError: Names what it is, why, and what to use instead.
     """
+    if is_sharded(runner) and (why := _cannot_be_sharded_so(runner)):
+        raise UnsupportedError(
+            f"{type(hook).__name__} cannot work with model wrapper "
+            f"{type(runner.model).__name__} as it is: {why}. It can with {_SHARDED}; "
+            "or take the hook out of custom_hooks (in StabilityHook, set its member to "
+            "None)."
+        )
     for part, kind in _kinds(runner):
         for name, why in _REFUSED.items():
             if name in kind:
@@ -44,6 +60,20 @@ def refuse_unsupported(hook: object, runner: Runner) -> None:
                     f"{_INSTEAD.get(name, _DDP)}, or take the hook out of custom_hooks "
                     "(in StabilityHook, set its member to None)."
                 )
+
+
+def _cannot_be_sharded_so(runner: Any) -> str | None:
+    """Why a sharded model is not of the kind that is known; None if it is."""
+    if getattr(runner, "strategy", None) is None:
+        return "Runner neither saves nor resumes a sharded model"
+    if not torch_api.keeps_parameters(runner.model):
+        return "without use_orig_params=True its parameters have no names"
+    if isinstance(runner.optim_wrapper, OptimWrapperDict):
+        return "OptimWrapperDict does not save state of sharded parameters"
+    how = runner.model.sharding_strategy.name
+    if dist.get_world_size() > 1 and how not in ("FULL_SHARD", "SHARD_GRAD_OP"):
+        return f"sharding_strategy {how!r} has whole copies of parts on several ranks"
+    return None
 
 
 def _kinds(runner: Any) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ from ..engine.run import (
     iter_wrappers,
 )
 from ..engine.runtime import Runtime
+from ..engine.sharded import is_sharded
 from ..engine.supported import refuse_unsupported
 from ..engine.traceable import Later
 from ..engine.verdict import Verdict
@@ -222,6 +223,8 @@ class ForensicsHook(AmpHook):
         calls: list[Call],
         record: IterationRecord | None,
     ) -> Replay | None:
+        if is_sharded(runner):
+            return None  # a pass waits for the other ranks
         try:
             scales = record.all("scale") if record is not None else []
             for _, wrapper in iter_wrappers(runner.optim_wrapper):

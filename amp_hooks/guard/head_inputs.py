@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import torch_api
+from ..engine.named import named_modules
 from ..engine.patch import Guard, unguarded, wrap
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -64,7 +65,7 @@ class HeadInputs:
     def watch(self, model: nn.Module, trusts: Callable[[str], bool]) -> None:
         """Stand before the losses of every head that NaN could make raise."""
         self.trusts = trusts
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             for method in _LOSS_METHODS:
                 if callable(getattr(module, method, None)) and not hardy(
                     module, method

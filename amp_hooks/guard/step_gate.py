@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine.patch import Guard, unguarded
+from ..engine.sharded import NormsOfAllRanks
 from ..engine.tensors import parameter_grad_norms
 from ..errors import NoStepError
 from .gradient_hooks import CleanedGradients
@@ -30,6 +31,8 @@ class StepGate:
         guarded: The same hook's.
         votes: There are several ranks and nothing averages their gradients: they agree
             on each step by a collective.
+        sharded: Each rank has a part of each gradient: they agree by the norms of the
+            whole, in one collective.
 
     Attributes:
         dropped: Optimizers whose accumulation has been given up: their next step
@@ -47,12 +50,13 @@ class StepGate:
         owner: object = None,
         guarded: Guard = unguarded,
         votes: bool = False,
+        sharded: NormsOfAllRanks | None = None,
     ) -> None:
         self.owner = owner
         self._names = names
         self._flags = flags
         self._missing = missing
-        self._votes = votes
+        self._votes, self._sharded = votes, sharded
         self._detached: set[str] = set()
         self.dropped: set[str] = set()
         self.skipped: set[str] = set()
@@ -93,15 +97,27 @@ class StepGate:
         self.cleaned.before_backward(loss, factor)
         return loss if factor is None else loss * factor.to(loss.dtype)
 
-    def before_step(self, name: str, params: list[Tensor]) -> None:
+    def before_step(self, name: str, params: list[Tensor]) -> Tensor | None:
         """Let one gradient know, if there is anything, however they were cleaned.
 
         Where no DDP averages gradients, it tells that to the other ranks as well. Where
         it does, this rank would be alone with it.
+
+        Returns:
+            The gradient norms of a sharded model; None: they are as they are here.
         """
         factor = self._factors.pop(name, None)
+        if self._sharded is not None:
+            norms, seen = self._sharded(params, factor)
+            if (mine := self._smallest_gradient(name, params)) is not None:
+                mine.mul_((seen + norms.amax() * 0).to(mine))  # by 1, or NaN
+            return norms * seen
         if dist.get_world_size() > 1 and not self._votes:
-            return
+            return None
+        self._tell(name, params, factor)
+        return None
+
+    def _tell(self, name: str, params: list[Tensor], factor: Tensor | None) -> None:
         smallest = self._smallest_gradient(name, params)
         if smallest is None:
             return
@@ -121,7 +137,8 @@ class StepGate:
         """A dense one; the same parameter's as long as it has one."""
         known = self._smallest.get(name)
         if known is None or known.grad is None or known.grad.is_sparse:
-            dense = [p for p in params if p.grad is not None and not p.grad.is_sparse]
+            there = [p for p in params if p.grad is not None and p.grad.numel()]
+            dense = [p for p in there if p.grad is not None and not p.grad.is_sparse]
             known = self._smallest[name] = min(dense, key=Tensor.numel, default=None)
         return None if known is None else known.grad
 
@@ -132,7 +149,8 @@ class StepGate:
             self.skipped.add(name)
             self._factors.pop(name, None)
             return False
-        if not has_gradient(params):
+        # Of a sharded one this rank may have no part.
+        if self._sharded is None and not has_gradient(params):
             self._missing(self._message(name, params))
             self._detached.discard(name)
             return False

@@ -20,6 +20,7 @@ from ..engine.checks import (
 from ..engine.hook import AmpHook
 from ..engine.live_buffers import LiveBuffers
 from ..engine.messages import WarnOnce, warn
+from ..engine.named import named_parameters
 from ..engine.recorder import IterationRecord
 from ..engine.run import accumulating, bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -147,7 +148,7 @@ class StepGuardHook(AmpHook):
             )
         runtime.scale_floor = self.scale_floor
         model = bare_model(runner)
-        names = {id(p): name for name, p in model.named_parameters()}
+        names = {id(p): name for name, p in named_parameters(model)}
         runtime.by_design.begin(model)
         buffers = runtime.watch_forward(BufferWatch)
         heads = runtime.watch_forward(HeadInputs)
@@ -166,6 +167,7 @@ class StepGuardHook(AmpHook):
             owner=self,
             guarded=self.guarded,
             votes=alone,
+            sharded=runtime.tap.sharded,
         )
         self.undo.callback(self._gate.cleaned.close)
         self.undo.callback(setattr, runtime.tap, "gate", None)

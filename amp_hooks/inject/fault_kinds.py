@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..engine.batches import boxes_of, data_samples, image_size
 from ..engine.files import Save
+from ..engine.named import named_buffers, named_modules, named_parameters
 from ..engine.patch import replace
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
@@ -51,19 +52,19 @@ def _boxes(fault: Occurrence, batch: Any) -> None:
 
 # --- in the state, after every snapshot of this iteration -------------------------
 def _parameter(fault: Occurrence) -> None:
-    for name, p in fault.matching(bare_model(fault.runner).named_parameters()):
+    for name, p in fault.matching(named_parameters(bare_model(fault.runner))):
         fault.damage(p, name)
 
 
 def _buffer(fault: Occurrence) -> None:
-    for name, b in fault.matching(bare_model(fault.runner).named_buffers()):
+    for name, b in fault.matching(named_buffers(bare_model(fault.runner))):
         fault.damage(b, name)
 
 
 def _optimizer(fault: Occurrence) -> None:
     for _, wrapper in iter_wrappers(fault.runner.optim_wrapper):
         state = wrapper.optimizer.state
-        for name, p in fault.matching(bare_model(fault.runner).named_parameters()):
+        for name, p in fault.matching(named_parameters(bare_model(fault.runner))):
             for key, t in state.get(p, {}).items():
                 if isinstance(t, Tensor) and key != "step":  # Adam counts in floats
                     fault.damage(t, f"{name}.{key}")
@@ -71,13 +72,13 @@ def _optimizer(fault: Occurrence) -> None:
 
 def _ema(fault: Occurrence) -> None:
     for model in ema_models(fault.runner):
-        for name, p in fault.matching(model.named_parameters()):
+        for name, p in fault.matching(named_parameters(model)):
             fault.damage(p, name)
 
 
 # --- during train_step ------------------------------------------------------------
 def _modules(fault: Occurrence) -> list[tuple[str, nn.Module]]:
-    return fault.matching(bare_model(fault.runner).named_modules())
+    return fault.matching(named_modules(bare_model(fault.runner)))
 
 
 def _forward(fault: Occurrence, stack: ExitStack) -> None:
@@ -94,7 +95,7 @@ def _forward(fault: Occurrence, stack: ExitStack) -> None:
 
 
 def _gradient(fault: Occurrence, stack: ExitStack) -> None:
-    for name, p in fault.matching(bare_model(fault.runner).named_parameters()):
+    for name, p in fault.matching(named_parameters(bare_model(fault.runner))):
         if p.requires_grad:
 
             def hook(grad: Tensor, name: str = name) -> Tensor:

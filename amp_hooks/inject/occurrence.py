@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..engine.averaging import ema_hooks
 from ..engine.checks import match_names
+from ..engine.named import named_buffers, named_modules, named_parameters
 from ..engine.run import bare_model
 from .damage import choose, damage
 from .fault_spec import Fault
@@ -100,8 +101,8 @@ def expected_names(owner: str, fault: Fault, runner: Runner) -> list[str]:
         return list(fault.where)
     model = bare_model(runner)
     if kind == "module":
-        names = [name for name, _ in model.named_modules() if name]
+        names = [name for name, _ in named_modules(model) if name]
     else:
-        tensors = getattr(model, f"named_{kind}s")()
+        tensors = named_buffers(model) if kind == "buffer" else named_parameters(model)
         names = [name for name, t in tensors if t.is_floating_point()]
     return match_names(owner, "where", list(fault.where), names, kind)

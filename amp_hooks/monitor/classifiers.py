@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from ..engine.named import named_modules
 from ..engine.patch import Guard, unguarded, wrap
 from .class_losses import is_classification_loss, is_loss, words
 
@@ -86,7 +87,7 @@ class ClassifierFinder:
 
         self._handles = [model.register_forward_pre_hook(guarded(forget))]
         self._undo: list[Callable[[], None]] = []
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             if isinstance(module, ScriptModule):
                 continue
             if is_classification_loss(name, module):

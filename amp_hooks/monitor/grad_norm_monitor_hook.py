@@ -20,6 +20,7 @@ from ..engine.checks import (
     match_names,
 )
 from ..engine.hook import AmpHook
+from ..engine.named import named_parameters
 from ..engine.recorder import IterationRecord
 from ..engine.run import bare_model, clip_max_norm, iter_wrappers, trained_parameters
 from ..engine.runtime import Runtime
@@ -95,7 +96,7 @@ class GradNormMonitorHook(AmpHook):
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Listen to the gradients of every optimizer."""
         self._intervals = runner.iter // self.top_k_interval
-        names = {id(p): n for n, p in bare_model(runner).named_parameters()}
+        names = {id(p): n for n, p in named_parameters(bare_model(runner))}
         for group, patterns in self.groups.items():
             argument = f"groups[{group!r}]"
             match_names(

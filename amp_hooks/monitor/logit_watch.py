@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..engine import private
 from ..engine.compiling import eager
+from ..engine.named import named_modules
 from ..engine.patch import Guard, unguarded
 from ..engine.peaks import Seen
 from ..engine.recorder import FlightRecorder, IterationRecord
@@ -82,7 +83,7 @@ class LogitWatch:
         """
         self._model = model
         if targets:
-            for name, module in model.named_modules():
+            for name, module in named_modules(model):
                 if any(fnmatchcase(name, pattern) for pattern in targets):
                     self._add(name, module)
                     on_layer(name, module)
@@ -117,7 +118,7 @@ class LogitWatch:
             return None
         self._search.close()
         self._finder = None
-        modules = {} if self._model is None else dict(self._model.named_modules())
+        modules = {} if self._model is None else dict(named_modules(self._model))
         for name in found:
             for stats in self._first.get(name, []):
                 self._note(name, stats)

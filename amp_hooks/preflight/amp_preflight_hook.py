@@ -20,6 +20,7 @@ from ..engine.hook import AmpHook
 from ..engine.messages import warn
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
+from ..engine.sharded import is_sharded
 from ..engine.supported import refuse_unsupported
 from ..engine.verdict import Verdict
 from ..errors import PreflightError
@@ -198,8 +199,12 @@ class AmpPreflightHook(AmpHook):
             first = FirstBatch(runner, data_batch)
             return batch_findings(runner, first)
 
-        look("the first batch", first_batch)
-        if asks_for_fp16(runner) and not _validates_in_fp32(runner):
+        if sharded := is_sharded(runner):
+            text = "pre-flight: a sharded model is not run for it, the config is read"
+            print_log(f"[amp_hooks] {text}.", logger="current")
+        else:
+            look("the first batch", first_batch)
+        if asks_for_fp16(runner) and not (sharded or _validates_in_fp32(runner)):
             layers = list(first.logits) if first is not None else []
             look("FP16 validation", lambda: validation_findings(runner, layers))
         if self.config_check:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import private
+from ..engine.named import named_parameters
 from ..engine.tensors import nonfinite_names
 
 # ``optimizer``: its class; ``groups``: the parameters of each group, name and shape.
@@ -22,7 +23,7 @@ def layout_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> Layout:
     Plain strings and lists, fit for a checkpoint. A parameter outside of the model is
     known by its place.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in named_parameters(model)}
     groups = [
         [
             f"{names.get(id(p), f'{i}.{j}')} {list(p.shape)}"

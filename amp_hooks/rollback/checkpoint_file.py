@@ -20,6 +20,7 @@ _OF_MODEL = re.compile(r"^(ema_state_dict\.module|state_dict|ema_state_dict)\.")
 # How the words of `damage` begin for a file that torch will not unpickle.
 REFUSED = "torch's weights_only protection refuses it"
 
+_PART = re.compile(r"rank(\d+)\.pth")
 _ZIP = b"PK\x03\x04"  # what torch.save writes since torch 1.6
 
 
@@ -40,6 +41,8 @@ def damage(path: str, ignore: Container[str] = frozenset()) -> str | None:
     """
     if not os.path.exists(path):
         return "it does not exist"
+    if parts := parts_of(path):
+        return _damage_of_parts(parts, ignore)
     if not os.path.isfile(path):
         return "it is not a file"
     try:
@@ -53,6 +56,29 @@ def damage(path: str, ignore: Container[str] = frozenset()) -> str | None:
     except Exception as e:  # what a damaged pickle leads to may be anything
         return _not_loaded(e)
     return _not_a_checkpoint(checkpoint) or _bad_numbers(checkpoint, ignore)
+
+
+def part_of_rank(path: str, rank: int) -> str:
+    """Of a checkpoint of a sharded model, which is a folder, the file of a rank."""
+    return os.path.join(path, f"rank{rank}.pth")
+
+
+def parts_of(path: str) -> list[str]:
+    """The files of a checkpoint of a sharded model, by rank; empty if it is none."""
+    names = os.listdir(path) if os.path.isdir(path) else []
+    known = [match for match in map(_PART.fullmatch, names) if match]
+    known.sort(key=lambda match: int(match[1]))
+    return [os.path.join(path, match[0]) for match in known]
+
+
+def _damage_of_parts(parts: list[str], ignore: Container[str]) -> str | None:
+    for path in parts:
+        if words := damage(path, ignore):
+            return f"of {os.path.basename(path)}: {words}"
+    ranks = read_safely(parts[0], map_location="cpu")["meta"].get("ranks", len(parts))
+    if ranks != len(parts):
+        return f"{len(parts)} of its {ranks} files are there"
+    return None
 
 
 def nonfinite_in(
@@ -118,6 +144,7 @@ def read_header(path: str) -> Header | None:
     Tensors are left on the disk where the format allows it.
     """
     try:
+        path = next(iter(parts_of(path)), path)
         with open(path, "rb") as f:
             mapped = f.read(len(_ZIP)) == _ZIP
         checkpoint = read_safely(path, map_location="cpu", mmap=mapped)

@@ -19,6 +19,7 @@ from ..engine.patch import replace
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
 from ..engine.safe_load import allow_mmengine_checkpoints
+from ..engine.sharded import is_sharded
 from ..engine.words import first_names
 from .checkpoint_file import REFUSED, damage
 from .disk import Pointer, same_file
@@ -174,7 +175,7 @@ class CheckpointGuard:
             if any_rank(bool(bad)):
                 names = first_names(bad) or "on another rank"
                 raise NotSaved(path, f"the state is not finite ({names})")
-            if not files.local:
+            if not files.local or is_sharded(self._runner):  # a folder, by all ranks
                 self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
                 return
             file, failure = File(path), None

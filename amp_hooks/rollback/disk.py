@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import os.path as osp
 import re
+import shutil
 import threading
 from collections.abc import Iterable
 
@@ -14,6 +16,7 @@ import mmengine.dist as dist
 from ..engine.files import remove, write_text
 from ..engine.messages import warn
 from ..errors import UnwritableError
+from .checkpoint_file import part_of_rank
 
 ATTEMPTS = "attempts.json"  # beside them
 
@@ -24,11 +27,13 @@ class RollbackFiles:
     Args:
         work_dir: The runner's.
         keep: At least 1.
+        sharded: Each rank has a part of the model: a checkpoint is a folder, in which
+            each writes a file, as MMEngine's FSDPStrategy does.
     """
 
-    def __init__(self, work_dir: str, keep: int) -> None:
+    def __init__(self, work_dir: str, keep: int, sharded: bool = False) -> None:
         self.folder = osp.join(work_dir, "rollback")
-        self.keep = keep
+        self.keep, self.sharded = keep, sharded
         self._files: dict[int, str] = {}  # by iteration
 
     def prepare(self, iteration: int) -> None:
@@ -52,6 +57,8 @@ class RollbackFiles:
             path = osp.join(self.folder, name)
             if re.fullmatch(r"\.iter_\d+\.pth\.tmp", name):
                 remove(path)  # of a process that was killed
+            for unfinished in glob.glob(osp.join(path, ".rank*.pth.tmp")):
+                remove(unfinished)
             match = re.fullmatch(r"iter_(\d+)\.pth", name)
             if match and 0 < int(match[1]) <= iteration:
                 self._files[int(match[1])] = path
@@ -59,6 +66,21 @@ class RollbackFiles:
     def path_of(self, iteration: int) -> str:
         """Where the checkpoint of that many complete iterations belongs."""
         return osp.join(self.folder, f"iter_{iteration}.pth")
+
+    def own_path(self, iteration: int) -> str:
+        """Where this rank writes it, or its part of it."""
+        path = self.path_of(iteration)
+        if not self.sharded:
+            return path
+        with contextlib.suppress(OSError):  # the writer tells
+            os.makedirs(path, exist_ok=True)
+        return part_of_rank(path, dist.get_rank())
+
+    def whole(self, iteration: int) -> bool:
+        """Whether every rank has written its part."""
+        ranks = dist.get_world_size() if self.sharded else 0
+        path = self.path_of(iteration)
+        return all(osp.exists(part_of_rank(path, rank)) for rank in range(ranks))
 
     def add(
         self, path: str, iteration: int, protected: str | None, needed: Iterable[int]
@@ -90,7 +112,7 @@ class RollbackFiles:
 
     def clear(self, named: str | None) -> None:
         """A run that has ended well needs none of them, but the one that is named."""
-        if not dist.is_main_process() or named is None or not osp.isfile(named):
+        if not dist.is_main_process() or named is None or not osp.exists(named):
             return
         # That of iteration 0 is not adopted at a resume.
         self._files.setdefault(0, self.path_of(0))
@@ -102,7 +124,9 @@ class RollbackFiles:
 
     def _drop(self, iteration: int, protected: str | None) -> None:
         if protected is None or not same_file(self._files[iteration], protected):
-            remove(self._files.pop(iteration))
+            path = self._files.pop(iteration)
+            shutil.rmtree(path, ignore_errors=True)  # of a sharded model
+            remove(path)
 
 
 class Pointer:
@@ -148,7 +172,7 @@ class Pointer:
                 # A run begun anew in an old work_dir has learned nothing yet; what is
                 # there may be days of work that somebody forgot to --resume.
                 named = self.named
-                if iteration == 0 and named is not None and osp.isfile(named):
+                if iteration == 0 and named is not None and osp.exists(named):
                     return named == path
             elif iteration < self._iter:
                 return False

@@ -15,6 +15,7 @@ from ..engine.averaging import ema_hooks
 from ..engine.messages import warn
 from ..engine.run import any_rank, iter_wrappers
 from ..engine.safe_read import read_safely
+from ..engine.sharded import is_sharded
 from ..engine.tensors import named_tensors
 from .checkpoint_file import damage
 from .from_rank_0 import can_be_sent, from_rank_0
@@ -46,7 +47,8 @@ class Holder:
         self._runner, self._ignore = runner, ignore
         self._copier = HostCopier(pinned)
         several = dist.get_world_size() > 1
-        self._shared = several and is_model_wrapper(runner.model)
+        alike = is_model_wrapper(runner.model) and not is_sharded(runner)
+        self._shared = several and alike
         # Without DDP nobody knows whether ranks are alike: each holds its own.
         self._whole = not self._shared or dist.is_main_process()
         self._several = several

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from ..engine.averaging import ema_hooks
+from ..engine.named import named_buffers, named_parameters
 from ..engine.run import bare_model
 from ..engine.tensors import map_tensors
 
@@ -36,11 +37,11 @@ def own_part(runner: Runner, state: dict[str, Any]) -> dict[str, Any]:
         state: As from :func:`learned_state`.
     """
     # Also under second names, by which they would be loaded last.
-    named = bare_model(runner).named_buffers(remove_duplicate=False)
+    named = named_buffers(bare_model(runner), remove_duplicate=False)
     buffers = {name for name, _ in named}
     averages = []
     for hook, average in zip(ema_hooks(runner), state["ema"]):
-        learned = {name for name, _ in hook.ema_model.named_parameters()}
+        learned = {name for name, _ in named_parameters(hook.ema_model)}
         averages.append({k: v for k, v in average.items() if k not in learned})
     return dict(
         model={k: v for k, v in state["model"].items() if k in buffers},

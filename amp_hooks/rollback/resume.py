@@ -23,9 +23,10 @@ from ..engine.run import bare_model
 from ..engine.safe_load import allow_mmengine_checkpoints
 from ..engine.safe_read import allow_enum, allowed_enums
 from ..errors import NoCheckpointError
-from .checkpoint_file import Header, damage, read_header
+from .checkpoint_file import Header, damage, part_of_rank, parts_of, read_header
 from .disk import Pointer, same_file
 from .save_attempt import is_local
+from .sharded_resume import unfit
 
 _LATE = 10.0  # seconds after which a network file system shows a new file
 _TEMPLATES = ("epoch_{}.pth", "iter_{}.pth")  # CheckpointHook's defaults
@@ -82,7 +83,8 @@ def choose_resume(runner: Runner) -> str | None:
 def _see_that_all_have_it(path: str) -> None:
     """MMEngine lets every rank read the file, and rank 0's disk may be its own."""
     deadline = time.monotonic() + _LATE
-    while not (found := osp.isfile(path)) and time.monotonic() < deadline:
+    mine = part_of_rank(path, dist.get_rank()) if parts_of(path) else path
+    while not (found := osp.isfile(mine)) and time.monotonic() < deadline:
         time.sleep(0.5)
     here = None if found else socket.gethostname()
     answers: list[Any] = dist.all_gather_object(here)
@@ -98,9 +100,10 @@ def _see_that_all_have_it(path: str) -> None:
 
 
 def _check(runner: Runner, path: str) -> None:
-    if not osp.isfile(path):
+    if not (osp.isfile(path) or parts_of(path)):
         return  # an address, or MMEngine says that it is missing
-    if words := damage(path, ByDesign.of_new(bare_model(runner))):
+    ignore = ByDesign.of_new(bare_model(runner))
+    if words := unfit(runner, path) or damage(path, ignore):
         raise NoCheckpointError(
             f"load_from={path!r} with resume=True: {words}. Name another checkpoint, "
             "or leave load_from out: the newest good one is then found by itself."
@@ -131,7 +134,8 @@ def _choose(runner: Runner) -> str | None:
     ignore = ByDesign.of_new(bare_model(runner))
     passed = []
     for path in paths:
-        words, header = damage(path, ignore), headers[path]
+        words = unfit(runner, path) or damage(path, ignore)
+        header = headers[path]
         if words is None and header is not None:
             runner.logger.info(
                 f"[amp_hooks] Resuming at iteration {header.iter}, from"
@@ -286,7 +290,7 @@ def _matching(folder: str, template: str) -> list[str]:
     except OSError:
         return []
     paths = [osp.join(folder, name) for name in names if pattern.fullmatch(name)]
-    return [path for path in paths if osp.isfile(path)]
+    return [path for path in paths if osp.isfile(path) or parts_of(path)]
 
 
 def _forget_empty_pointer(work_dir: str) -> None:

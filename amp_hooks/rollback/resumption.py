@@ -20,6 +20,7 @@ from .epoch_position import EpochPosition, sampler_of
 from .flexible import ask_before_load, cannot_be_resumed
 from .lr_policy import all_param_groups, all_schedulers
 from .resume import choose_resume
+from .sharded_resume import read_own_parts
 from .storable import ReadableParts
 
 _KEY = "position"  # in our part of a checkpoint
@@ -44,6 +45,7 @@ class Resumption:
             self._own_seed = runner.seed
             runner.register_hook(_LastBeforeSavingHook(self))
         choose_resume(runner)
+        read_own_parts(runner)
 
     def loaded(self, checkpoint: Mapping[str, Any]) -> None:
         """Remember what of the checkpoint is soon gone."""

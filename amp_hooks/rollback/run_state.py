@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mmengine
+import mmengine.dist as dist
 import torch
 from mmengine.runner import Runner
 from mmengine.utils import get_git_hash
@@ -18,7 +19,9 @@ from ..engine import private
 from ..engine.averaging import ema_hooks
 from ..engine.by_design import ByDesign
 from ..engine.hook import CHECKPOINT_KEY
+from ..engine.named import named_modules
 from ..engine.run import active_scaler, bare_model, iter_wrappers, left_out_buffers
+from ..engine.sharded import is_sharded, load_part, model_state
 from ..engine.tensors import (
     map_tensors,
     named_tensors,
@@ -33,7 +36,7 @@ from .storable import ReadableParts
 
 def learned_state(runner: Runner) -> dict[str, Any]:
     """Weights, all buffers, optimizers, loss scale and EMA, by reference."""
-    model = bare_model(runner).state_dict()
+    model = model_state(runner)
     return dict(
         model=model,
         buffers=left_out_buffers(bare_model(runner), model),
@@ -128,7 +131,10 @@ class Snapshot:
                 instead of those of the snapshot.
         """
         own_memory(bare_model(runner))
-        _load(bare_model(runner), self.state["model"])
+        if is_sharded(runner):
+            load_part(bare_model(runner), self.state["model"])
+        else:
+            _load(bare_model(runner), self.state["model"])
         self._restore_other_buffers(bare_model(runner))
         scheduled = _scheduled(runner)
         for name, wrapper in iter_wrappers(runner.optim_wrapper):
@@ -165,7 +171,7 @@ class Snapshot:
         torch.clear_autocast_cache()
 
     def _restore_other_buffers(self, model: nn.Module) -> None:
-        modules = dict(model.named_modules())
+        modules = dict(named_modules(model))
         for name, saved in self.state.get("buffers", {}).items():  # a file has none
             owner, _, last = name.rpartition(".")
             module = modules.get(owner)
@@ -229,12 +235,14 @@ class RunCheckpoint:
 
     def __init__(self, runner: Runner) -> None:
         self._readable = ReadableParts()
-        self._meta = dict(
+        self._meta: dict[str, Any] = dict(
             cfg=runner.cfg.pretty_text,
             seed=runner.seed,
             experiment_name=runner.experiment_name,
             mmengine_version=mmengine.__version__ + get_git_hash(),
         )
+        if is_sharded(runner):
+            self._meta["ranks"] = dist.get_world_size()  # each with a file of its own
 
     def make(self, runner: Runner) -> dict[str, Any]:
         """The checkpoint, with tensors that still are the run's own.
@@ -247,7 +255,7 @@ class RunCheckpoint:
             meta["dataset_meta"] = runner.train_dataloader.dataset.metainfo
         checkpoint = dict(
             meta=meta,
-            state_dict=bare_model(runner).state_dict(),
+            state_dict=model_state(runner),
             message_hub=hub_state(runner.message_hub),
             optimizer=runner.optim_wrapper.state_dict(),
         )

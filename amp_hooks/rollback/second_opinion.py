@@ -19,6 +19,7 @@ from ..engine.patch import Guard, unguarded
 from ..engine.preserved import alone
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
+from ..engine.sharded import is_sharded
 from ..engine.tensors import overlaps_itself
 from ..engine.traceable import Later
 from ..engine.unnoticed import unnoticed
@@ -128,8 +129,9 @@ class SecondOpinion:
     ) -> tuple[float, float] | None:
         """Now and before; None: cannot be told."""
         modules = bare_model(self._runner).modules()
-        if any(isinstance(module, DistributedDataParallel) for module in modules):
-            return None  # it waits for the others by itself
+        waits = any(isinstance(module, DistributedDataParallel) for module in modules)
+        if waits or is_sharded(self._runner):
+            return None  # a pass waits for the others by itself
         if unasked and has_hooks_of_users(bare_model(self._runner)):
             return None
         # Some need gradients in their forward pass, for a penalty: the second try.

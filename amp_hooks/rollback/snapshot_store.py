@@ -11,21 +11,21 @@ from mmengine.runner import Runner
 
 from ..engine import private
 from ..engine.condition import Condition
-from ..engine.files import remove
 from ..engine.messages import warn
 from ..engine.rng import rng_of_all_ranks
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
-from ..engine.verdict import Verdict
-from .checkpoint_file import read_header
+from ..engine.sharded import is_sharded
+from .checkpoint_file import part_of_rank, read_header
 from .disk import Pointer, RollbackFiles
 from .holder import Holder
 from .own_part import Part
+from .publisher import Publisher
 from .resume import Candidate, of_older_runs
 from .ring import Entry, SnapshotRing
 from .run_state import RunCheckpoint, Snapshot
 from .saved_by_others import SavedByOthers
-from .writer import SnapshotWriter, Written
+from .writer import SnapshotWriter
 
 # Seconds for each of the last two files of a run. The other ranks wait meanwhile, and
 # NCCL gives up after 600.
@@ -56,22 +56,30 @@ class SnapshotStore:
         self._runner, self._ring = runner, ring
         self._runtime = Runtime.of(runner)
         self._holder = Holder(runner, pinned, ignore)
-        self._files = RollbackFiles(runner.work_dir, ring.keep)
+        self._sharded = is_sharded(runner)
+        self._files = RollbackFiles(runner.work_dir, ring.keep, self._sharded)
         self._waiting: Snapshot | None = None  # for the writer
-        # Files after this iteration, up to that one, carry the disease.
-        self._outdated: tuple[int, int] | None = None
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
         self._saved = SavedByOthers(self.pointer, ring.probation)
+        self._publisher = Publisher(
+            self._runtime, self._files, self.pointer, self._holder, ring
+        )
         self.clamp_needed = self._was_ill = False  # since probation began
         if dist.is_main_process():
             self._files.prepare(runner.iter)
+        if self._writes:
             self._run = RunCheckpoint(runner)
         if private.is_resumed(runner):
             earlier = [self._of_this_run() if dist.is_main_process() else []]
             dist.broadcast_object_list(earlier)
             for iteration, path in earlier[0]:
-                ring.add(iteration, Part(iteration, path=path), proven=True)
+                own = part_of_rank(path, dist.get_rank()) if self._sharded else path
+                ring.add(iteration, Part(iteration, path=own), proven=True)
+
+    @property
+    def _writes(self) -> bool:
+        return self._sharded or dist.is_main_process()
 
     @property
     def folder(self) -> str:
@@ -165,7 +173,7 @@ class SnapshotStore:
             self._ring.go_back(now, before)
             if self._holder.holds_all:
                 entry.item = snapshot
-            self._outdated = entry.iter, now
+            self._publisher.outdated = entry.iter, now
             self._holder.forget_after(entry.iter)
             if self._waiting is not None and self._waiting.iter > entry.iter:
                 self._waiting = None
@@ -178,24 +186,7 @@ class SnapshotStore:
 
     def collect(self, wait: float = 0.0) -> None:
         """See what the writer has done, and give it what waits."""
-        for written in self._writer.collect(wait):
-            first, last = self._outdated or (written.iter, -1)
-            if written.error is not None:
-                self._tell_error(written)
-                continue
-            if first < written.iter <= last:
-                remove(written.path)  # it was being written when the run went back
-                continue
-            self.pointer.offer(written.path, written.iter)
-            self._holder.written(written.iter, written.path)
-            named = self.pointer.named
-            if self._outdated is not None:
-                self._files.drop_between(first, written.iter, named)
-                self._outdated = None
-            needed = {entry.iter for entry in self._ring.entries}
-            self._files.add(written.path, written.iter, named, needed)
-            about = dict(file=written.path)
-            self._runtime.emit("snapshot", written.iter, Verdict.HEALTHY, **about)
+        self._publisher.take(self._writer.collect(wait))
         if self._waiting is not None and not self._writer.busy:
             waiting, self._waiting = self._waiting, None
             self._write(waiting)
@@ -205,6 +196,7 @@ class SnapshotStore:
         self.collect()
         self.collect(_LAST_WAIT)
         self.collect(_LAST_WAIT)
+        self._publisher.wait(_LAST_WAIT)
         if self._writer.busy:
             warn(
                 f"the last checkpoint is still being written to {self.folder} after "
@@ -242,7 +234,7 @@ class SnapshotStore:
 
     def _checkpoint(self) -> dict[str, Any] | None:
         rng = rng_of_all_ranks()
-        if not dist.is_main_process():
+        if not self._writes:
             return None
         try:
             checkpoint = self._run.make(self._runner)
@@ -265,17 +257,6 @@ class SnapshotStore:
         good = {c.path for c in found} - older
         return [(i, path) for i, path in files if path in good]
 
-    def _tell_error(self, written: Written) -> None:
-        remedy = "make room on the disk"
-        if not isinstance(written.error, OSError):
-            remedy = "see what hooks put into checkpoints, beside tensors and numbers"
-        warn(
-            f"the auto-rollback checkpoint of iteration {written.iter} could not be "
-            f"written to {self._files.folder}: {written.error}. It is kept in memory "
-            f"and training goes on; {remedy}, or a killed run resumes from\n"
-            f"{self.pointer.named or 'the beginning'}"
-        )
-
     def _write_entry(self, entry: Entry[Any]) -> None:
         if isinstance(entry.item, Snapshot):
             self._write(entry.item)
@@ -295,5 +276,5 @@ class SnapshotStore:
                 )
             self._waiting = snapshot
             return
-        path = self._files.path_of(snapshot.iter)
+        path = self._files.own_path(snapshot.iter)
         self._writer.start(snapshot.checkpoint, path, self._runtime.saver(path))

@@ -1,0 +1,70 @@
+"""Let MMEngine's FSDPStrategy read what RollbackHook has written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mmengine.dist as dist
+
+from ..engine.run import bare_model
+from ..engine.safe_read import read_safely
+from ..engine.sharded import is_sharded, load_part
+from .checkpoint_file import part_of_rank, parts_of
+
+
+def unfit(runner: Any, path: str) -> str | None:
+    """Why a checkpoint is of another kind of run, in words; None if it is of this."""
+    parts, ranks = len(parts_of(path)), dist.get_world_size()
+    if not is_sharded(runner):
+        return "it is of a sharded model, and this one is not" if parts else None
+    if not parts:
+        return "it is of a model that was not sharded, and this one is"
+    if parts != ranks:
+        return f"it is of a model sharded over {parts} ranks, and there are {ranks}"
+    return None
+
+
+def read_own_parts(runner: Any) -> None:
+    """Let the strategy of a sharded run load checkpoints of RollbackHook; once.
+
+    Each rank's holds its part of every parameter and of the optimizer's state, as they
+    are. MMEngine's own hold ShardedTensors, which torch's weights_only refuses, and
+    its ``load_optim_state_dict`` gives torch 2.1 and later their arguments in the order
+    of 2.0.
+    """
+    strategy = getattr(runner, "strategy", None)
+    if strategy is None or not is_sharded(runner) or hasattr(strategy, "reads_parts"):
+        return
+    load, load_optimizer = strategy.load_checkpoint, strategy.load_optim_state_dict
+
+    def load_checkpoint(filename: str, **kwargs: Any) -> Any:
+        if not is_ours(filename):
+            return load(filename, **kwargs)
+        path = part_of_rank(filename, dist.get_rank())
+        checkpoint: dict[str, Any] = read_safely(path, map_location="cpu")
+        if (callback := kwargs.get("callback")) is not None:
+            callback(checkpoint)
+        load_part(bare_model(runner), checkpoint.pop("state_dict"))
+        return checkpoint
+
+    def load_optim_state_dict(state: dict[str, Any]) -> None:
+        of_fsdp = any(isinstance(p, str) for p in state["param_groups"][0]["params"])
+        if of_fsdp:
+            load_optimizer(state)
+        else:
+            strategy.optim_wrapper.load_state_dict(state)
+
+    vars(strategy).update(
+        load_checkpoint=load_checkpoint,
+        load_optim_state_dict=load_optim_state_dict,
+        reads_parts=True,
+    )
+
+
+def is_ours(path: str) -> bool:
+    """Whether a folder is a checkpoint of RollbackHook's, of a sharded model."""
+    try:
+        first = read_safely(parts_of(path)[0], map_location="cpu", mmap=True)
+        return "ranks" in first["meta"]
+    except Exception:  # FSDP's own, or none at all
+        return False
