@@ -20,6 +20,7 @@ from ..monitor.logits import infinity_is_overflow
 
 # Where mmdet heads turn predictions into losses: dense heads, and RoI heads.
 _LOSS_METHODS = ("loss_by_feat", "loss_and_target")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class HeadGuard:
@@ -27,7 +28,8 @@ class HeadGuard:
 
     A protected module runs as a whole with autocast off on float inputs, and its output
     is clamped. A guarded module that is called inside another one is left alone: it
-    computes in FP32 already, and the outer one is clamped at its end.
+    computes in FP32 already, and the outer one is clamped at its end. One whose weights
+    are in half precision themselves (FSDP's mixed_precision) stays in it, clamped.
 
     Args:
         recorder: Gets ``clamped`` by module: the fraction of its values that were
@@ -85,6 +87,9 @@ class HeadGuard:
             # runs the forward pass of training without gradients.
             training = module.training or torch.is_grad_enabled()
             if not training or self._entered is not None:
+                return None
+            if any(p.dtype in _HALF for p in module.parameters()):
+                self._entered = (module, contextlib.nullcontext())
                 return None
             context = _full_precision(module, (args, kwargs))
             floats = _as_float(args), _as_float(kwargs)
@@ -148,8 +153,7 @@ def _full_precision(module: nn.Module, inputs: Any) -> Any:
 
 def _as_float(tree: Any) -> Any:
     def cast(x: Tensor) -> Tensor:
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        return x.float() if half else x
+        return x.float() if x.dtype in _HALF else x
 
     return map_tensors(cast, tree)
 

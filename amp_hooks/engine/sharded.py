@@ -25,7 +25,7 @@ def is_fsdp(model: object) -> bool:
     """Whether this is torch's FullyShardedDataParallel, or MMEngine's of it."""
     # By name: before torch 2.0 it is elsewhere, or not there.
     bases = type(model).__mro__
-    return any(base.__name__ == "FullyShardedDataParallel" for base in bases)
+    return any("FullyShardedDataParallel" in base.__name__ for base in bases)
 
 
 def norms_of_all_ranks(runner: Any) -> NormsOfAllRanks | None:

@@ -12,17 +12,24 @@ from mmengine.runner import Runner
 from ..errors import UnsupportedError
 from . import torch_api
 from .run import iter_wrappers
-from .sharded import is_sharded
+from .sharded import is_fsdp, is_sharded
 
 # Parts of class names, why, and what to use instead. No class is imported for it:
 # most of them are of packages that are not there.
 _REFUSED = {
+    "DTensor": "each rank has a part of the model only (fully_shard, or parallelize)",
     "DeepSpeed": "its engine keeps gradients and optimizer to itself",
     "ColossalAI": "its booster keeps gradients and optimizer to itself",
     "ZeroRedundancyOptimizer": "each rank has a part of the optimizer's state only",
     "ApexOptimWrapper": "it keeps gradients and loss scale to itself",
 }
+_SHARDED = (
+    "FlexibleRunner with strategy=dict(type='FSDPStrategy', model_wrapper=dict("
+    "type='MMFullyShardedDataParallel', use_orig_params=True)), sharding_strategy "
+    "'FULL_SHARD' or 'SHARD_GRAD_OP', and one optimizer"
+)
 _INSTEAD = {
+    "DTensor": _SHARDED,
     "ZeroRedundancyOptimizer": "the optimizer that it wraps "
     "(optimizer=dict(type='AdamW', ...))",
     "ApexOptimWrapper": "AmpOptimWrapper",
@@ -32,26 +39,12 @@ _DDP = (
 )
 
 
-_SHARDED = (
-    "FlexibleRunner with strategy=dict(type='FSDPStrategy', model_wrapper=dict("
-    "type='MMFullyShardedDataParallel', use_orig_params=True)), sharding_strategy "
-    "'FULL_SHARD' or 'SHARD_GRAD_OP', and one optimizer"
-)
-
-
 def refuse_unsupported(hook: object, runner: Runner) -> None:
     """Refuse a run whose state a hook cannot see as a whole, on every rank alike.
 
     Raises:
         UnsupportedError: Names what it is, why, and what to use instead.
     """
-    if is_sharded(runner) and (why := _cannot_be_sharded_so(runner)):
-        raise UnsupportedError(
-            f"{type(hook).__name__} cannot work with model wrapper "
-            f"{type(runner.model).__name__} as it is: {why}. It can with {_SHARDED}; "
-            "or take the hook out of custom_hooks (in StabilityHook, set its member to "
-            "None)."
-        )
     for part, kind in _kinds(runner):
         for name, why in _REFUSED.items():
             if name in kind:
@@ -60,10 +53,20 @@ def refuse_unsupported(hook: object, runner: Runner) -> None:
                     f"{_INSTEAD.get(name, _DDP)}, or take the hook out of custom_hooks "
                     "(in StabilityHook, set its member to None)."
                 )
+    if sharded := _cannot_be_sharded_so(runner):
+        raise UnsupportedError(
+            f"{type(hook).__name__} cannot work with model wrapper "
+            f"{type(runner.model).__name__} as it is: {sharded}. It can with {_SHARDED}; "
+            "or take the hook out of custom_hooks (in StabilityHook, set its member to "
+            "None)."
+        )
 
 
 def _cannot_be_sharded_so(runner: Any) -> str | None:
-    """Why a sharded model is not of the kind that is known; None if it is."""
+    """Why a sharded model is not of the kind that is known; None if it is, or whole."""
+    if not is_sharded(runner):
+        inside = any(map(is_fsdp, runner.model.modules()))
+        return "a part of the model is sharded, and the rest is not" if inside else None
     if getattr(runner, "strategy", None) is None:
         return "Runner neither saves nor resumes a sharded model"
     if not torch_api.keeps_parameters(runner.model):
@@ -82,6 +85,8 @@ def _kinds(runner: Any) -> Iterator[tuple[str, str]]:
     if strategy is not None:
         yield from (("strategy", base.__name__) for base in type(strategy).__mro__)
     yield from (("model wrapper", base.__name__) for base in type(runner.model).__mro__)
+    kinds = {type(p).__name__: None for p in runner.model.parameters()}
+    yield from (("a parameter", kind) for kind in kinds)
     for _, wrapper in iter_wrappers(runner.optim_wrapper):
         yield "optim_wrapper", type(wrapper).__name__
         optimizer = getattr(wrapper, "optimizer", None)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ..engine.batches import boxes_of, data_samples, image_size
 from ..engine.files import Save
 from ..engine.named import named_buffers, named_modules, named_parameters
-from ..engine.patch import replace
+from ..engine.patch import replace, wrap
 from ..engine.run import bare_model, iter_wrappers
 from ..engine.runtime import Runtime
+from ..engine.sharded import is_sharded
 from ..engine.tensors import map_tensors
 from .damage import damage_loss, spoil_boxes
 from .occurrence import Occurrence, ema_models
@@ -95,6 +96,9 @@ def _forward(fault: Occurrence, stack: ExitStack) -> None:
 
 
 def _gradient(fault: Occurrence, stack: ExitStack) -> None:
+    if is_sharded(fault.runner):
+        _gradient_of_shards(fault, stack)
+        return
     for name, p in fault.matching(named_parameters(bare_model(fault.runner))):
         if p.requires_grad:
 
@@ -102,6 +106,21 @@ def _gradient(fault: Occurrence, stack: ExitStack) -> None:
                 return fault.damaged(grad, name)
 
             stack.callback(p.register_hook(hook).remove)
+
+
+def _gradient_of_shards(fault: Occurrence, stack: ExitStack) -> None:
+    """FSDP reduces gradients past the hooks of parameters: what this rank then has."""
+    named = fault.matching(named_parameters(bare_model(fault.runner)))
+
+    def backward(original: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        for name, p in named:
+            if p.grad is not None:
+                fault.damage(p.grad, name)
+        return result
+
+    for _, wrapper in iter_wrappers(fault.runner.optim_wrapper):
+        stack.callback(wrap(wrapper, "backward", backward))
 
 
 def _loss(fault: Occurrence, stack: ExitStack) -> None:

@@ -74,6 +74,8 @@ def parts_of(path: str) -> list[str]:
 def _damage_of_parts(parts: list[str], ignore: Container[str]) -> str | None:
     for path in parts:
         if words := damage(path, ignore):
+            if "ShardedTensor" in words:
+                return "it holds FSDP's own ShardedTensors, which weights_only refuses"
             return f"of {os.path.basename(path)}: {words}"
     ranks = read_safely(parts[0], map_location="cpu")["meta"].get("ranks", len(parts))
     if ranks != len(parts):

@@ -67,6 +67,19 @@ def clamped(guard):
     return guard.recorder.close(0).values.get("clamped", {})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_layer_with_weights_in_half_precision_stays_in_it(guarded, dtype):
+    """FSDP's mixed_precision, or model.half(): float inputs would not fit."""
+    model, guard = guarded("bbox_head.fc_cls")
+    layer = model.bbox_head.fc_cls.to(dtype)
+    with torch.no_grad():
+        layer.bias.fill_(300.0)
+    scores = layer(torch.zeros(2, 3, dtype=dtype))
+    assert scores.dtype is dtype
+    assert scores.tolist() == [[100.0] * 3] * 2
+    assert clamped(guard) == {"bbox_head.fc_cls": 1.0}
+
+
 def test_minus_infinity_passes_where_it_is_a_mask_only(guarded):
     model, guard = guarded("bbox_head.fc_cls", "bbox_head.mask")
     head = model.bbox_head

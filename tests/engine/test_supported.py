@@ -37,10 +37,8 @@ def test_what_works():
 @pytest.mark.parametrize(
     ("part", "kind", "instead"),
     [
-        ("model", "MMFullyShardedDataParallel", "MMDistributedDataParallel"),
         ("model", "MMDeepSpeedEngineWrapper", "DDPStrategy"),
         ("model", "ColossalAIModelWrapper", "DDPStrategy"),
-        ("strategy", "FSDPStrategy", "DDPStrategy"),
         ("strategy", "DeepSpeedStrategy", "DDPStrategy"),
         ("strategy", "ColossalAIStrategy", "DDPStrategy"),
         ("wrapper", "ApexOptimWrapper", "AmpOptimWrapper"),
@@ -57,6 +55,40 @@ def test_what_does_not(part, kind, instead, derived):
         thing.optimizer = None
     with pytest.raises(NotImplementedError, match=f"{kind}.*Use.*{instead}.*custom"):
         refuse_unsupported(None, Run(**{part: thing}))
+
+
+def test_a_model_that_runner_has_sharded():
+    model = named("MMFullyShardedDataParallel", torch.nn.Module)()
+    words = (
+        "MMFullyShardedDataParallel as it is: Runner neither saves nor.*FSDPStrategy"
+    )
+    with pytest.raises(NotImplementedError, match=words):
+        refuse_unsupported(None, Run(model))
+
+
+def test_a_part_that_is_sharded():
+    part = named("FullyShardedDataParallel", torch.nn.Module)()
+    with pytest.raises(NotImplementedError, match="a part of the model is sharded"):
+        refuse_unsupported(None, Run(torch.nn.Sequential(part)))
+
+
+def test_fully_shard(tmp_path):
+    """FSDP2, which no strategy of MMEngine carries."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        pytest.skip("before torch 2.6")
+    else:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        model = fully_shard(small.Small(), mesh=mesh)
+        with pytest.raises(
+            NotImplementedError, match="a parameter DTensor.*fully_shard"
+        ):
+            refuse_unsupported(None, Run(model))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_colossal_is_refused_by_every_hook():

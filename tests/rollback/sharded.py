@@ -1,0 +1,171 @@
+"""FlexibleRunner with FSDPStrategy on ranks of a CPU: ``python -m ... MODE DIR``."""
+
+import sys
+import uuid
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import MMFullyShardedDataParallel
+from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS
+from mmengine.runner import FlexibleRunner
+from torch import nn
+
+from tests import small
+
+SUITE = dict(
+    type="amp_hooks.StabilityHook",
+    boxes=None,
+    bad_batch=None,
+    rollback=dict(interval=10, probation=1),
+)
+COLLECTIVES = (
+    "all_reduce all_gather all_gather_object broadcast broadcast_object_list "
+    "gather gather_object reduce barrier"
+).split()
+
+
+@MODEL_WRAPPERS.register_module()
+class ShardedOnACpu(MMFullyShardedDataParallel):
+    """MMEngine gives it the number of a GPU."""
+
+    def __init__(self, module, device_id=None, **options):
+        super().__init__(module, device_id=torch.device("cpu"), **options)
+
+
+@FUNCTIONS.register_module()
+def linear_layers(module, recurse, nonwrapped_numel):
+    return recurse or isinstance(module, (nn.Linear, nn.Sequential))
+
+
+class Watch(Hook):
+    """What this rank has before each iteration, and the collectives in each."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.states, self.calls, self.counts = {}, 0, []
+        for name in COLLECTIVES:
+            self.count(name)
+
+    def count(self, name):
+        original = getattr(torch.distributed, name)
+
+        def counted(*args, **kwargs):
+            self.calls += 1
+            return original(*args, **kwargs)
+
+        setattr(torch.distributed, name, counted)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.counts.append(self.calls)
+        model, optimizer = runner.model, runner.optim_wrapper.optimizer
+        state = [*model.named_parameters(), *model.named_buffers()]
+        state = {name: tensor.detach().clone() for name, tensor in state}
+        for i, of_one in optimizer.state_dict()["state"].items():
+            state.update({f"{i}.{key}": t.clone() for key, t in of_one.items()})
+        self.states[runner.iter] = state
+
+    def after_train(self, runner):
+        self.before_train_iter(runner, 0)
+
+
+def nan_on_a_shard(at, iters):
+    fault = dict(what="gradient", where="*fc_cls.weight", value="nan", rank=1)
+    fault.update(at=at, iters=iters)
+    return dict(type="amp_hooks.FaultInjectionHook", faults=[fault])
+
+
+def fp16():
+    wrapper = dict(type="amp_hooks.CpuAmpOptimWrapper", dtype="float16")
+    wrapper["optimizer"] = dict(type="SGD", lr=0.05, momentum=0.9)
+    return dict(wrapper, loss_scale=dict(init_scale=128.0, growth_interval=5))
+
+
+def half_weights():
+    return dict(param_dtype="bfloat16", reduce_dtype="float32", buffer_dtype="float32")
+
+
+# What each mode changes: hooks, and options of the run.
+MODES = dict(
+    stock=([], {}),
+    suite=([SUITE], {}),
+    killed=([SUITE], dict(iters=25, every=12)),
+    resumed=([SUITE], dict(resume=True)),
+    shard=([SUITE, nan_on_a_shard(24, 3)], {}),
+    fp16=([SUITE, nan_on_a_shard(24, 3)], dict(wrapper=fp16())),
+    half=([SUITE], dict(model=dict(mixed_precision=half_weights()), nan=range(15, 18))),
+    replicas=([SUITE], dict(model=dict(sharding_strategy="NO_SHARD"))),
+    flat=([SUITE], dict(model=dict(use_orig_params=False))),
+)
+
+
+def build(work_dir, mode):
+    hooks, options = MODES[mode]
+    name = uuid.uuid4().hex
+    torch.manual_seed(0)
+    wrapper = dict(type="ShardedOnACpu", **options.get("model", {}))
+    wrapper["auto_wrap_policy"] = dict(type="linear_layers")
+    optimizer = dict(type="AdamW", lr=0.01)
+    return FlexibleRunner(
+        model=small.Small(),
+        work_dir=str(work_dir),
+        experiment_name=name,
+        strategy=dict(type="FSDPStrategy", model_wrapper=wrapper),
+        launcher="pytorch",
+        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        randomness=dict(seed=0),
+        optim_wrapper=options.get("wrapper", dict(optimizer=optimizer)),
+        param_scheduler=[dict(type="PolyLR", by_epoch=False, end=60)],
+        train_dataloader=dict(
+            dataset=small.samples(),
+            batch_size=8,
+            num_workers=0,
+            collate_fn=dict(type="default_collate"),
+            sampler=dict(type="InfiniteSampler", shuffle=True),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=options.get("iters", 40)),
+        custom_hooks=hooks,
+        resume=options.get("resume", False),
+        log_level="WARNING",
+        default_hooks=dict(
+            checkpoint=dict(
+                type="CheckpointHook",
+                by_epoch=False,
+                save_last=False,
+                interval=options.get("every", 10**9),
+            )
+        ),
+        visualizer=dict(
+            type="Visualizer", name=name, vis_backends=[dict(type="LocalVisBackend")]
+        ),
+        default_scope="mmengine",
+    )
+
+
+def main(mode, work_dir):
+    torch.set_num_threads(1)
+    torch.cuda.set_device = lambda device: None
+    runner = build(work_dir, mode)
+    if nan := MODES[mode][1].get("nan"):
+        runner.register_hook(small.SpoilInputs(at=nan))
+    watch, error = Watch(), ""
+    runner.register_hook(watch)
+    try:
+        runner.train()
+    except Exception as e:
+        if not type(e).__module__.startswith("amp_hooks"):
+            raise
+        error = str(e)
+    end = dict(error=error, iter=runner.iter)
+    if not error:
+        end.update(states=watch.states, counts=watch.counts)
+        end.update(lr=runner.optim_wrapper.get_lr()["lr"])
+    torch.save(end, Path(work_dir, f"{mode}.{runner.rank}.pth"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,143 @@
+"""A model of which every rank has a part: FSDPStrategy, two ranks, real shards."""
+
+import pytest
+import torch
+
+from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.rollback.checkpoint_file import damage, parts_of, read_header
+from tests import helpers, processes
+
+PROGRAM = ["-m", "tests.rollback.sharded"]
+
+
+def launch(mode, work_dir):
+    """What each rank has kept of a run."""
+    processes.two_ranks(*PROGRAM, mode, work_dir, cwd=helpers.ROOT, timeout=300)
+    paths = [work_dir / f"{mode}.{rank}.pth" for rank in (0, 1)]
+    return [torch.load(path) for path in paths]
+
+
+def ledger(work_dir, *events):
+    lines = [
+        line
+        for path in sorted(work_dir.glob("*/stability.jsonl"))
+        for line in helpers.read_ledger(path)
+    ]
+    return [line for line in lines if line["event"] in events]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    return launch("stock", tmp_path_factory.mktemp("stock"))
+
+
+@pytest.mark.slow
+def test_watching_changes_nothing(tmp_path, stock):
+    ours = launch("suite", tmp_path)
+    for a, b in zip(stock, ours):
+        assert (a["iter"], a["lr"]) == (b["iter"], b["lr"]) == (40, b["lr"])
+        assert a["states"].keys() == b["states"].keys()
+        assert all(same(a["states"][i], b["states"][i]) for i in a["states"])
+        # FSDP's own are the same; ours is one a step, where none is otherwise.
+        more = [y - x for x, y in zip(steps(a), steps(b))]
+        assert more[21:29] == [1] * 8  # between two snapshots
+    # Each rank has a part of its own.
+    assert not same(ours[0]["states"][40], ours[1]["states"][40])
+    (last,) = tmp_path.glob("rollback/iter_*.pth")
+    assert [p.rpartition("/")[2] for p in parts_of(str(last))] == [
+        "rank0.pth",
+        "rank1.pth",
+    ]
+    allow_mmengine_checkpoints()
+    assert damage(str(last)) is None
+    assert read_header(str(last)).iter == 30
+    assert (tmp_path / "last_checkpoint").read_text() == str(last)
+
+
+def steps(end):
+    return [b - a for a, b in zip(end["counts"], end["counts"][1:])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["shard", "fp16"])
+def test_a_bad_gradient_on_one_shard_is_refused_on_all(tmp_path, mode):
+    ranks = launch(mode, tmp_path)
+    bad = [line["iter"] for line in ledger(tmp_path, "veto")]
+    assert bad == [24, 25, 26]
+    for line in ledger(tmp_path, "overflow"):
+        assert line["nonfinite_grads"] == ["bbox_head.fc_cls.weight"]
+    rolled_back = {e["iter"]: e["target_iter"] for e in ledger(tmp_path, "rollback")}
+    assert rolled_back == ({26: 20} if mode == "shard" else {})
+    for rank in ranks:
+        states = rank["states"]
+        assert same(states[24], states[25])
+        assert same(states[25], states[26])
+        for iteration, target in rolled_back.items():
+            assert same(states[iteration + 1], states[target])
+        assert not same(states[28], states[29])
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_the_one_that_was_not(tmp_path, stock):
+    launch("killed", tmp_path)
+    # CheckpointHook's are as without us; torch does not let them be read again.
+    theirs = str(tmp_path / "iter_24.pth")
+    assert len(parts_of(theirs)) == 2
+    assert "FSDP's own ShardedTensors" in damage(theirs)
+    ours = tmp_path / "rollback" / "iter_20.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == str(ours)
+    again = launch("resumed", tmp_path)
+    (line,) = ledger(tmp_path, "resume")
+    assert (line["iter"], line["checkpoint"]) == (20, str(ours))
+    for a, b in zip(stock, again):
+        assert same(a["states"][40], b["states"][40])
+        assert a["lr"] == b["lr"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_clamp_over_weights_in_half_precision(tmp_path):
+    """It is on after iteration 15, and its layer computes in BF16."""
+    ranks = launch("half", tmp_path)
+    assert [e["iter"] for e in ledger(tmp_path, "clamp_on")] == [15]
+    (line,) = ledger(tmp_path, "rollback")
+    for rank in ranks:
+        assert rank["iter"] == 40
+        assert same(rank["states"][line["iter"] + 1], rank["states"][10])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("replicas", "sharding_strategy 'NO_SHARD' has whole copies"),
+        ("flat", "without use_orig_params=True its parameters have no names"),
+    ],
+)
+def test_what_is_sharded_otherwise_is_refused_on_all(tmp_path, mode, why):
+    who = "StepGuardHook cannot work with model wrapper ShardedOnACpu as it is"
+    for rank in launch(mode, tmp_path):
+        assert f"{who}: {why}" in rank["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_another_number_of_ranks_is_told(tmp_path):
+    launch("killed", tmp_path)
+    processes.python(
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=1",
+        *PROGRAM,
+        "resumed",
+        tmp_path,
+        cwd=helpers.ROOT,
+        timeout=300,
+    )
+    end = torch.load(tmp_path / "resumed.0.pth")
+    assert "it is of a model sharded over 2 ranks, and there are 1" in end["error"]
