@@ -56,9 +56,9 @@ def refuse_unsupported(hook: object, runner: Runner) -> None:
     if sharded := _cannot_be_sharded_so(runner):
         raise UnsupportedError(
             f"{type(hook).__name__} cannot work with model wrapper "
-            f"{type(runner.model).__name__} as it is: {sharded}. It can with {_SHARDED}; "
-            "or take the hook out of custom_hooks (in StabilityHook, set its member to "
-            "None)."
+            f"{type(runner.model).__name__} as it is: {sharded}. It can with "
+            f"{_SHARDED}; or take the hook out of custom_hooks (in StabilityHook, set "
+            "its member to None)."
         )
 
 
