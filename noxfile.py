@@ -106,11 +106,12 @@ SIBLING_PACKAGES = [
     *("mmyolo==0.6.0", "mmsegmentation==1.2.2", "mmpretrain==1.2.0"),
     *("mmpose==1.3.2", "mmrotate==1.0.0rc1", "mmdet3d==1.4.0"),
     *("mmaction2==1.1.0", "mmocr==1.0.1", "e2cnn==0.2.3", "xtcocotools==1.14.3"),
+    *("nuscenes-devkit==1.1.11", "lyft_dataset_sdk==0.0.8"),  # which mmdet3d imports
 ]
 THEIR_REQUIREMENTS = (
     "prettytable ftfy regex einops json_tricks munkres rich modelindex mat4py scipy "
     "imgaug lmdb pyclipper rapidfuzz trimesh scikit-image numba plyfile networkx "
-    "decord importlib_metadata pymanopt autograd"
+    "decord importlib_metadata pymanopt autograd pyquaternion cachetools fire"
 ).split()
 
 

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.structures import InstanceData, PixelData
+from sibling_batches_3d import camera, scan
 from torch.utils.data import Dataset
 
 Item = dict
@@ -252,4 +253,6 @@ MAKERS: dict[str, Callable[[np.random.Generator, RandomSamples, int], Item]] = {
     "skeleton": _skeleton,
     "text boxes": _text_boxes,
     "text": _text,
+    "scan": scan,
+    "camera": camera,
 }

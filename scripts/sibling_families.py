@@ -22,6 +22,7 @@ class Family:
             neither, scores are products of embeddings, and no layer is.
         size: Height and width of the images.
         options: Changes to the config, as for ``Config.merge_from_dict``.
+        aborts: Precisions in which torch ends the process, with our hooks and without.
     """
 
     config: str
@@ -30,6 +31,7 @@ class Family:
     predictions: tuple[str, ...] = ()
     size: int = 64
     options: dict[str, Any] = field(default_factory=dict)
+    aborts: tuple[str, ...] = ()
 
 
 def _yolo(config: str, *layers: str, **more: Any) -> Family:
@@ -157,6 +159,8 @@ MMSEG = {
         "decode_head.[ipd]_cls_seg",
         "decode_head.[ipd]_head.conv2",
         "decode_head.conv_seg",
+        # At 16 its gradients overflow FP16 on random images, with us and without.
+        loss_scale=2.0**-6,
     ),
     "mask2former": Family(
         "mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024",
@@ -327,9 +331,12 @@ MMACTION = {
         **_FRAMES,
     ),
     "slowonly": _clip(f"recognition/slowonly/slowonly_r50_8xb16-4x16x1-256e{_K400}"),
-    "slowfast": _clip(
+    "slowfast": Family(
         f"recognition/slowfast/slowfast_r50_8xb8-4x16x1-256e{_K400}",
-        **{"frames": (1, 32)},
+        "clip",
+        ("cls_head.fc_cls",),
+        options={"frames": (1, 32)},
+        aborts=("bfloat16",),
     ),
     "i3d": _clip(
         f"recognition/i3d/i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e{_K400}"
@@ -373,6 +380,50 @@ MMOCR = {
     "svtr": _text("textrecog/svtr/svtr-tiny_20e_st_mj", "decoder.decoder"),
 }
 
+
+def _scan(config: str, *layers: str, **options: Any) -> Family:
+    return Family(config, "scan", layers, options=options)
+
+
+def _camera(config: str, *layers: str, **options: Any) -> Family:
+    return Family(config, "camera", layers, size=128, options=options)
+
+
+_3D = "bbox_head.conv_cls"
+_NUSCENES = {"box_dims": 9}  # with velocities
+MMDET3D = {
+    "pointpillars": _scan(
+        "pointpillars/pointpillars_hv_secfpn_8xb6-160e_kitti-3d-3class", _3D
+    ),
+    "free_anchor": _scan(
+        "free_anchor/pointpillars_hv_fpn_head-free-anchor_sbn-all_8xb4-2x_nus-3d",
+        "pts_bbox_head.conv_cls",
+        "pts_bbox_head.conv_dir_cls",
+        **_NUSCENES,
+    ),
+    "ssn": _scan(
+        "ssn/ssn_hv_secfpn_sbn-all_16xb2-2x_nus-3d",
+        "pts_bbox_head.heads.*.conv_cls",
+        **_NUSCENES,
+    ),
+    "centerpoint": _scan(
+        "centerpoint/centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d",
+        "pts_bbox_head.task_heads.*.heatmap.1",
+        **_NUSCENES,
+        point_dims=5,
+    ),
+    "fcos3d": _camera(
+        "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d",
+        _3D,
+        "bbox_head.conv_attr",
+        **_NUSCENES,
+    ),
+    "pgd": _camera("pgd/pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d", _3D),
+    "smoke": _camera("smoke/smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d", _3D),
+    "second": _scan("second/second_hv_secfpn_8xb6-80e_kitti-3d-3class", _3D),
+    "votenet": _scan("votenet/votenet_8xb16_sunrgbd-3d", "bbox_head.conv_pred.*"),
+}
+
 SIBLINGS: dict[str, dict[str, Family]] = {
     "mmyolo": MMYOLO,
     "mmseg": MMSEG,
@@ -381,4 +432,5 @@ SIBLINGS: dict[str, dict[str, Family]] = {
     "mmrotate": MMROTATE,
     "mmaction": MMACTION,
     "mmocr": MMOCR,
+    "mmdet3d": MMDET3D,
 }

@@ -51,6 +51,7 @@ INTERVAL, AFTER, RESUMED = 3, 3, 2  # iterations
 BEFORE, BEFORE_PREDICTIONS = 5, 22  # of the fault: these are watched from the 20th on
 # Nothing of a scale is calibrated in so few iterations.
 SCALE = 16.0
+ABORTS = "torch aborts the process, without our hooks as well"
 NAN = "its loss is not finite without our hooks either"
 
 
@@ -114,7 +115,8 @@ def build_runner(
     wrapper: dict[str, Any] = dict(optimizer=dict(type="SGD", lr=1e-5))
     if precision != "float32":
         wrapper.update(type="amp_hooks.CpuAmpOptimWrapper", dtype=precision)
-        wrapper["loss_scale"] = SCALE if precision == "float16" else "dynamic"
+        scale = float(cfg.get("loss_scale", SCALE))
+        wrapper["loss_scale"] = scale if precision == "float16" else "dynamic"
     loader = cfg.get("train_dataloader") or {}
     return Runner(
         model,
@@ -174,6 +176,8 @@ def events(work_dir: str) -> list[dict[str, Any]]:
 
 def check(package: str, family: Family, precision: str) -> Result:
     """Train, break, go back, end, resume."""
+    if precision in family.aborts:
+        return Result("cannot run", ABORTS)
     begin = time.perf_counter()
     result = Result("ok")
     try:
