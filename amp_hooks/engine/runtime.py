@@ -278,8 +278,7 @@ class Runtime:
         self.detach()
         self.attached -= 1
         if self.attached == 0:
-            last = max(runner.iter - 1, 0)
-            self.emit("end", last, Verdict.HEALTHY, time=utc_now())
+            self.emit("end", max(runner.iter - 1, 0), Verdict.HEALTHY, time=utc_now())
             self.failures.clear()
 
     def abandon(self) -> None:

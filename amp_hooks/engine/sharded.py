@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .named import named_buffers, named_parameters
 from .run import bare_model
 from .tensors import overlaps_itself, parameter_grad_norms
+from .torch_api import own_name
 
 
 def is_sharded(runner: Runner) -> bool:
@@ -47,6 +48,22 @@ def model_state(runner: Runner) -> dict[str, Any]:
     state: dict[str, Any] = {n: p.detach() for n, p in named_parameters(model)}
     state.update(named_buffers(model))
     return state
+
+
+def units_of(runner: Runner) -> list[str]:
+    """The modules that are sharded as one each, by name, the model itself included.
+
+    With these and the number of ranks, the parts are the same.
+    """
+    modules = runner.model.named_modules()
+    return [own_name(name) for name, module in modules if is_fsdp(module)]
+
+
+def misfits(model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
+    """Names in such a state whose part is of another size than here."""
+    live = {**dict(named_parameters(model)), **dict(named_buffers(model))}
+    sizes = {name: tensor.shape for name, tensor in live.items()}
+    return [n for n, t in saved.items() if sizes.get(n, t.shape) != t.shape]
 
 
 @torch.no_grad()
@@ -89,5 +106,15 @@ class NormsOfAllRanks:
             factor = norms.new_ones(())
         # Squares of what float32 can hold.
         told = torch.cat([norms, factor.to(norms).view(1)]).double() ** 2
+        # With parameters offloaded to the CPU, NCCL needs them on its own device.
+        told = told.to(mmengine_dist.get_comm_device())
         dist.all_reduce(told, group=self._group)
+        told = told.to(norms.device)
         return told[:-1].sqrt().float(), (told[-1] * 0 + 1).float()
+
+
+def norms_of(
+    params: Sequence[Tensor], sharded: NormsOfAllRanks | None
+) -> Tensor | None:
+    """Gradient norms, of all ranks where each has a part; None if there is none."""
+    return parameter_grad_norms(params) if sharded is None else sharded(params)[0]

@@ -10,7 +10,6 @@ from typing import Any, Callable
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
-from ..errors import UnsupportedError
 from . import private, torch_api
 from .failures import Failures
 from .gate import Gate
@@ -20,14 +19,12 @@ from .of_others import is_among
 from .patch import wrap
 from .recorder import FlightRecorder, IterationRecord
 from .run import active_scaler, iter_wrappers, trained_parameters
-from .sharded import NormsOfAllRanks
-from .tensors import nonfinite_flag, parameter_grad_norms
+from .sharded import NormsOfAllRanks, norms_of
+from .supported import refuse_closed
+from .tensors import nonfinite_flag
 
 # Called with (optimizer name, wrapper, unscaled norms of its parameters).
 GradientListener = Callable[[str, OptimWrapper, Tensor], None]
-
-# Subclasses of OptimWrapper whose gradients are another engine's all the same.
-_CLOSED = ("ApexOptimWrapper", "ColossalAIOptimWrapper")
 
 
 class StepTap:
@@ -92,13 +89,7 @@ class StepTap:
         for name, wrapper in iter_wrappers(optim_wrapper):
             if self.knows(wrapper):
                 continue
-            kind = type(wrapper).__name__
-            if not isinstance(wrapper, OptimWrapper) or kind in _CLOSED:
-                raise UnsupportedError(
-                    f"amp_hooks cannot watch optim_wrapper type {kind!r}: it keeps "
-                    "gradients and loss scale to itself. Use OptimWrapper, "
-                    "AmpOptimWrapper or OptimWrapperDict."
-                )
+            refuse_closed(wrapper)
             self._wrap(name, wrapper)
             self._wrapped.append((name, wrapper))
             self.past_wrapper = False  # of one that has replaced another
@@ -237,18 +228,20 @@ class StepTap:
         scale, scaler = None, active_scaler(wrapper) if scaled else None
         if scaler is not None:
             # GradScaler replaces this dict in update(); the old one keeps its verdict.
-            state = dict(
-                scaler=scaler, of_step=torch_api.step_state(scaler, wrapper.optimizer)
-            )
+            of_step = torch_api.step_state(scaler, wrapper.optimizer)
+            state = dict(scaler=scaler, of_step=of_step)
             # update() writes to it in place, so what the step used is copied now.
             scale = torch_api.scale_tensor(scaler).detach().clone()
             self.recorder.note("scale", scale, name)
-        if scaler is None or self.listeners:
-            if (norms := self._norms(params) if whole is None else whole) is None:
+        if scaler is None or self.listeners or self.sharded is not None:
+            norms = norms_of(params, self.sharded) if whole is None else whole
+            if norms is None:
                 return state
             # A training step of the user's own may have unscaled them already.
             if scale is not None and not torch_api.is_unscaled(state["of_step"]):
                 norms = norms / scale.to(norms.device)
+            if self.sharded is not None:  # a rank's own scaler sees its own part
+                state["found_inf"] = nonfinite_flag(norms)
             for listener in self.listeners:
                 listener(name, wrapper, norms)
             known: Tensor | list[float] = norms
@@ -269,10 +262,6 @@ class StepTap:
                     state["bad"] = not math.isfinite(sum(known))
             self.recorder.note("grad_norms", known, name)
         return state
-
-    def _norms(self, params: list[Tensor]) -> Tensor | None:
-        sharded = self.sharded
-        return parameter_grad_norms(params) if sharded is None else sharded(params)[0]
 
     def _judge_late(
         self, name: str, wrapper: OptimWrapper, params: list[Tensor], early: Tensor
@@ -301,7 +290,9 @@ class StepTap:
             self.recorder.note("grad_norms", norms, name)
         if (scaler := state.get("scaler")) is None:
             return
-        for value in state["of_step"].get("found_inf_per_device", {}).values():
+        found = state["of_step"].get("found_inf_per_device", {})
+        whole = [state["found_inf"]] if "found_inf" in state else []
+        for value in whole or found.values():
             self.recorder.note("found_inf", value.reshape(()), name)
         self.recorder.note("scale_next", torch_api.scale_tensor(scaler), name)
         self.recorder.note("growth_tracker", torch_api.growth_tensor(scaler), name)

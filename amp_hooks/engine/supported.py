@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import mmengine.dist as dist
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..errors import UnsupportedError
@@ -34,9 +34,26 @@ _INSTEAD = {
     "(optimizer=dict(type='AdamW', ...))",
     "ApexOptimWrapper": "AmpOptimWrapper",
 }
+# Subclasses of OptimWrapper whose gradients are another engine's all the same.
+_CLOSED = ("ApexOptimWrapper", "ColossalAIOptimWrapper")
 _DDP = (
     "MMDistributedDataParallel (with FlexibleRunner strategy=dict(type='DDPStrategy'))"
 )
+
+
+def refuse_closed(wrapper: object) -> None:
+    """Refuse an optim_wrapper whose gradients are not ours to see.
+
+    Raises:
+        UnsupportedError: It is Apex's, or another engine's.
+    """
+    kind = type(wrapper).__name__
+    if not isinstance(wrapper, OptimWrapper) or kind in _CLOSED:
+        raise UnsupportedError(
+            f"amp_hooks cannot watch optim_wrapper type {kind!r}: it keeps gradients "
+            "and loss scale to itself. Use OptimWrapper, AmpOptimWrapper or "
+            "OptimWrapperDict."
+        )
 
 
 def refuse_unsupported(hook: object, runner: Runner) -> None:
@@ -73,8 +90,11 @@ def _cannot_be_sharded_so(runner: Any) -> str | None:
         return "without use_orig_params=True its parameters have no names"
     if isinstance(runner.optim_wrapper, OptimWrapperDict):
         return "OptimWrapperDict does not save state of sharded parameters"
-    how = runner.model.sharding_strategy.name
-    if dist.get_world_size() > 1 and how not in ("FULL_SHARD", "SHARD_GRAD_OP"):
+    units = filter(is_fsdp, runner.model.modules())
+    kinds = sorted({unit.sharding_strategy.name for unit in units})
+    others = [how for how in kinds if how not in ("FULL_SHARD", "SHARD_GRAD_OP")]
+    if dist.get_world_size() > 1 and others:
+        how = others[0]
         return f"sharding_strategy {how!r} has whole copies of parts on several ranks"
     return None
 

@@ -77,9 +77,13 @@ def _damage_of_parts(parts: list[str], ignore: Container[str]) -> str | None:
             if "ShardedTensor" in words:
                 return "it holds FSDP's own ShardedTensors, which weights_only refuses"
             return f"of {os.path.basename(path)}: {words}"
-    ranks = read_safely(parts[0], map_location="cpu")["meta"].get("ranks", len(parts))
+    metas = [read_safely(p, map_location="cpu", mmap=True)["meta"] for p in parts]
+    ranks = metas[0].get("ranks", len(parts))
     if ranks != len(parts):
         return f"{len(parts)} of its {ranks} files are there"
+    same = ("iter", "ranks", "units")
+    if any(meta.get(key) != metas[0].get(key) for meta in metas for key in same):
+        return "its files are of different snapshots"
     return None
 
 

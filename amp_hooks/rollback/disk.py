@@ -35,6 +35,7 @@ class RollbackFiles:
         self.folder = osp.join(work_dir, "rollback")
         self.keep, self.sharded = keep, sharded
         self._files: dict[int, str] = {}  # by iteration
+        self._begun_at = 0
 
     def prepare(self, iteration: int) -> None:
         """Make the folder, adopt the files of the run that is resumed.
@@ -42,6 +43,7 @@ class RollbackFiles:
         Raises:
             UnwritableError: The folder cannot be written; names work_dir and remedy.
         """
+        self._begun_at = iteration
         probe = osp.join(self.folder, ".probe")
         try:
             os.makedirs(self.folder, exist_ok=True)
@@ -75,6 +77,16 @@ class RollbackFiles:
         with contextlib.suppress(OSError):  # the writer tells
             os.makedirs(path, exist_ok=True)
         return part_of_rank(path, dist.get_rank())
+
+    def make_room(self, iteration: int) -> None:
+        """Before parts are written: those of an earlier run are no parts of it."""
+        begun = iteration == self._begun_at > 0  # what this run has resumed from
+        if self.sharded and not begun and dist.is_main_process():
+            self._remove(self.path_of(iteration))
+
+    def give_up(self, iteration: int) -> None:
+        """Some ranks have not written their parts."""
+        self._remove(self.path_of(iteration))
 
     def whole(self, iteration: int) -> bool:
         """Whether every rank has written its part."""
@@ -124,8 +136,12 @@ class RollbackFiles:
 
     def _drop(self, iteration: int, protected: str | None) -> None:
         if protected is None or not same_file(self._files[iteration], protected):
-            path = self._files.pop(iteration)
-            shutil.rmtree(path, ignore_errors=True)  # of a sharded model
+            self._remove(self._files.pop(iteration))
+
+    def _remove(self, path: str) -> None:
+        if osp.isdir(path):  # of a sharded model
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             remove(path)
 
 

@@ -7,7 +7,7 @@ import time
 import mmengine.dist as dist
 
 from ..engine.files import remove
-from ..engine.messages import warn
+from ..engine.messages import warn, warn_on_any_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from .disk import Pointer, RollbackFiles
@@ -60,6 +60,9 @@ class Publisher:
                 self._in_parts.append(one)
             else:
                 self._publish(one, first)
+                late = [p for p in self._in_parts if p.iter < one.iter]
+                self._give_up(late)
+        self._give_up(self._in_parts[: -self._files.keep])
 
     def wait(self, seconds: float) -> None:
         """For the parts that other ranks are writing."""
@@ -67,11 +70,17 @@ class Publisher:
         while self._in_parts and time.monotonic() < deadline:
             time.sleep(_PAUSE)
             self.take([])
-        for one in self._in_parts:
+        self._give_up(self._in_parts)
+
+    def _give_up(self, late: list[Written]) -> None:
+        self._in_parts = [one for one in self._in_parts if one not in late]
+        for one in late:
             path = self._files.path_of(one.iter)
+            self._files.give_up(one.iter)
             warn(
-                f"not every rank has written its part of\n{path}\nand it cannot be "
-                "resumed from. All ranks must write to one work_dir."
+                f"not every rank has written its part of\n{path}\nso it is removed; "
+                "the snapshot stays in memory. All ranks must be able to write to one "
+                "work_dir: see what the others say, and make room on the disk."
             )
 
     def _publish(self, written: Written, first: int) -> None:
@@ -91,7 +100,8 @@ class Publisher:
         remedy = "make room on the disk"
         if not isinstance(written.error, OSError):
             remedy = "see what hooks put into checkpoints, beside tensors and numbers"
-        warn(
+        tell = warn if dist.is_main_process() else warn_on_any_rank
+        tell(
             f"the auto-rollback checkpoint of iteration {written.iter} could not be "
             f"written to {self._files.folder}: {written.error}. It is kept in memory "
             f"and training goes on; {remedy}, or a killed run resumes from\n"

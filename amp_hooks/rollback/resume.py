@@ -83,7 +83,7 @@ def choose_resume(runner: Runner) -> str | None:
 def _see_that_all_have_it(path: str) -> None:
     """MMEngine lets every rank read the file, and rank 0's disk may be its own."""
     deadline = time.monotonic() + _LATE
-    mine = part_of_rank(path, dist.get_rank()) if parts_of(path) else path
+    mine = part_of_rank(path, dist.get_rank()) if osp.isdir(path) else path
     while not (found := osp.isfile(mine)) and time.monotonic() < deadline:
         time.sleep(0.5)
     here = None if found else socket.gethostname()
@@ -134,8 +134,7 @@ def _choose(runner: Runner) -> str | None:
     ignore = ByDesign.of_new(bare_model(runner))
     passed = []
     for path in paths:
-        words = unfit(runner, path) or damage(path, ignore)
-        header = headers[path]
+        words, header = unfit(runner, path) or damage(path, ignore), headers[path]
         if words is None and header is not None:
             runner.logger.info(
                 f"[amp_hooks] Resuming at iteration {header.iter}, from"

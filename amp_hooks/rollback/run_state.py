@@ -21,7 +21,7 @@ from ..engine.by_design import ByDesign
 from ..engine.hook import CHECKPOINT_KEY
 from ..engine.named import named_modules
 from ..engine.run import active_scaler, bare_model, iter_wrappers, left_out_buffers
-from ..engine.sharded import is_sharded, load_part, model_state
+from ..engine.sharded import is_sharded, load_part, model_state, units_of
 from ..engine.tensors import (
     map_tensors,
     named_tensors,
@@ -242,7 +242,8 @@ class RunCheckpoint:
             mmengine_version=mmengine.__version__ + get_git_hash(),
         )
         if is_sharded(runner):
-            self._meta["ranks"] = dist.get_world_size()  # each with a file of its own
+            ranks = dist.get_world_size()  # each with a file of its own
+            self._meta.update(ranks=ranks, units=units_of(runner))
 
     def make(self, runner: Runner) -> dict[str, Any]:
         """The checkpoint, with tensors that still are the run's own.

@@ -6,9 +6,11 @@ from typing import Any
 
 import mmengine.dist as dist
 
-from ..engine.run import bare_model
+from ..engine.run import any_rank, bare_model
 from ..engine.safe_read import read_safely
-from ..engine.sharded import is_sharded, load_part
+from ..engine.sharded import is_sharded, load_part, misfits, units_of
+from ..engine.words import first_names
+from ..errors import NoCheckpointError
 from .checkpoint_file import part_of_rank, parts_of
 
 
@@ -21,7 +23,18 @@ def unfit(runner: Any, path: str) -> str | None:
         return "it is of a model that was not sharded, and this one is"
     if parts != ranks:
         return f"it is of a model sharded over {parts} ranks, and there are {ranks}"
+    if _units(path) not in (None, units_of(runner)):
+        return "it is of a model sharded in other units: auto_wrap_policy has changed"
     return None
+
+
+def _units(path: str) -> list[str] | None:
+    try:
+        first = read_safely(parts_of(path)[0], map_location="cpu", mmap=True)
+        units: list[str] | None = first["meta"].get("units")
+        return units
+    except Exception:  # another finds out why
+        return None
 
 
 def read_own_parts(runner: Any) -> None:
@@ -40,8 +53,16 @@ def read_own_parts(runner: Any) -> None:
     def load_checkpoint(filename: str, **kwargs: Any) -> Any:
         if not is_ours(filename):
             return load(filename, **kwargs)
+        if words := unfit(runner, filename):
+            raise NoCheckpointError(f"{words}, so it cannot be loaded:\n{filename}")
         path = part_of_rank(filename, dist.get_rank())
         checkpoint: dict[str, Any] = read_safely(path, map_location="cpu")
+        others = misfits(bare_model(runner), checkpoint["state_dict"])
+        if any_rank(bool(others)):
+            raise NoCheckpointError(
+                "the model has changed since, and parts of its parameters are of other "
+                f"sizes ({first_names(others) or 'on another rank'}):\n{filename}"
+            )
         if (callback := kwargs.get("callback")) is not None:
             callback(checkpoint)
         load_part(bare_model(runner), checkpoint.pop("state_dict"))

@@ -11,11 +11,12 @@ from mmengine.runner import Runner
 
 from ..engine import private
 from ..engine.condition import Condition
-from ..engine.messages import warn
+from ..engine.messages import warn, warn_on_any_rank
 from ..engine.rng import rng_of_all_ranks
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
 from ..engine.sharded import is_sharded
+from ..errors import UnwritableError
 from .checkpoint_file import part_of_rank, read_header
 from .disk import Pointer, RollbackFiles
 from .holder import Holder
@@ -30,6 +31,7 @@ from .writer import SnapshotWriter
 # Seconds for each of the last two files of a run. The other ranks wait meanwhile, and
 # NCCL gives up after 600.
 _LAST_WAIT = 240.0
+_PARTS_WAIT = 60.0  # for those of other ranks, which write at the same time
 
 
 class SnapshotStore:
@@ -66,8 +68,7 @@ class SnapshotStore:
             self._runtime, self._files, self.pointer, self._holder, ring
         )
         self.clamp_needed = self._was_ill = False  # since probation began
-        if dist.is_main_process():
-            self._files.prepare(runner.iter)
+        self._prepare(runner.iter)
         if self._writes:
             self._run = RunCheckpoint(runner)
         if private.is_resumed(runner):
@@ -76,6 +77,18 @@ class SnapshotStore:
             for iteration, path in earlier[0]:
                 own = part_of_rank(path, dist.get_rank()) if self._sharded else path
                 ring.add(iteration, Part(iteration, path=own), proven=True)
+
+    def _prepare(self, iteration: int) -> None:
+        """Rank 0 does; what keeps it from that ends the run on all ranks."""
+        told: list[str] = [""]
+        if dist.is_main_process():
+            try:
+                self._files.prepare(iteration)
+            except UnwritableError as e:
+                told = [str(e)]
+        dist.broadcast_object_list(told)
+        if told[0]:
+            raise UnwritableError(told[0])
 
     @property
     def _writes(self) -> bool:
@@ -105,6 +118,8 @@ class SnapshotStore:
                 f"no snapshot could be taken at iteration {self._runner.iter}: {e}. "
                 "Training goes on; the earlier ones stay."
             )
+        if write:
+            self._files.make_room(self._runner.iter)  # before a rank writes its part
         if any_rank(snapshot is None) or snapshot is None:
             return
         self.clamp_needed = self._was_ill = False
@@ -196,7 +211,7 @@ class SnapshotStore:
         self.collect()
         self.collect(_LAST_WAIT)
         self.collect(_LAST_WAIT)
-        self._publisher.wait(_LAST_WAIT)
+        self._publisher.wait(_PARTS_WAIT)
         if self._writer.busy:
             warn(
                 f"the last checkpoint is still being written to {self.folder} after "
@@ -239,7 +254,8 @@ class SnapshotStore:
         try:
             checkpoint = self._run.make(self._runner)
         except Exception as e:  # of a hook that adds its part
-            warn(
+            tell = warn if dist.is_main_process() else warn_on_any_rank
+            tell(
                 f"the checkpoint of iteration {self._runner.iter} could not be made: "
                 f"{e!r}. The snapshot is kept in memory and training goes on; see "
                 "which hook's before_save_checkpoint raised that."

@@ -38,6 +38,11 @@ def linear_layers(module, recurse, nonwrapped_numel):
     return recurse or isinstance(module, (nn.Linear, nn.Sequential))
 
 
+@FUNCTIONS.register_module()
+def nothing_inside(module, recurse, nonwrapped_numel):
+    return False
+
+
 class Watch(Hook):
     """What this rank has before each iteration, and the collectives in each."""
 
@@ -86,6 +91,12 @@ def half_weights():
     return dict(param_dtype="bfloat16", reduce_dtype="float32", buffer_dtype="float32")
 
 
+def full_disk(at):
+    """On rank 1, for the snapshots of an iteration."""
+    fault = dict(what="disk", value="full", at=at, iters=10, rank=1)
+    return dict(type="amp_hooks.FaultInjectionHook", faults=[fault])
+
+
 # What each mode changes: hooks, and options of the run.
 MODES = dict(
     stock=([], {}),
@@ -95,6 +106,19 @@ MODES = dict(
     shard=([SUITE, nan_on_a_shard(24, 3)], {}),
     fp16=([SUITE, nan_on_a_shard(24, 3)], dict(wrapper=fp16())),
     half=([SUITE], dict(model=dict(mixed_precision=half_weights()), nan=range(15, 18))),
+    monitor=(
+        [dict(type="amp_hooks.GradNormMonitorHook"), nan_on_a_shard(24, 3)],
+        dict(wrapper=fp16()),
+    ),
+    rollback=(
+        [
+            dict(type="amp_hooks.RollbackHook", interval=10, probation=1),
+            nan_on_a_shard(24, 3),
+        ],
+        dict(wrapper=fp16()),
+    ),
+    whole=([SUITE], dict(resume=True, policy=dict(type="nothing_inside"))),
+    disk=([SUITE, full_disk(20)], {}),
     replicas=([SUITE], dict(model=dict(sharding_strategy="NO_SHARD"))),
     flat=([SUITE], dict(model=dict(use_orig_params=False))),
 )
@@ -105,7 +129,8 @@ def build(work_dir, mode):
     name = uuid.uuid4().hex
     torch.manual_seed(0)
     wrapper = dict(type="ShardedOnACpu", **options.get("model", {}))
-    wrapper["auto_wrap_policy"] = dict(type="linear_layers")
+    linear = dict(type="linear_layers")
+    wrapper["auto_wrap_policy"] = options.get("policy", linear)
     optimizer = dict(type="AdamW", lr=0.01)
     return FlexibleRunner(
         model=small.Small(),

@@ -100,6 +100,49 @@ def test_a_killed_run_goes_on_as_the_one_that_was_not(tmp_path, stock):
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.parametrize("mode", ["monitor", "rollback"])
+def test_without_the_guard_each_scaler_decides_and_no_rank_waits(tmp_path, mode):
+    """As in stock, where the ranks part; a collective of one of them would hang."""
+    for rank in launch(mode, tmp_path):
+        assert rank["iter"] == 40
+    bad = {line["iter"] for line in ledger(tmp_path, "overflow")}
+    assert bad >= {24, 25, 26}
+
+
+@pytest.mark.slow
+def test_other_units_are_refused_by_name(tmp_path):
+    launch("killed", tmp_path)
+    for rank in launch("whole", tmp_path):
+        assert "sharded in other units: auto_wrap_policy has changed" in rank["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_parts_of_an_older_run_are_no_parts(tmp_path):
+    folder = tmp_path / "rollback" / "iter_20.pth"
+    folder.mkdir(parents=True)
+    (folder / "rank2.pth").write_bytes(b"of a run with more ranks")
+    launch("killed", tmp_path)
+    assert len(parts_of(str(folder))) == 2
+    assert (tmp_path / "last_checkpoint").read_text() == str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_full_disk_on_one_rank(tmp_path):
+    """Its part is missing: the others' do not stay, and it says so."""
+    for rank in launch("disk", tmp_path):
+        assert rank["iter"] == 40
+    written = [line["iter"] for line in ledger(tmp_path, "snapshot")]
+    assert 20 not in written
+    assert 10 in written
+    assert max(written) == 30
+    (last,) = tmp_path.glob("rollback/iter_*.pth")
+    assert len(parts_of(str(last))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_clamp_over_weights_in_half_precision(tmp_path):
     """It is on after iteration 15, and its layer computes in BF16."""
     ranks = launch("half", tmp_path)
