@@ -411,6 +411,7 @@ MMDET3D = {
         "pts_bbox_head.task_heads.*.heatmap.1",
         **_NUSCENES,
         point_dims=5,
+        loss_scale=2.0**-6,  # as for PIDNet
     ),
     "fcos3d": _camera(
         "fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d",

@@ -10,9 +10,10 @@ from tests import helpers, processes
 PROGRAM = ["-m", "tests.rollback.sharded"]
 
 
-def launch(mode, work_dir):
+def launch(mode, work_dir, *digits):
     """What each rank has kept of a run."""
-    processes.two_ranks(*PROGRAM, mode, work_dir, cwd=helpers.ROOT, timeout=300)
+    program = [*PROGRAM, mode, work_dir, *digits]
+    processes.two_ranks(*program, cwd=helpers.ROOT, timeout=300)
     paths = [work_dir / f"{mode}.{rank}.pth" for rank in (0, 1)]
     return [torch.load(path) for path in paths]
 
@@ -60,6 +61,19 @@ def test_watching_changes_nothing(tmp_path, stock):
 
 def steps(end):
     return [b - a for a, b in zip(end["counts"], end["counts"][1:])]
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_watching_a_detector_changes_nothing(tmp_path, digits):
+    ends = []
+    for mode in ("stock", "suite"):
+        (folder := tmp_path / mode).mkdir()
+        ends.append(launch(mode, folder, digits))
+    for a, b in zip(*ends):
+        assert (a["iter"], b["iter"]) == (12, 12)
+        assert same(a["states"][12], b["states"][12])
+    assert ledger(folder, "overflow", "rollback", "failure") == []
 
 
 @pytest.mark.slow
