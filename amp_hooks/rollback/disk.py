@@ -84,8 +84,8 @@ class RollbackFiles:
         if self.sharded and not begun and dist.is_main_process():
             self._remove(self.path_of(iteration))
 
-    def give_up(self, iteration: int) -> None:
-        """Some ranks have not written their parts."""
+    def remove(self, iteration: int) -> None:
+        """It is worth nothing, or some ranks have not written their parts."""
         self._remove(self.path_of(iteration))
 
     def whole(self, iteration: int) -> bool:

@@ -53,7 +53,11 @@ class Publisher:
             if one.error is not None:
                 self._tell_error(one)
             elif first < one.iter <= last:
-                remove(one.path)  # it was being written when the run went back
+                # It was being written when the run went back.
+                if dist.is_main_process():
+                    self._files.remove(one.iter)
+                else:
+                    remove(one.path)
             elif not dist.is_main_process():
                 self.outdated = None
             elif not self._files.whole(one.iter):
@@ -76,7 +80,7 @@ class Publisher:
         self._in_parts = [one for one in self._in_parts if one not in late]
         for one in late:
             path = self._files.path_of(one.iter)
-            self._files.give_up(one.iter)
+            self._files.remove(one.iter)
             warn(
                 f"not every rank has written its part of\n{path}\nso it is removed; "
                 "the snapshot stays in memory. All ranks must be able to write to one "
