@@ -218,7 +218,7 @@ FUNCTIONS = [
     ("amp_hooks.clamp.head_guard._as_float", "HeadClampHook"),
     ("amp_hooks.monitor.grad_norm_monitor_hook.group_norms", "GradNormMonitorHook"),
     ("amp_hooks.forensics.forensics_hook.capture_rng", "ForensicsHook"),
-    ("amp_hooks.engine.step_tap.parameter_grad_norms", "amp_hooks"),
+    ("amp_hooks.engine.step_tap.norms_of", "amp_hooks"),
 ]
 
 
@@ -654,7 +654,7 @@ def test_a_failure_while_torch_walks_the_hooks_of_an_optimizer(tmp_path, monkeyp
 
         runner.register_hook(Theirs())
         if hooks:
-            norms = "amp_hooks.engine.step_tap.parameter_grad_norms"
+            norms = "amp_hooks.engine.step_tap.norms_of"
             monkeypatch.setattr(norms, breaks([]))
         runner.train()
         assert len(seen) == ITERS

@@ -73,4 +73,6 @@ def test_it_is_resumed_as_by_itself(build, tmp_path):
             )
             assert rate == pytest.approx(before)
             now["lr"]["trust"]["last"] = state["lr"]["trust"]["last"]
+        if name == "HeadClampHook":
+            assert now.pop("first").keys() == set(now["layers"])  # of later versions
         assert now == state, name
