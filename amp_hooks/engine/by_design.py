@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from . import private
 from .messages import warn
-from .named import named_buffers, named_modules, named_parameters
+from .named import (
+    named_buffers,
+    named_modules,
+    named_parameters,
+    named_tensors_of,
+)
 from .tensors import is_bound, nonfinite_names
 from .words import first_names
 
@@ -118,7 +123,6 @@ class ByDesign:
 
 def nonfinite_in_model(model: nn.Module) -> set[str]:
     """Names of parameters and buffers that hold NaN or infinity; waits for them."""
-    tensors: dict[str, Tensor] = dict(named_parameters(model))
-    tensors.update(named_buffers(model))
+    tensors = named_tensors_of(model)
     with torch.no_grad():
         return set(nonfinite_names(tensors, limit=len(tensors)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import mmengine.dist as dist
 from mmengine.logging import print_log
 
 from .remark import Remark
@@ -34,6 +35,11 @@ def warn(message: str) -> None:
     """
     level = logging.INFO if isinstance(message, Remark) else logging.WARNING
     print_log(f"[amp_hooks] {message}", logger="current", level=level)
+
+
+def warn_of_this_rank(message: str) -> None:
+    """Log a warning on rank 0, and on another what only that knows, as an error."""
+    (warn if dist.is_main_process() else warn_on_any_rank)(message)
 
 
 def warn_on_any_rank(message: str) -> None:

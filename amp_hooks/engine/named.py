@@ -34,6 +34,11 @@ def named_buffers(
         yield own_name(name), buffer
 
 
+def named_tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and its buffers."""
+    return {**dict(named_parameters(model)), **dict(named_buffers(model))}
+
+
 def submodule(model: nn.Module, name: str) -> nn.Module:
     """As ``model.get_submodule(name)``.
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .named import named_buffers, named_parameters
+from .named import named_tensors_of
 from .run import bare_model
 from .tensors import overlaps_itself, parameter_grad_norms
 from .torch_api import own_name
@@ -45,9 +45,7 @@ def model_state(runner: Runner) -> dict[str, Any]:
     model = bare_model(runner)
     if not is_sharded(runner):
         return model.state_dict()
-    state: dict[str, Any] = {n: p.detach() for n, p in named_parameters(model)}
-    state.update(named_buffers(model))
-    return state
+    return {name: tensor.detach() for name, tensor in named_tensors_of(model).items()}
 
 
 def units_of(runner: Runner) -> list[str]:
@@ -61,15 +59,14 @@ def units_of(runner: Runner) -> list[str]:
 
 def misfits(model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
     """Names in such a state whose part is of another size than here."""
-    live = {**dict(named_parameters(model)), **dict(named_buffers(model))}
-    sizes = {name: tensor.shape for name, tensor in live.items()}
+    sizes = {name: tensor.shape for name, tensor in named_tensors_of(model).items()}
     return [n for n, t in saved.items() if sizes.get(n, t.shape) != t.shape]
 
 
 @torch.no_grad()
 def load_part(model: nn.Module, saved: Mapping[str, Any]) -> None:
     """Put such a state of a sharded model back, where each value lies."""
-    live = {**dict(named_parameters(model)), **dict(named_buffers(model))}
+    live = named_tensors_of(model)
     for name, value in saved.items():
         now = live.get(name)
         if now is not None and now.shape == value.shape and not overlaps_itself(now):

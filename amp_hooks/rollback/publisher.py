@@ -7,7 +7,7 @@ import time
 import mmengine.dist as dist
 
 from ..engine.files import remove
-from ..engine.messages import warn, warn_on_any_rank
+from ..engine.messages import warn, warn_of_this_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from .disk import Pointer, RollbackFiles
@@ -104,8 +104,7 @@ class Publisher:
         remedy = "make room on the disk"
         if not isinstance(written.error, OSError):
             remedy = "see what hooks put into checkpoints, beside tensors and numbers"
-        tell = warn if dist.is_main_process() else warn_on_any_rank
-        tell(
+        warn_of_this_rank(
             f"the auto-rollback checkpoint of iteration {written.iter} could not be "
             f"written to {self._files.folder}: {written.error}. It is kept in memory "
             f"and training goes on; {remedy}, or a killed run resumes from\n"

@@ -23,18 +23,18 @@ def unfit(runner: Any, path: str) -> str | None:
         return "it is of a model that was not sharded, and this one is"
     if parts != ranks:
         return f"it is of a model sharded over {parts} ranks, and there are {ranks}"
-    if _units(path) not in (None, units_of(runner)):
+    if _meta(path).get("units") not in (None, units_of(runner)):
         return "it is of a model sharded in other units: auto_wrap_policy has changed"
     return None
 
 
-def _units(path: str) -> list[str] | None:
+def _meta(path: str) -> dict[str, Any]:
+    """Of the first part; empty if there is none that can be read."""
     try:
         first = read_safely(parts_of(path)[0], map_location="cpu", mmap=True)
-        units: list[str] | None = first["meta"].get("units")
-        return units
-    except Exception:  # another finds out why
-        return None
+        return dict(first["meta"])
+    except Exception:  # FSDP's own, for one
+        return {}
 
 
 def read_own_parts(runner: Any) -> None:
@@ -51,7 +51,7 @@ def read_own_parts(runner: Any) -> None:
     load, load_optimizer = strategy.load_checkpoint, strategy.load_optim_state_dict
 
     def load_checkpoint(filename: str, **kwargs: Any) -> Any:
-        if not is_ours(filename):
+        if "ranks" not in _meta(filename):  # not one of ours
             return load(filename, **kwargs)
         if words := unfit(runner, filename):
             raise NoCheckpointError(f"{words}, so it cannot be loaded:\n{filename}")
@@ -80,12 +80,3 @@ def read_own_parts(runner: Any) -> None:
         load_optim_state_dict=load_optim_state_dict,
         reads_parts=True,
     )
-
-
-def is_ours(path: str) -> bool:
-    """Whether a folder is a checkpoint of RollbackHook's, of a sharded model."""
-    try:
-        first = read_safely(parts_of(path)[0], map_location="cpu", mmap=True)
-        return "ranks" in first["meta"]
-    except Exception:  # FSDP's own, or none at all
-        return False

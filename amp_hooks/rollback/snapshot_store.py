@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from ..engine import private
 from ..engine.condition import Condition
-from ..engine.messages import warn, warn_on_any_rank
+from ..engine.messages import warn, warn_of_this_rank
 from ..engine.rng import rng_of_all_ranks
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
@@ -254,8 +254,7 @@ class SnapshotStore:
         try:
             checkpoint = self._run.make(self._runner)
         except Exception as e:  # of a hook that adds its part
-            tell = warn if dist.is_main_process() else warn_on_any_rank
-            tell(
+            warn_of_this_rank(
                 f"the checkpoint of iteration {self._runner.iter} could not be made: "
                 f"{e!r}. The snapshot is kept in memory and training goes on; see "
                 "which hook's before_save_checkpoint raised that."

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from amp_hooks.engine.runtime import Runtime
 from tests import helpers
+from tests.count_collectives import Collectives
 
 # MMEngine picks the rank's GPU without asking whether torch has any.
 torch.cuda.set_device = lambda *args: None
@@ -29,14 +30,8 @@ class ReducingRetinaNet(RetinaNet):
         return losses
 
 
-COLLECTIVES = (
-    "all_reduce all_gather all_gather_object all_gather_into_tensor broadcast "
-    "broadcast_object_list gather gather_object reduce reduce_scatter scatter barrier"
-).split()
-
-
 class CountCollectives(Hook):
-    """Collectives called from Python, by iteration; DDP's own are not among them.
+    """Collectives by iteration.
 
     After ``jump`` iterations the run stands at 1,000,000.
     """
@@ -44,26 +39,15 @@ class CountCollectives(Hook):
     priority = 0
 
     def __init__(self, jump):
-        self.calls, self.per_iter, self.jump = 0, [], jump
-        for name in COLLECTIVES:
-            self._count(name)
-
-    def _count(self, name):
-        original = getattr(torch.distributed, name)
-
-        def counted(*args, **kwargs):
-            self.calls += 1
-            return original(*args, **kwargs)
-
-        setattr(torch.distributed, name, counted)
+        self.made, self.per_iter, self.jump = Collectives(), [], jump
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.per_iter.append(self.calls)
+        self.per_iter.append(self.made.calls)
         if runner.iter == self.jump:
             runner.train_loop._iter = 10**6
 
     def after_train(self, runner):
-        self.per_iter.append(self.calls)
+        self.per_iter.append(self.made.calls)
 
 
 def main():

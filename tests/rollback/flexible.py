@@ -13,20 +13,25 @@ from tests import small
 def build(work_dir, *hooks, iters=45, strategy="SingleDeviceStrategy", **options):
     name = uuid.uuid4().hex
     torch.manual_seed(0)
-    ddp = strategy == "DDPStrategy"
-    # Its default asks for a GPU.
-    wrapper = dict(type="MMDistributedDataParallel", device_ids=None)
-    wrapper = dict(wrapper, broadcast_buffers=False)
+    if strategy == "DDPStrategy":
+        # Its default asks for a GPU.
+        wrapper = dict(type="MMDistributedDataParallel", device_ids=None)
+        wrapper["broadcast_buffers"] = False
+        strategy = dict(type=strategy, model_wrapper=wrapper)
+    several = isinstance(strategy, dict)
     rollback = dict(type="amp_hooks.RollbackHook", interval=10, probation=1)
+    rollback = options.pop("rollback", rollback)
+    ours = [rollback, dict(type="amp_hooks.StepGuardHook")]
+    sgd = dict(type="SGD", lr=0.05, momentum=0.9)
     runner = FlexibleRunner(
         model=small.Small(),
         work_dir=str(work_dir),
         experiment_name=name,
-        strategy=dict(type=strategy, **(dict(model_wrapper=wrapper) if ddp else {})),
-        launcher="pytorch" if ddp else "none",
+        strategy=strategy if several else dict(type=strategy),
+        launcher="pytorch" if several else "none",
         env_cfg=dict(dist_cfg=dict(backend="gloo")),
         randomness=dict(seed=0),
-        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.05, momentum=0.9)),
+        optim_wrapper=options.pop("optim_wrapper", dict(optimizer=sgd)),
         param_scheduler=[dict(type="PolyLR", by_epoch=False, end=60)],
         train_dataloader=dict(
             dataset=small.samples(),
@@ -36,10 +41,7 @@ def build(work_dir, *hooks, iters=45, strategy="SingleDeviceStrategy", **options
             sampler=dict(type="InfiniteSampler", shuffle=True),
         ),
         train_cfg=dict(by_epoch=False, max_iters=iters),
-        custom_hooks=[
-            options.pop("rollback", rollback),
-            dict(type="amp_hooks.StepGuardHook"),
-        ],
+        custom_hooks=options.pop("custom_hooks", ours),
         log_level="WARNING",
         default_hooks=dict(
             checkpoint=dict(

@@ -1,7 +1,6 @@
 """FlexibleRunner with FSDPStrategy on ranks of a CPU: ``python -m ... MODE DIR``."""
 
 import sys
-import uuid
 from pathlib import Path
 
 import torch
@@ -12,6 +11,8 @@ from mmengine.runner import FlexibleRunner
 from torch import nn
 
 from tests import helpers, small
+from tests.count_collectives import Collectives
+from tests.rollback import flexible
 
 SUITE = dict(
     type="amp_hooks.StabilityHook",
@@ -19,10 +20,6 @@ SUITE = dict(
     bad_batch=None,
     rollback=dict(interval=10, probation=1),
 )
-COLLECTIVES = (
-    "all_reduce all_gather all_gather_object broadcast broadcast_object_list "
-    "gather gather_object reduce barrier"
-).split()
 
 
 @MODEL_WRAPPERS.register_module()
@@ -54,21 +51,10 @@ class Watch(Hook):
     priority = "LOWEST"
 
     def __init__(self):
-        self.states, self.calls, self.counts = {}, 0, []
-        for name in COLLECTIVES:
-            self.count(name)
-
-    def count(self, name):
-        original = getattr(torch.distributed, name)
-
-        def counted(*args, **kwargs):
-            self.calls += 1
-            return original(*args, **kwargs)
-
-        setattr(torch.distributed, name, counted)
+        self.states, self.made, self.counts = {}, Collectives(), []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.counts.append(self.calls)
+        self.counts.append(self.made.calls)
         model, optimizer = runner.model, runner.optim_wrapper.optimizer
         state = [*model.named_parameters(), *model.named_buffers()]
         state = {name: tensor.detach().clone() for name, tensor in state}
@@ -131,45 +117,18 @@ MODES = dict(
 
 def build(work_dir, mode):
     hooks, options = MODES[mode]
-    name = uuid.uuid4().hex
-    torch.manual_seed(0)
     wrapper = dict(type="ShardedOnACpu", **options.get("model", {}))
     linear = dict(type="linear_layers")
     wrapper["auto_wrap_policy"] = options.get("policy", linear)
     optimizer = dict(type="AdamW", lr=0.01)
-    return FlexibleRunner(
-        model=small.Small(),
-        work_dir=str(work_dir),
-        experiment_name=name,
+    return flexible.build(
+        work_dir,
+        iters=options.get("iters", 40),
         strategy=dict(type="FSDPStrategy", model_wrapper=wrapper),
-        launcher="pytorch",
-        env_cfg=dict(dist_cfg=dict(backend="gloo")),
-        randomness=dict(seed=0),
         optim_wrapper=options.get("wrapper", dict(optimizer=optimizer)),
-        param_scheduler=[dict(type="PolyLR", by_epoch=False, end=60)],
-        train_dataloader=dict(
-            dataset=small.samples(),
-            batch_size=8,
-            num_workers=0,
-            collate_fn=dict(type="default_collate"),
-            sampler=dict(type="InfiniteSampler", shuffle=True),
-        ),
-        train_cfg=dict(by_epoch=False, max_iters=options.get("iters", 40)),
         custom_hooks=hooks,
         resume=options.get("resume", False),
-        log_level="WARNING",
-        default_hooks=dict(
-            checkpoint=dict(
-                type="CheckpointHook",
-                by_epoch=False,
-                save_last=False,
-                interval=options.get("every", 10**9),
-            )
-        ),
-        visualizer=dict(
-            type="Visualizer", name=name, vis_backends=[dict(type="LocalVisBackend")]
-        ),
-        default_scope="mmengine",
+        every=options.get("every", 10**9),
     )
 
 
