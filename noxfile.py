@@ -5,6 +5,7 @@
     nox -s torch-2.1            # or several; all of them take hours and 30 GB
     nox -s torch-2.1 -- -k resume
     nox -s siblings             # MMYOLO, MMSegmentation, ...: 20 minutes
+    nox -s siblings-onedl       # the maintained forks of three of them
     nox -s docs                 # the site, in build/site
 
 A session downloads its torch (3 to 5 GB, for PyPI's have CUDA in them; 200 MB with an
@@ -98,21 +99,42 @@ def without_windows(session: nox.Session, opencv: str) -> None:
 # The last versions that go together, and what of their requirements is needed here:
 # MMYOLO and MMRotate want mmcv before 2.1, MMRotate also mmdet before 3.1, and e2cnn,
 # which it imports, Python before 3.10. From PyPI mmaction2 1.2.0 cannot be imported.
-SIBLINGS = Stack(
-    *("3.9", "2.3.1", "1.26.4", "4.10.0.84", "0.10.5", "2.0.1", "3.0.0"),
-    ("tensorboard==2.18.0", "setuptools<81", "torchvision==0.18.1"),
-)
-SIBLING_PACKAGES = [
-    *("mmyolo==0.6.0", "mmsegmentation==1.2.2", "mmpretrain==1.2.0"),
-    *("mmpose==1.3.2", "mmrotate==1.0.0rc1", "mmdet3d==1.4.0"),
-    *("mmaction2==1.1.0", "mmocr==1.0.1", "e2cnn==0.2.3", "xtcocotools==1.14.3"),
-    *("nuscenes-devkit==1.1.11", "lyft_dataset_sdk==0.0.8"),  # which mmdet3d imports
-]
-THEIR_REQUIREMENTS = (
-    "prettytable ftfy regex einops json_tricks munkres rich modelindex mat4py scipy "
-    "imgaug lmdb pyclipper rapidfuzz trimesh scikit-image numba plyfile networkx "
-    "decord importlib_metadata pymanopt autograd pyquaternion cachetools fire"
-).split()
+SIBLINGS = {
+    "siblings": Stack(
+        *("3.9", "2.3.1", "1.26.4", "4.10.0.84", "0.10.5", "2.0.1", "3.0.0"),
+        ("tensorboard==2.18.0", "setuptools<81", "torchvision==0.18.1"),
+    ),
+    "siblings-onedl": Stack(
+        *("3.11", "2.8.0", "2.2.6", "4.12.0.88", "0.10.12", "2.3.6", "3.5.1"),
+        # The forks' licenses are written in a way that setuptools reads since 77.
+        ("tensorboard==2.21.0", "setuptools>=77,<81", "torchvision==0.23.0"),
+        prefix="onedl-",
+    ),
+}
+SIBLING_PACKAGES = {
+    "siblings": [
+        *("mmyolo==0.6.0", "mmsegmentation==1.2.2", "mmpretrain==1.2.0"),
+        *("mmpose==1.3.2", "mmrotate==1.0.0rc1", "mmdet3d==1.4.0"),
+        *("mmaction2==1.1.0", "mmocr==1.0.1", "e2cnn==0.2.3", "xtcocotools==1.14.3"),
+        *("nuscenes-devkit==1.1.11", "lyft_dataset_sdk==0.0.8"),  # mmdet3d imports
+    ],
+    # All that there are.
+    "siblings-onedl": [
+        *("onedl-mmsegmentation==1.4.2", "onedl-mmpretrain==1.3.6"),
+        "onedl-mmrotate==1.2.1",
+    ],
+}
+THEIR_REQUIREMENTS = {
+    "siblings": (
+        "prettytable ftfy regex einops json_tricks munkres rich modelindex mat4py "
+        "scipy imgaug lmdb pyclipper rapidfuzz trimesh scikit-image numba plyfile "
+        "networkx decord importlib_metadata pymanopt autograd pyquaternion cachetools "
+        "fire"
+    ).split(),
+    "siblings-onedl": (
+        "prettytable ftfy regex einops rich modelindex mat4py faster-coco-eval"
+    ).split(),
+}
 
 
 def install(session: nox.Session, stack: Stack) -> dict[str, str]:
@@ -166,18 +188,25 @@ for name, stack in STACKS.items():
     session_of(name, stack)
 
 
-@nox.session(name="siblings", python=SIBLINGS.python, venv_backend="venv")
-def siblings(session: nox.Session) -> None:
-    """The packages beside MMDetection: their tests, then the table of the docs."""
-    cpu = install(session, SIBLINGS)
-    numpy = f"numpy=={SIBLINGS.numpy}"
-    session.install(*THEIR_REQUIREMENTS, numpy)
-    session.install("--no-deps", "--no-build-isolation", *SIBLING_PACKAGES)
-    without_windows(session, SIBLINGS.opencv)
-    pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider"]
-    session.run("python", *pytest, "tests/siblings", *session.posargs, env=cpu)
-    if not session.posargs:
-        session.run("python", "scripts/sweep_siblings.py", env=cpu)
+def siblings_of(name: str, stack: Stack) -> None:
+    """A session with the packages beside MMDetection."""
+
+    @nox.session(name=name, python=stack.python, venv_backend="venv")
+    def run(session: nox.Session) -> None:
+        """Their tests, then the table of the docs."""
+        cpu = install(session, stack)
+        session.install(*THEIR_REQUIREMENTS[name], f"numpy=={stack.numpy}")
+        packages = SIBLING_PACKAGES[name]
+        session.install("--no-deps", "--no-build-isolation", *packages)
+        without_windows(session, stack.opencv)
+        pytest = ["-m", "pytest", "-W", "default", "-p", "no:cacheprovider"]
+        session.run("python", *pytest, "tests/siblings", *session.posargs, env=cpu)
+        if not session.posargs:
+            session.run("python", "scripts/sweep_siblings.py", env=cpu)
+
+
+for name, stack in SIBLINGS.items():
+    siblings_of(name, stack)
 
 
 @nox.session(name="docs", python="3.11", venv_backend="venv")

@@ -30,6 +30,7 @@ class Incidents:
             ``mean_over`` iterations: points at which it was not finite.
         poisoned_to_end: The last mean is one of them.
         mean_over: Iterations in that mean.
+        step_every: So many iterations accumulate gradients for a step.
         rollbacks: Iterations of rollbacks.
         clamps: Iterations where the head clamp switched on.
         lost_bad: Bad iterations that a kill took back, with all they did.
@@ -45,6 +46,7 @@ class Incidents:
     poisoned: Array = field(default_factory=lambda: _sorted([]))
     poisoned_to_end: bool = False
     mean_over: int = 10  # LogProcessor's default
+    step_every: int = 1
     rollbacks: Array = field(default_factory=lambda: _sorted([]))
     clamps: Array = field(default_factory=lambda: _sorted([]))
     lost_bad: Array = field(default_factory=lambda: _sorted([]))
@@ -80,12 +82,11 @@ class Incidents:
         return None if last is None or last.until is not None else last
 
     @property
-    def skipped_at_the_end(self) -> int:
-        """Iterations in a row, up to the last one, whose gradients overflowed."""
-        overflows, n = set(map(int, self.overflows)), 0
-        while self.last - n in overflows:
-            n += 1
-        return n
+    def skipped_at_the_end(self) -> Array:
+        """Iterations of the steps in a row, up to the last one, that were skipped."""
+        ends = np.append(self.overflows, self.last + 1)
+        taken = np.flatnonzero(np.diff(ends) > self.step_every)
+        return self.overflows[taken[-1] + 1 if len(taken) else 0 :]
 
     @property
     def healthy_since(self) -> int:
@@ -97,6 +98,16 @@ class Incidents:
 
 def _sorted(iterations: object) -> Array:
     return np.unique(np.array(list(iterations), dtype=np.int64))  # type: ignore[call-overload]
+
+
+def _ends_of_skips(overflows: Array, step_every: int) -> set[int]:
+    """Skips that are the last of so many in a row that they are a collapse."""
+    ends, row = set(), 0
+    for iteration, gap in zip(overflows.tolist(), np.diff(overflows, prepend=-np.inf)):
+        row = row + 1 if gap <= step_every else 1
+        if row >= COLLAPSE_SKIPS:
+            ends.add(iteration)
+    return ends
 
 
 def _is_bad(happening: Happening) -> bool:
@@ -192,10 +203,10 @@ def find(run: RunHistory) -> Incidents:
         if not (_is_bad(h) or diverged(h))
         and ("collapse" in _kinds(h) or not h.number("scale", 2.0) > 1.0)
     }
-    if len(overflows) >= COLLAPSE_SKIPS:
-        spans = overflows[COLLAPSE_SKIPS - 1 :] - overflows[: 1 - COLLAPSE_SKIPS]
-        rows = np.flatnonzero(spans == COLLAPSE_SKIPS - 1)
-        collapses |= set(overflows[rows + COLLAPSE_SKIPS - 1].tolist())
+    step_every = dig(run.config, "optim_wrapper", "accumulative_counts")
+    if not isinstance(step_every, int) or step_every < 1:
+        step_every = Incidents.step_every
+    collapses |= _ends_of_skips(overflows, step_every)
     mean_over = dig(run.config, "log_processor", "window_size")
     if not isinstance(mean_over, int):
         mean_over = Incidents.mean_over
@@ -217,6 +228,7 @@ def find(run: RunHistory) -> Incidents:
         poisoned=poisoned,
         poisoned_to_end=bool(to_end),
         mean_over=mean_over,
+        step_every=step_every,
         rollbacks=_sorted(h.iter for h in rollbacks),
         clamps=_sorted(h.iter for h in run.having("clamp_on", lost=False)),
         lost_bad=_sorted(lost),

@@ -140,10 +140,11 @@ def _ends_bad(found: Incidents) -> str | None:
             "not, and no checkpoint tells more"
         )
     skipped = found.skipped_at_the_end
-    if COLLAPSE_SKIPS <= skipped <= found.last - found.first:  # else in calibration
+    calibrated = len(skipped) > 0 and skipped[0] - found.first >= found.step_every
+    if len(skipped) >= COLLAPSE_SKIPS and calibrated:
         return (
-            f"from iteration {found.last - skipped + 1} to the last one, {found.last}, "
-            "every step was skipped, for its gradients overflowed"
+            f"from iteration {skipped[0]} to the last one, {found.last}, every step "
+            "was skipped, for its gradients overflowed"
         )
     if not len(found.bad):
         return None

@@ -7,6 +7,7 @@ from amp_hooks.report.judge.status import Status, judge
 from amp_hooks.report.read.history import Start, merge
 
 from ..made import (
+    CONFIG,
     NAN,
     bad,
     checkpoint,
@@ -27,6 +28,7 @@ from ..made import (
 HEALTHY, RECOVERED, LOST = Status
 START, END = start_line(max_iters=100), line(99, "end")
 FINE = dict(loss=curve([1.0] * 10))
+ACCUMULATED = dict(CONFIG, optim_wrapper=dict(accumulative_counts=4))
 ABORT = dict(rollbacks=1, limit="max_rollbacks=1", checkpoint="c.pth", lr_factor=0.1)
 
 
@@ -410,6 +412,25 @@ def test_a_scale_that_collapses_to_the_end(iterations, lost, healthy):
         ]
     if healthy is not None:
         assert found.healthy_since == healthy
+
+
+@pytest.mark.parametrize(
+    ("steps", "lost"),
+    [
+        (range(35, 100, 4), True),
+        (range(35, 96, 4), False),  # the last step was taken
+        (range(43, 100, 4), False),  # 15 of them
+        ((*range(35, 60, 4), *range(64, 100, 4)), False),
+        (range(3, 100, 4), False),  # all: it may have been calibrated
+    ],
+)
+def test_a_collapse_to_the_end_where_gradients_accumulate(steps, lost):
+    history = run([START, *overflows(*steps), line(99, "end")], FINE, ACCUMULATED)
+    judged = judge(history, find(history))
+    assert (judged.status is Status.LOST) == lost
+    if lost:
+        (reason,) = judged.reasons
+        assert reason.startswith("from iteration 35 to the last one, 99, every step")
 
 
 @pytest.mark.parametrize(
