@@ -16,6 +16,7 @@ from ..errors import OnPurpose
 from .agreement import all_ranks_come_to
 from .messages import warn, warn_on_any_rank
 from .of_others import text_of
+from .torch_fsdp import ends_recomputation
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ class Failures:
         Of what several ranks do together none can fail alone: the others would wait for
         it, or go on with other weights. Where all fail alike, all go on without.
         """
-        if isinstance(error, OnPurpose):
+        if isinstance(error, OnPurpose) or ends_recomputation(error):
             return False
         if of_the_device(error) or of_another_rank(error):
             return False

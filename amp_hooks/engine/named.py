@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .torch_api import own_name, wrapped_in
+from .torch_fsdp import own_name, wrapped_in
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

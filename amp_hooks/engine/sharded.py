@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .named import named_tensors_of
 from .run import bare_model
 from .tensors import overlaps_itself, parameter_grad_norms
-from .torch_api import own_name
+from .torch_fsdp import own_name, reshard
+from .words import first_names
 
 
 def is_sharded(runner: Runner) -> bool:
@@ -39,8 +40,9 @@ def norms_of_all_ranks(runner: Any) -> NormsOfAllRanks | None:
 def model_state(runner: Runner) -> dict[str, Any]:
     """The model's state dict, by reference; of a sharded one what this rank has.
 
-    Of each parameter that is a 1-d part of its values, or none of them. Buffers are
-    not sharded. Unlike FSDP's own state dict it takes no collective.
+    Of each parameter that is a 1-d part of its values, or none of them, as far as they
+    are parts now (:func:`as_parts`). Buffers are not sharded. Unlike FSDP's own state
+    dict it takes no collective.
     """
     model = bare_model(runner)
     if not is_sharded(runner):
@@ -63,13 +65,30 @@ def misfits(model: nn.Module, saved: Mapping[str, Any]) -> list[str]:
     return [n for n, t in saved.items() if sizes.get(n, t.shape) != t.shape]
 
 
+def as_parts(runner: Runner) -> None:
+    """Of a sharded model, let each parameter be what this rank has of it.
+
+    It may be whole, where a forward pass has had no backward one. On all ranks alike.
+    """
+    if is_sharded(runner):
+        reshard(runner.model)
+
+
 @torch.no_grad()
-def load_part(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Put such a state of a sharded model back, where each value lies."""
+def load_part(runner: Runner, saved: Mapping[str, Any]) -> None:
+    """Put such a state of a sharded model back, where each value lies; on all ranks.
+
+    Raises:
+        RuntimeError: If a part is of another size than it was.
+    """
+    as_parts(runner)
+    model = bare_model(runner)
+    if others := misfits(model, saved):
+        raise RuntimeError(f"parts are of other sizes now: {first_names(others)}")
     live = named_tensors_of(model)
     for name, value in saved.items():
         now = live.get(name)
-        if now is not None and now.shape == value.shape and not overlaps_itself(now):
+        if now is not None and not overlaps_itself(now):
             now.copy_(value)
 
 

@@ -10,9 +10,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from ..errors import UnsupportedError
-from . import torch_api
 from .run import iter_wrappers
 from .sharded import is_fsdp, is_sharded
+from .torch_fsdp import keeps_parameters
 
 # Parts of class names, why, and what to use instead. No class is imported for it:
 # most of them are of packages that are not there.
@@ -86,7 +86,7 @@ def _cannot_be_sharded_so(runner: Any) -> str | None:
         return "a part of the model is sharded, and the rest is not" if inside else None
     if getattr(runner, "strategy", None) is None:
         return "Runner neither saves nor resumes a sharded model"
-    if not torch_api.keeps_parameters(runner.model):
+    if not keeps_parameters(runner.model):
         return "without use_orig_params=True its parameters have no names"
     if isinstance(runner.optim_wrapper, OptimWrapperDict):
         return "OptimWrapperDict does not save state of sharded parameters"

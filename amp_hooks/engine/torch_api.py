@@ -242,27 +242,6 @@ def after_each_call(
     return stack.close
 
 
-# --- FullyShardedDataParallel and activation checkpointing ----------------------------
-
-_INSIDE = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def own_name(name: str) -> str:
-    """The name of a module or tensor as if nothing of torch were wrapped around any."""
-    return ".".join(part for part in name.split(".") if part not in _INSIDE)
-
-
-def wrapped_in(module: nn.Module) -> nn.Module | None:
-    """The model's own module that this one is but a wrapper of; None if it is not."""
-    children = module.named_children()
-    return next((child for name, child in children if name in _INSIDE), None)
-
-
-def keeps_parameters(fsdp: Any) -> bool:
-    """Whether a sharded model has parameters with names, and not one flat vector."""
-    return bool(fsdp._use_orig_params)
-
-
 # --- checkpoints ----------------------------------------------------------------------
 
 

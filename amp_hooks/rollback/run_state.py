@@ -132,7 +132,7 @@ class Snapshot:
         """
         own_memory(bare_model(runner))
         if is_sharded(runner):
-            load_part(bare_model(runner), self.state["model"])
+            load_part(runner, self.state["model"])
         else:
             _load(bare_model(runner), self.state["model"])
         self._restore_other_buffers(bare_model(runner))

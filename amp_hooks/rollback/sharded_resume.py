@@ -65,7 +65,7 @@ def read_own_parts(runner: Any) -> None:
             )
         if (callback := kwargs.get("callback")) is not None:
             callback(checkpoint)
-        load_part(bare_model(runner), checkpoint.pop("state_dict"))
+        load_part(runner, checkpoint.pop("state_dict"))
         return checkpoint
 
     def load_optim_state_dict(state: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ..engine.messages import warn, warn_of_this_rank
 from ..engine.rng import rng_of_all_ranks
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
-from ..engine.sharded import is_sharded
+from ..engine.sharded import as_parts, is_sharded
 from ..errors import UnwritableError
 from .checkpoint_file import part_of_rank, read_header
 from .disk import Pointer, RollbackFiles
@@ -61,6 +61,7 @@ class SnapshotStore:
         self._sharded = is_sharded(runner)
         self._files = RollbackFiles(runner.work_dir, ring.keep, self._sharded)
         self._waiting: Snapshot | None = None  # for the writer
+        self._last_written = -1  # iteration; perhaps it still is being written
         self._writer = SnapshotWriter()
         self.pointer = Pointer(runner.work_dir)
         self._saved = SavedByOthers(self.pointer, ring.probation)
@@ -107,6 +108,7 @@ class SnapshotStore:
             keep: Put it into the ring.
             write: Write it to a file, once it is proven.
         """
+        as_parts(self._runner)
         if not (self._writer.busy or self._waiting):  # with what is being written
             self._holder.make_room(self._ring)
         checkpoint = self._checkpoint() if write else None
@@ -188,7 +190,7 @@ class SnapshotStore:
             self._ring.go_back(now, before)
             if self._holder.holds_all:
                 entry.item = snapshot
-            self._publisher.outdated = entry.iter, now
+            self._publisher.outdated = entry.iter, self._last_written
             self._holder.forget_after(entry.iter)
             if self._waiting is not None and self._waiting.iter > entry.iter:
                 self._waiting = None
@@ -291,5 +293,6 @@ class SnapshotStore:
                 )
             self._waiting = snapshot
             return
+        self._last_written = snapshot.iter
         path = self._files.own_path(snapshot.iter)
         self._writer.start(snapshot.checkpoint, path, self._runtime.saver(path))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
 from mmdet.registry import MODELS
+from torch.utils.checkpoint import checkpoint
 
 from amp_hooks.engine.torch_api import is_autocast_enabled
 from tests import helpers, small
@@ -260,3 +261,25 @@ def test_large_logits_that_overflow_nothing_are_left_alone(tmp_path, length):
     assert max(r.all("logit_absmax")[0] for r in helpers.records(runner)[9:]) > 1000
     assert small.ledger(runner, "clamp_on", "rollback", "diverged") == []
     assert small.same(small.state(stock), small.state(runner))
+
+
+class Checkpointed(small.Small):
+    """Its classifier is computed once more in the backward pass, as far as needed."""
+
+    def forward(self, x, y, mode="loss"):
+        features = self.backbone(x)
+        logits = checkpoint(self.bbox_head.fc_cls, features, use_reentrant=False)
+        return self.losses(features, logits, y)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_activation_checkpointing_of_the_classifier(tmp_path, dtype):
+    """torch leaves what is computed again as soon as it can, by an exception."""
+    states = []
+    for model in (small.Small, Checkpointed):
+        hooks = [clamp(when="always", limit=0.5)]
+        runner = small.build(tmp_path, hooks=hooks, model=model, dtype=dtype, iters=30)
+        runner.train()
+        assert small.ledger(runner, "failure") == []
+        states.append(small.state(runner))
+    assert small.same(*states)

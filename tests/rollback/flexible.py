@@ -24,7 +24,7 @@ def build(work_dir, *hooks, iters=45, strategy="SingleDeviceStrategy", **options
     ours = [rollback, dict(type="amp_hooks.StepGuardHook")]
     sgd = dict(type="SGD", lr=0.05, momentum=0.9)
     runner = FlexibleRunner(
-        model=small.Small(),
+        model=options.pop("model", small.Small)(),
         work_dir=str(work_dir),
         experiment_name=name,
         strategy=strategy if several else dict(type=strategy),

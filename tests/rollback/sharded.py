@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import MMFullyShardedDataParallel
-from mmengine.registry import FUNCTIONS, MODEL_WRAPPERS
+from mmengine.registry import FUNCTIONS, HOOKS, MODEL_WRAPPERS
 from mmengine.runner import FlexibleRunner
 from torch import nn
 
@@ -66,6 +66,25 @@ class Watch(Hook):
         self.before_train_iter(runner, 0)
 
 
+@HOOKS.register_module()
+class LooksToo(Hook):
+    """A forward pass that no backward one follows: parameters stay whole."""
+
+    priority = "VERY_HIGH"
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.model(data_batch["x"], data_batch["y"], mode="tensor")
+
+
+class Raises(small.Small):
+    """As code does that is given NaN, within the forward pass."""
+
+    def losses(self, features, logits, y):
+        if not torch.isfinite(logits).all():
+            raise ValueError("matrix contains invalid numeric entries")
+        return super().losses(features, logits, y)
+
+
 def nan_on_a_shard(at, iters):
     fault = dict(what="gradient", where="*fc_cls.weight", value="nan", rank=1)
     fault.update(at=at, iters=iters)
@@ -88,6 +107,8 @@ def full_disk(at):
     return dict(type="amp_hooks.FaultInjectionHook", faults=[fault])
 
 
+# Between forward and backward pass, with which FSDP goes back to parts.
+WHOLE_MEANWHILE = dict(sharding_strategy="SHARD_GRAD_OP")
 # What each mode changes: hooks, and options of the run.
 MODES = dict(
     stock=([], {}),
@@ -108,6 +129,14 @@ MODES = dict(
         ],
         dict(wrapper=fp16()),
     ),
+    looks=(
+        [SUITE, dict(type="LooksToo")],
+        dict(model=WHOLE_MEANWHILE, nan=range(15, 18)),
+    ),
+    vote=(
+        [dict(SUITE, step_guard=dict(vote=True))],
+        dict(model=WHOLE_MEANWHILE, nan=range(15, 18), net=Raises),
+    ),
     whole=([SUITE], dict(resume=True, policy=dict(type="nothing_inside"))),
     disk=([SUITE, full_disk(20)], {}),
     replicas=([SUITE], dict(model=dict(sharding_strategy="NO_SHARD"))),
@@ -127,6 +156,7 @@ def build(work_dir, mode):
         strategy=dict(type="FSDPStrategy", model_wrapper=wrapper),
         optim_wrapper=options.get("wrapper", dict(optimizer=optimizer)),
         custom_hooks=hooks,
+        model=options.get("net", small.Small),
         resume=options.get("resume", False),
         every=options.get("every", 10**9),
     )

@@ -1,8 +1,10 @@
 """After a good end nothing of rollback/ is left, but what last_checkpoint names."""
 
+import math
 import shutil
 
 import pytest
+import torch
 
 from tests import small
 
@@ -87,3 +89,24 @@ def test_files_of_an_earlier_run_that_came_further_stay(tmp_path):
     shutil.copy(before, before.with_name("iter_9000.pth"))
     run(tmp_path).train()
     assert left(tmp_path) == ["iter_30.pth", "iter_9000.pth"]
+
+
+class SpoilWeight(small.Hook):
+    """Where a snapshot is due, which finds it."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 20:
+            with torch.no_grad():
+                runner.model.bbox_head.fc_cls.weight.fill_(math.nan)
+
+
+def test_a_file_after_a_rollback_between_two_iterations_stays(tmp_path):
+    """With its counts, though it has the number of the iteration that went back."""
+    run(tmp_path, SpoilWeight(), iters=25).train()
+    assert named(tmp_path) == str(tmp_path / "rollback" / "iter_20.pth")
+    runner = run(tmp_path, iters=35, resume=True)
+    runner.train()
+    (line,) = small.ledger(runner, "resume")
+    assert (line["iter"], line["rollbacks"]) == (20, 1)

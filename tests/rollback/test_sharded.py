@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.torch_fsdp import own_name
 from amp_hooks.rollback.checkpoint_file import damage, parts_of, read_header
 from tests import helpers, processes
 
@@ -93,6 +94,28 @@ def test_a_bad_gradient_on_one_shard_is_refused_on_all(tmp_path, mode):
         for iteration, target in rolled_back.items():
             assert same(states[iteration + 1], states[target])
         assert not same(states[28], states[29])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["looks", "vote"])
+def test_parameters_that_are_whole_are_restored_as_well(tmp_path, mode):
+    """No backward pass has followed the last forward one, of a hook or that raised."""
+    ranks = launch(mode, tmp_path)
+    (line,) = ledger(tmp_path, "rollback")
+    assert (line["iter"], line["target_iter"]) == (17, 10)
+    (last,) = tmp_path.glob("rollback/iter_*.pth")
+    allow_mmengine_checkpoints()
+    assert damage(str(last)) is None
+    for rank, part in zip(ranks, parts_of(str(last))):
+        states = rank["states"]
+        assert same(states[18], states[10])
+        # The first step goes out from there: Adam's is a tenth of 0.01 now.
+        for name, before in states[11].items():
+            if name.endswith(("weight", "bias")) and before.numel():
+                assert (states[19][name] - before).abs().max() < 0.0125
+        saved = torch.load(part)["state_dict"]
+        own = {own_name(name): tensor for name, tensor in states[10].items()}
+        assert all(tensor.shape == own[name].shape for name, tensor in saved.items())
 
 
 @pytest.mark.slow
