@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.batches import boxes_of, data_samples, image_of, image_size
+from ..engine.batches import (
+    boxes_of,
+    data_samples,
+    image_of,
+    image_size,
+    instances_of,
+)
 from ..engine.of_others import attribute
 from ..engine.packed import PackedSample
 from .boxes import EMPTY_MASK, NAMES, Codes, Floats, box_flaws, empty_masks, flaw_words
@@ -54,7 +60,8 @@ class FlawedImage:
         if isinstance(self.sample, PackedSample):
             self.sample.keep(keep)
             return
-        self.sample.gt_instances = self.sample.gt_instances[keep]
+        name, instances = instances_of(self.sample)
+        setattr(self.sample, name, instances[keep])
 
 
 def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str]]:
@@ -103,10 +110,11 @@ def check_boxes(batch: Any, min_size: float) -> tuple[list[FlawedImage], set[str
     codes = box_flaws(table, np.repeat(np.array(sizes), counts, 0), min_size, sides)
     start = 0
     for i, sample, n in places:
-        device = sample.gt_instances.bboxes.device
+        _, instances = instances_of(sample)
+        device = instances.bboxes.device
         part, rows = codes[start : start + n], table[start : start + n]
         start += n
-        masks = _masks_of(sample.gt_instances)
+        masks = _masks_of(instances)
         if masks is not None and len(masks) == n:
             sound = np.flatnonzero(part == 0)
             chosen = masks if len(sound) == n else _rows(masks, sound)

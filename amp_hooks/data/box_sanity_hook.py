@@ -123,7 +123,7 @@ class BoxSanityHook(AmpHook):
         if self._unseen is None:
             return
         samples = list(data_samples(batch))
-        if any(boxes_of(sample)[0] is not None for sample in samples):
+        if any(boxes_of(sample)[1] is not None for sample in samples):
             self._unseen = None
             return
         self._unseen += 1

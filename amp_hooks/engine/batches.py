@@ -15,6 +15,7 @@ from .of_others import attribute
 from .packed import metas_of, packed_samples, table_of
 from .tensors import named_tensors
 
+_OBJECTS = ("gt_instances", "gt_instance_labels")
 # What a sample consists of, by branch: its data sample, and its part of each input.
 Sample = Dict[str, List[Any]]
 
@@ -151,12 +152,28 @@ def data_samples(tree: Any) -> Iterator[BaseDataElement]:
         yield tree
 
 
+def instances_of(sample: Any) -> tuple[str, Any]:
+    """The field of a data sample in which its ground-truth boxes lie, and what it has.
+
+    MMPose leaves the annotations in ``gt_instances``, as arrays; what is trained on
+    lies in ``gt_instance_labels``.
+    """
+    fields = [(name, attribute(sample, name)) for name in _OBJECTS]
+    for name, instances in fields:
+        if _tensor_of(attribute(instances, "bboxes")) is not None:
+            return name, instances
+    return fields[0]
+
+
 def boxes_of(sample: Any) -> tuple[Any, Tensor | None]:
     """The ground-truth boxes of a data sample: as they are, and as a tensor."""
-    boxes: Any = attribute(attribute(sample, "gt_instances"), "bboxes")
+    boxes: Any = attribute(instances_of(sample)[1], "bboxes")
+    return boxes, _tensor_of(boxes)
+
+
+def _tensor_of(boxes: Any) -> Tensor | None:
     tensor = attribute(boxes, "tensor", boxes)  # mmdet's box types, or plain
-    is_table = isinstance(tensor, Tensor) and tensor.dim() > 1
-    return boxes, tensor if is_table else None
+    return tensor if isinstance(tensor, Tensor) and tensor.dim() > 1 else None
 
 
 def image_size(sample: Any) -> tuple[int, int] | None:
@@ -198,8 +215,19 @@ def _branches(batch: Any) -> Iterator[tuple[str, list[Any]]]:
         if isinstance(column, (list, tuple)):
             beside = inputs.get(branch) if isinstance(inputs, dict) else None
             parts = list(_columns(beside))
-            known = all(len(part) == len(column) for part in parts)
+            known = all(_is_by_sample(part, len(column)) for part in parts)
             yield branch, [column, *(parts if known else [])]
+
+
+def _is_by_sample(part: Any, samples: int) -> bool:
+    """Whether its items are those of the samples, and not of several views of each.
+
+    Where there are as many views as samples a list of stacked tensors may be either.
+    """
+    if len(part) != samples:
+        return False
+    stacked = [isinstance(x, Tensor) and x.ndim > 3 and len(x) == samples for x in part]
+    return isinstance(part, Tensor) or samples == 1 or not all(stacked)
 
 
 def _columns(tree: Any) -> Iterator[Any]:

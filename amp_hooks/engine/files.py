@@ -10,6 +10,16 @@ from typing import Any, Callable
 Save = Callable[[Any, str], None]
 
 
+# Of torch's own writer, whose errors are RuntimeErrors.
+_WRITING = ("inline_container", "Parent directory", "cannot be opened")
+
+
+def of_the_disk(error: BaseException | None) -> bool:
+    """Whether it was the disk that kept a file from being written: full, forbidden."""
+    told = isinstance(error, RuntimeError) and any(w in str(error) for w in _WRITING)
+    return told or isinstance(error, OSError)
+
+
 def flush_to_disk(path: str) -> None:
     """Wait until a file's content, or a directory's entries, are on the disk."""
     fd = os.open(path, os.O_RDONLY)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..engine.batches import boxes_of, data_samples, image_size
+from ..engine.batches import boxes_of, data_samples, image_size, instances_of
 from ..engine.files import Save
 from ..engine.named import named_buffers, named_modules, named_parameters
 from ..engine.patch import replace, wrap
@@ -37,12 +37,12 @@ def _boxes(fault: Occurrence, batch: Any) -> None:
         boxes, old = boxes_of(sample)
         if old is None or not len(old) or old.shape[-1] != 4:
             continue
-        name = f"data_samples[{i}].gt_instances.bboxes"
+        where, instances = instances_of(sample)
+        name = f"data_samples[{i}].{where}.bboxes"
         rows = fault.places(len(old), name)
         size = image_size(sample)
         width = float(size[1] if size else old.max())
         bad = spoil_boxes(old, fault.fault.parsed, rows, width)
-        instances: Any = sample.gt_instances
         if boxes is old:
             instances.bboxes = bad
         else:

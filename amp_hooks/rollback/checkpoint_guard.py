@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+import shutil
 from collections.abc import Callable, Container
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..engine import private
-from ..engine.files import publish
+from ..engine.files import of_the_disk, publish
 from ..engine.messages import warn
 from ..engine.of_others import text_of
 from ..engine.patch import replace
@@ -175,7 +176,10 @@ class CheckpointGuard:
             if any_rank(bool(bad)):
                 names = first_names(bad) or "on another rank"
                 raise NotSaved(path, f"the state is not finite ({names})")
-            if not files.local or is_sharded(self._runner):  # a folder, by all ranks
+            if is_sharded(self._runner):
+                self._save_parts(path, *args, **kwargs)
+                return
+            if not files.local:
                 self._runner.save_checkpoint(out_dir, filename, *args, **kwargs)
                 return
             file, failure = File(path), None
@@ -200,6 +204,20 @@ class CheckpointGuard:
             )
 
         return save_checkpoint
+
+    def _save_parts(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """A folder, to which each rank writes; of no use where one could not."""
+        failure = None
+        try:
+            self._runner.save_checkpoint(*osp.split(path), *args, **kwargs)
+        except (OSError, RuntimeError) as e:
+            if not of_the_disk(e):
+                raise
+            failure = _why(e)
+        if any_rank(failure is not None):
+            if dist.is_main_process():
+                shutil.rmtree(path, ignore_errors=True)
+            raise NotSaved(path, failure or "another rank failed")
 
     def _publish(self, files: Files) -> None:
         path, failure = files.folder, None

@@ -6,7 +6,7 @@ import time
 
 import mmengine.dist as dist
 
-from ..engine.files import remove
+from ..engine.files import of_the_disk, remove
 from ..engine.messages import warn, warn_of_this_rank
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
@@ -30,6 +30,7 @@ class Publisher:
 
     Attributes:
         outdated: Files after this iteration, up to that one, carry the disease.
+        failed: The last that this process has written could not be.
     """
 
     def __init__(
@@ -43,15 +44,21 @@ class Publisher:
         self._runtime, self._files, self._pointer = runtime, files, pointer
         self._holder, self._ring = holder, ring
         self._in_parts: list[Written] = []  # those of other ranks are awaited
+        self._lost: list[int] = []  # iterations of those that lack this rank's part
         self.outdated: tuple[int, int] | None = None
+        self.failed = False
 
     def take(self, written: list[Written]) -> None:
         """What has been written, or could not be, since the last call."""
         waiting, self._in_parts = self._in_parts, []
+        if written:
+            self.failed = written[-1].error is not None
         for one in [*waiting, *written]:
             first, last = self.outdated or (one.iter, -1)
             if one.error is not None:
                 self._tell_error(one)
+                if self._files.sharded and dist.is_main_process():
+                    self._lost.append(one.iter)
             elif first < one.iter <= last:
                 # It was being written when the run went back.
                 if dist.is_main_process():
@@ -67,14 +74,22 @@ class Publisher:
                 late = [p for p in self._in_parts if p.iter < one.iter]
                 self._give_up(late)
         self._give_up(self._in_parts[: -self._files.keep])
+        self._remove_lost(self._lost[:-1])  # the others may be writing the last one
 
     def wait(self, seconds: float) -> None:
         """For the parts that other ranks are writing."""
         deadline = time.monotonic() + seconds
+        self.take([])
         while self._in_parts and time.monotonic() < deadline:
             time.sleep(_PAUSE)
             self.take([])
         self._give_up(self._in_parts)
+        self._remove_lost(self._lost)
+
+    def _remove_lost(self, iterations: list[int]) -> None:
+        for iteration in iterations:
+            self._files.remove(iteration)
+        self._lost = [i for i in self._lost if i not in iterations]
 
     def _give_up(self, late: list[Written]) -> None:
         self._in_parts = [one for one in self._in_parts if one not in late]
@@ -102,7 +117,7 @@ class Publisher:
 
     def _tell_error(self, written: Written) -> None:
         remedy = "make room on the disk"
-        if not isinstance(written.error, OSError):
+        if not of_the_disk(written.error):
             remedy = "see what hooks put into checkpoints, beside tensors and numbers"
         warn_of_this_rank(
             f"the auto-rollback checkpoint of iteration {written.iter} could not be "

@@ -21,9 +21,13 @@ def unfit(runner: Any, path: str) -> str | None:
         return "it is of a sharded model, and this one is not" if parts else None
     if not parts:
         return "it is of a model that was not sharded, and this one is"
+    meta = _meta(path)
+    had = meta.get("ranks", parts)
+    if had != ranks:
+        return f"it is of a model sharded over {had} ranks, and there are {ranks}"
     if parts != ranks:
-        return f"it is of a model sharded over {parts} ranks, and there are {ranks}"
-    if _meta(path).get("units") not in (None, units_of(runner)):
+        return f"of its parts, {ranks} of them, {ranks - parts} are not there"
+    if meta.get("units") not in (None, units_of(runner)):
         return "it is of a model sharded in other units: auto_wrap_policy has changed"
     return None
 

@@ -16,10 +16,10 @@ from ..engine.rng import rng_of_all_ranks
 from ..engine.run import any_rank
 from ..engine.runtime import Runtime
 from ..engine.sharded import as_parts, is_sharded
-from ..errors import UnwritableError
 from .checkpoint_file import part_of_rank, read_header
 from .disk import Pointer, RollbackFiles
 from .holder import Holder
+from .one_folder import prepare
 from .own_part import Part
 from .publisher import Publisher
 from .resume import Candidate, of_older_runs
@@ -69,7 +69,8 @@ class SnapshotStore:
             self._runtime, self._files, self.pointer, self._holder, ring
         )
         self.clamp_needed = self._was_ill = False  # since probation began
-        self._prepare(runner.iter)
+        writable = prepare(self._files, runner.iter)
+        self._writes = writable and (self._sharded or dist.is_main_process())
         if self._writes:
             self._run = RunCheckpoint(runner)
         if private.is_resumed(runner):
@@ -78,22 +79,6 @@ class SnapshotStore:
             for iteration, path in earlier[0]:
                 own = part_of_rank(path, dist.get_rank()) if self._sharded else path
                 ring.add(iteration, Part(iteration, path=own), proven=True)
-
-    def _prepare(self, iteration: int) -> None:
-        """Rank 0 does; what keeps it from that ends the run on all ranks."""
-        told: list[str] = [""]
-        if dist.is_main_process():
-            try:
-                self._files.prepare(iteration)
-            except UnwritableError as e:
-                told = [str(e)]
-        dist.broadcast_object_list(told)
-        if told[0]:
-            raise UnwritableError(told[0])
-
-    @property
-    def _writes(self) -> bool:
-        return self._sharded or dist.is_main_process()
 
     @property
     def folder(self) -> str:
@@ -213,7 +198,8 @@ class SnapshotStore:
         self.collect()
         self.collect(_LAST_WAIT)
         self.collect(_LAST_WAIT)
-        self._publisher.wait(_PARTS_WAIT)
+        failed = self._sharded and any_rank(self._publisher.failed)
+        self._publisher.wait(0.0 if failed else _PARTS_WAIT)
         if self._writer.busy:
             warn(
                 f"the last checkpoint is still being written to {self.folder} after "

@@ -283,8 +283,14 @@ def test_other_batches_name_no_image(batch):
     assert BatchView(batch).images() == {}
 
 
-def test_inputs_of_unknown_layout_are_not_exchanged():
-    batch = dict(inputs=torch.ones(5), data_samples=[sample("a"), sample("b")])
+@pytest.mark.parametrize(
+    "inputs",
+    # As many views as samples, and which is which cannot be told: a half of another.
+    [torch.ones(5), [torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)]],
+    ids=["numbers", "views"],
+)
+def test_inputs_of_unknown_layout_are_not_exchanged(inputs):
+    batch = dict(inputs=inputs, data_samples=[sample("a"), sample("b")])
     view = BatchView(batch)
     assert list(view.images()) == ["a.jpg", "b.jpg"]
     assert not view.replace("a.jpg", view.copy("b.jpg"))

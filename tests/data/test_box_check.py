@@ -80,6 +80,19 @@ def test_branches_frames_tuples_and_samples_without_boxes():
         assert found(batch) == {}
 
 
+def test_boxes_that_are_trained_on_where_the_annotations_are_arrays():
+    """MMPose's YOLOX-Pose and RTMO."""
+    pose = sample([SOUND])
+    pose.gt_instances = InstanceData(bboxes=np.array([SOUND, ZERO, SOUND]))
+    pose.gt_instance_labels = sample([SOUND, ZERO, NAN]).gt_instances
+    ((image,), odd) = check_boxes(dict(data_samples=[pose]), 1.0)
+    assert not odd
+    assert image.counts == dict(zero=1, not_finite=1)
+    image.drop()
+    assert pose.gt_instance_labels.labels.tolist() == [0]
+    assert len(pose.gt_instances.bboxes) == 3
+
+
 def test_without_name_and_size():
     nameless = DetDataSample(gt_instances=sample([SOUND, FAR, ZERO]).gt_instances)
     assert found([nameless]) == {"sample 0 of the batch": dict(zero=1)}

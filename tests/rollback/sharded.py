@@ -1,5 +1,8 @@
 """FlexibleRunner with FSDPStrategy on ranks of a CPU: ``python -m ... MODE DIR``."""
 
+import os
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -76,6 +79,20 @@ class LooksToo(Hook):
         runner.model(data_batch["x"], data_batch["y"], mode="tensor")
 
 
+@HOOKS.register_module()
+class SmallFiles(Hook):
+    """As a full disk, for what is saved after iteration 11."""
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.iter in (11, 12):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+            limits = (500, most) if runner.iter == 11 else (most, most)
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 class Raises(small.Small):
     """As code does that is given NaN, within the forward pass."""
 
@@ -101,9 +118,9 @@ def half_weights():
     return dict(param_dtype="bfloat16", reduce_dtype="float32", buffer_dtype="float32")
 
 
-def full_disk(at):
-    """On rank 1, for the snapshots of an iteration."""
-    fault = dict(what="disk", value="full", at=at, iters=10, rank=1)
+def full_disk(at, rank=1):
+    """For the snapshots of an iteration."""
+    fault = dict(what="disk", value="full", at=at, iters=10, rank=rank)
     return dict(type="amp_hooks.FaultInjectionHook", faults=[fault])
 
 
@@ -137,8 +154,11 @@ MODES = dict(
         [dict(SUITE, step_guard=dict(vote=True))],
         dict(model=WHOLE_MEANWHILE, nan=range(15, 18), net=Raises),
     ),
+    apart=([SUITE], dict(apart=True, nan=range(15, 18))),
     whole=([SUITE], dict(resume=True, policy=dict(type="nothing_inside"))),
     disk=([SUITE, full_disk(20)], {}),
+    disk_of_rank_0=([SUITE, full_disk(20, rank=0)], {}),
+    small_files=([SUITE, dict(type="SmallFiles")], dict(every=12)),
     replicas=([SUITE], dict(model=dict(sharding_strategy="NO_SHARD"))),
     flat=([SUITE], dict(model=dict(use_orig_params=False))),
 )
@@ -179,7 +199,8 @@ def main(mode, work_dir, digits=None):
     torch.set_num_threads(1)
     torch.cuda.set_device = lambda device: None
     if digits is None:
-        runner = build(work_dir, mode)
+        own = os.environ["RANK"] if MODES[mode][1].get("apart") else ""
+        runner = build(Path(work_dir, own), mode)
     else:
         runner = build_detector(work_dir, MODES[mode][0], digits)
     if nan := MODES[mode][1].get("nan"):

@@ -166,9 +166,10 @@ def test_parts_of_an_older_run_are_no_parts(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_full_disk_on_one_rank(tmp_path):
+@pytest.mark.parametrize("mode", ["disk", "disk_of_rank_0"])
+def test_a_full_disk_on_one_rank(tmp_path, mode):
     """Its part is missing: the others' do not stay, and it says so."""
-    for rank in launch("disk", tmp_path):
+    for rank in launch(mode, tmp_path):
         assert rank["iter"] == 40
     written = [line["iter"] for line in ledger(tmp_path, "snapshot")]
     assert 20 not in written
@@ -176,6 +177,41 @@ def test_a_full_disk_on_one_rank(tmp_path):
     assert max(written) == 30
     (last,) = tmp_path.glob("rollback/iter_*.pth")
     assert len(parts_of(str(last))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_disk_that_is_full_for_a_checkpoint_of_others(tmp_path):
+    """Stock ends. The other rank's part is of no use, and is removed."""
+    for rank in launch("small_files", tmp_path):
+        assert rank["iter"] == 40
+    saved = sorted(path.name for path in tmp_path.glob("iter_*.pth"))
+    assert saved == ["iter_24.pth", "iter_36.pth"]
+    assert len(parts_of(str(tmp_path / "iter_24.pth"))) == 2
+    assert ledger(tmp_path, "failure") == []
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_part_that_is_missing_is_told(tmp_path):
+    """What is whole is taken in its place."""
+    launch("killed", tmp_path)
+    (tmp_path / "rollback" / "iter_20.pth" / "rank1.pth").unlink()
+    launch("resumed", tmp_path)
+    (line,) = ledger(tmp_path, "resume")
+    assert line["iter"] == 10
+    log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
+    assert "of its parts, 2 of them, 1 are not there" in log
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_work_dir_of_each_machine_s_own(tmp_path):
+    """Parts that are never going to be together are not written."""
+    for rank in launch("apart", tmp_path):
+        assert rank["iter"] == 40
+        assert same(rank["states"][18], rank["states"][10])
+    assert [p.name for p in tmp_path.rglob("rank*.pth")] == []
 
 
 @pytest.mark.slow
