@@ -4,11 +4,16 @@ import pytest
 import torch
 
 from amp_hooks.engine.safe_load import allow_mmengine_checkpoints
+from amp_hooks.engine.torch_api import TORCH
 from amp_hooks.engine.torch_fsdp import own_name
 from amp_hooks.rollback.checkpoint_file import damage, parts_of, read_header
 from tests import helpers, processes
 
 PROGRAM = ["-m", "tests.rollback.sharded"]
+# Known of 2.3, which fails, and 2.8.
+saved_by_mmengine = pytest.mark.skipif(
+    TORCH < (2, 8), reason="torch gathers a sharded optimizer's state on a GPU only"
+)
 
 
 def launch(mode, work_dir, *digits):
@@ -64,6 +69,7 @@ def steps(end):
     return [b - a for a, b in zip(end["counts"], end["counts"][1:])]
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 @pytest.mark.long
 def test_watching_a_detector_changes_nothing(tmp_path, digits):
@@ -118,6 +124,7 @@ def test_parameters_that_are_whole_are_restored_as_well(tmp_path, mode):
         assert all(tensor.shape == own[name].shape for name, tensor in saved.items())
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_the_one_that_was_not(tmp_path, stock):
     launch("killed", tmp_path)
@@ -146,6 +153,7 @@ def test_without_the_guard_each_scaler_decides_and_no_rank_waits(tmp_path, mode)
     assert bad >= {24, 25, 26}
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 def test_other_units_are_refused_by_name(tmp_path):
     launch("killed", tmp_path)
@@ -153,6 +161,7 @@ def test_other_units_are_refused_by_name(tmp_path):
         assert "sharded in other units: auto_wrap_policy has changed" in rank["error"]
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 @pytest.mark.long
 def test_parts_of_an_older_run_are_no_parts(tmp_path):
@@ -179,6 +188,7 @@ def test_a_full_disk_on_one_rank(tmp_path, mode):
     assert len(parts_of(str(last))) == 2
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_disk_that_is_full_for_a_checkpoint_of_others(tmp_path):
@@ -191,15 +201,15 @@ def test_a_disk_that_is_full_for_a_checkpoint_of_others(tmp_path):
     assert ledger(tmp_path, "failure") == []
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_part_that_is_missing_is_told(tmp_path):
-    """What is whole is taken in its place."""
+    """It is passed over; here nothing else is left."""
     launch("killed", tmp_path)
     (tmp_path / "rollback" / "iter_20.pth" / "rank1.pth").unlink()
-    launch("resumed", tmp_path)
-    (line,) = ledger(tmp_path, "resume")
-    assert line["iter"] == 10
+    for end in launch("resumed", tmp_path):
+        assert "but no checkpoint of" in end["error"]
     log = "".join(path.read_text() for path in tmp_path.glob("*/*.log"))
     assert "of its parts, 2 of them, 1 are not there" in log
 
@@ -241,6 +251,7 @@ def test_what_is_sharded_otherwise_is_refused_on_all(tmp_path, mode, why):
         assert f"{who}: {why}" in rank["error"]
 
 
+@saved_by_mmengine
 @pytest.mark.slow
 @pytest.mark.long
 def test_another_number_of_ranks_is_told(tmp_path):
