@@ -23,11 +23,10 @@ from .main_metric import main_metric, save_best_of
 from .onset import Lifts
 from .rise_look import RiseLook
 from .run_health import RunHealth
-from .start_look import LOOKS, ruined_start
-from .telling import Told
+from .start_look import LOOKS, StartLook
+from .telling import Told, show
 from .waiting import Waiting
 
-_LARGEST = 1e30  # of a chart, whose numbers are float32
 # A learning rate that is too high needs some iterations to ruin a model: the loss is
 # x1.4, x3, x212 (mmdetection#4299). What is out by so much at once was one batch.
 _AT_ONCE = 100.0
@@ -43,10 +42,10 @@ class HealthHook(AmpHook):
     healthy past, in the logarithm and robustly, and adds up how far it is out of that
     range (CUSUM, Page 1954): x1000 is ill after a few iterations, x2 after many; one
     batch, however bad, never is. The first losses of a run are a level as well, which a
-    hot start cannot spoil; at iterations 20, 40 and 80, and as long after a learning
-    rate has jumped, RollbackHook is asked what the batch costs with the weights of
-    before. Judged are also gradients that have died while the loss is high, a clamp
-    that bounds most logits for long, and the evaluation's main metric.
+    hot start cannot spoil; at iterations 40 to 70, and 20 to 160 after a learning rate
+    has jumped, RollbackHook is asked what the batch costs with the weights of before.
+    Judged are also gradients that have died while the loss is high, a clamp that bounds
+    most logits for long, and the evaluation's main metric.
 
     - *watched*: the loss has left its range. Until it is back no snapshot is taken or
       proven, and no older checkpoint is removed.
@@ -97,7 +96,7 @@ class HealthHook(AmpHook):
         self._told = Told()
         self._waiting = Waiting()
         self._iter = 0
-        self._start_is_worse = False  # by the last look at it
+        self._start = StartLook()
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Hear of rollbacks."""
@@ -123,8 +122,9 @@ class HealthHook(AmpHook):
                 self._add(record, lr)
             runtime.condition = self._condition()
             self._told.tell(runtime, record)
+        over = self.health.over_start
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
-        ill = ill and not self._waiting.is_open(record.iter, runtime.condition)
+        ill = ill and not self._waits(runtime, record.iter)
         rose = self._rise.due(record.iter, lr, runtime.condition.cost)
         rose = rose and len(list(iter_wrappers(runner.optim_wrapper))) == 1
         if (found := self._look(runtime, record, rose)) is not None:
@@ -134,6 +134,8 @@ class HealthHook(AmpHook):
             )
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
+        elif ill and not together and self._start.clears(record.iter, over):
+            self._excuse(runtime, record, self._start.words)
         elif together or (ill and not runtime.forward.together):
             self._diverged(runner, runtime, record)
         elif ill and self._acts(runtime):
@@ -141,13 +143,7 @@ class HealthHook(AmpHook):
         elif ill:
             self._tell_diverged(runtime, record)
         record.put("health", runtime.condition.state)
-        ratio, level, band = self.health.ratio, self.health.level, self.health.band
-        if ratio is not None and level is not None and band is not None:
-            record.put("loss_level", ratio)
-            # All three or none: TensorBoard draws a margin only of points that match.
-            record.put("loss_now", min(ratio * level, _LARGEST))
-            record.put("loss_low", band[0])
-            record.put("loss_high", band[1])
+        show(self.health, record)
 
     def _look(
         self, runtime: Runtime, record: IterationRecord, rose: bool
@@ -156,14 +152,20 @@ class HealthHook(AmpHook):
         ask, found = runtime.second_opinion, None
         if ask is None or not (self.divergence and self._acts(runtime)):
             return None
-        if record.iter in LOOKS:
-            start = ruined_start(ask(Condition(State.ILL, since=0), unasked=True))
-            before, self._start_is_worse = self._start_is_worse, start is not None
-            found = start if before else None
+        if self._start.due(record.iter):
+            self._start.add(ask(Condition(State.ILL, since=0), unasked=True))
+            found = self._start.ruined if record.iter == LOOKS[-1] else None
         if rose:
             ruined = self._rise.ruined(ask(self._rise.question, unasked=True))
             found = found or ruined
         return None if record.verdict.is_bad else found
+
+    def _waits(self, runtime: Runtime, iteration: int) -> bool:
+        """Whether it is too early to say that it is ill."""
+        if self._waiting.is_open(iteration, runtime.condition):
+            return True
+        looks = runtime.second_opinion is not None and self._acts(runtime)
+        return looks and self._start.waits(iteration, self.health.over_start)
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
@@ -180,10 +182,13 @@ class HealthHook(AmpHook):
 
     def state(self) -> dict[str, Any]:
         """What has been learned of the run."""
-        health, rates = self.health.state(), self._rates.state()
-        told, rise = self._told.state(), self._rise.state()
-        waiting = self._waiting.state()
-        return dict(health=health, rates=rates, told=told, rise=rise, waiting=waiting)
+        of_run: dict[str, Any] = dict(health=self.health, rates=self._rates)
+        of_run.update(told=self._told, rise=self._rise, **self._newer)
+        return {name: part.state() for name, part in of_run.items()}
+
+    @property
+    def _newer(self) -> dict[str, Any]:
+        return dict(waiting=self._waiting, start=self._start)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
@@ -194,8 +199,9 @@ class HealthHook(AmpHook):
         self._told.load_state(state["told"])
         # Of an earlier version: what it knew of the learning rate.
         self._rise.load_state(state.get("rise", dict(state["health"]["symptoms"])))
-        if "waiting" in state:
-            self._waiting.load_state(state["waiting"])
+        for name, part in self._newer.items():
+            if name in state:
+                part.load_state(state[name])
 
     def _add(self, record: IterationRecord, lr: float | None) -> None:
         terms = dict(record.values.get("loss", {}))
@@ -282,7 +288,7 @@ class HealthHook(AmpHook):
                 line["verdict"] == Verdict.DIVERGED.value,
             )
             self._told.set(State.WATCHED, convalescent=True)
-            self._start_is_worse = False  # of weights that are gone
+            self._start.forget()
             self._rise.forget()
             self._waiting.end()
             runtime.forward.diverged = None

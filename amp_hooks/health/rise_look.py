@@ -7,11 +7,10 @@ from typing import Any
 from ..engine.condition import Condition, Costs, State
 from .blame import blind
 from .rate_rise import RateRise
-from .start_look import LOOKS as AT_START
-from .thresholds import START_WORSE, UNLIKE, WORSE
+from .thresholds import RISE_LOOK, RISE_WORSE, UNLIKE, WORSE
 
 # Of two in a row one may be a batch that says little.
-LOOKS = (*AT_START, 2 * AT_START[-1])
+LOOKS = tuple(RISE_LOOK * 2**i for i in range(4))
 
 
 class RiseLook:
@@ -99,4 +98,4 @@ def _both_are_worse(one: Costs | None, two: Costs | None) -> bool:
         return False
     now, before = one.now + two.now, one.before + two.before
     either = blind(one) or blind(two)
-    return now > (before / WORSE if either else START_WORSE * before)
+    return now > (before / WORSE if either else RISE_WORSE * before)

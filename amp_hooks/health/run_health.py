@@ -144,6 +144,14 @@ class RunHealth:
         """Whether it is the loss, or gradients, that make it watched or ill."""
         return self._cause != "metric"
 
+    @property
+    def over_start(self) -> float | None:
+        """Loss of now over that of the start, where that is what speaks against it."""
+        start = self.start
+        if self._cause != "start" or start is None or start <= 0:
+            return None
+        return self._symptoms.latest / start
+
     def excuse(self) -> None:
         """It is not the weights.
 

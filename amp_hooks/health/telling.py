@@ -10,8 +10,10 @@ from ..engine.recorder import IterationRecord
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from . import words
+from .run_health import RunHealth
 
 _MOST_WATCHES = 100  # lines in the ledger
+_LARGEST = 1e30  # of a chart, whose numbers are float32
 
 
 class Told:
@@ -85,3 +87,14 @@ class Told:
         """Take back what :meth:`state` gave."""
         told, self._since, self._watches, quiet = state
         self.set(State(told), bool(quiet))
+
+
+def show(health: RunHealth, record: IterationRecord) -> None:
+    """Let the loss and its healthy range be published."""
+    ratio, level, band = health.ratio, health.level, health.band
+    if ratio is not None and level is not None and band is not None:
+        record.put("loss_level", ratio)
+        # All three or none: TensorBoard draws a margin only of points that match.
+        record.put("loss_now", min(ratio * level, _LARGEST))
+        record.put("loss_low", band[0])
+        record.put("loss_high", band[1])

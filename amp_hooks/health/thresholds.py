@@ -79,13 +79,29 @@ START_RATE = _row(
     "start_rate", 0.1, "of the largest LR", "up to it a warm-up has done nothing"
 )
 START_LOOK = _row(
-    "start_look", 20, "iterations", "and 40, 80: its weights of now and of the start"
+    "start_look",
+    40,
+    "iterations",
+    "and 50, 60, 70: its weights of now and of the start; before, healthy ones cost as "
+    "much as ruined ones",
 )
 START_WORSE = _row(
     "start_worse",
-    1.55,
+    1.73,
     "x",
-    "at two looks in a row: healthy ones x1.39 at most, ruined x1.74",
+    "over these looks: healthy fine-tunes x1.66 at most, ruined ones x1.81 at least",
+)
+START_FAR = _row(
+    "start_far", 4.0, "x level", "no fine-tune: what is so far out waits for no look"
+)
+RISE_LOOK = _row(
+    "rise_look",
+    20,
+    "iterations",
+    "and 40, 80, 160 after the learning rate jumped: weights of now and of before",
+)
+RISE_WORSE = _row(
+    "rise_worse", 1.55, "x", "at two looks in a row; a healthy restart costs x1.39"
 )
 WORSE = _row(
     "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"

@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from ..engine.condition import Condition
-from .thresholds import AGAINST_EACH_OTHER, LEARNS, OPEN_FOR, START_LOOK
+from .thresholds import AGAINST_EACH_OTHER, LEARNS, OPEN_FOR, RISE_LOOK
 
 
 class Waiting:
@@ -45,7 +45,7 @@ class Waiting:
             return False
         now, start = (ill.loss_ratio or 1.0) * (ill.level or 0.0), ill.start or 0.0
         far = now > AGAINST_EACH_OTHER * start > 0
-        wait = START_LOOK if far or ill.lr_rose else OPEN_FOR
+        wait = RISE_LOOK if far or ill.lr_rose else OPEN_FOR
         return iteration - self._asked < wait
 
     def learns(self, ill: Condition) -> bool:

@@ -6,34 +6,80 @@ import pytest
 import torch
 
 from amp_hooks.engine.condition import Costs, State
-from amp_hooks.health.start_look import LOOKS, ruined_start
+from amp_hooks.health.start_look import LOOKS, StartLook
 from tests import small
 
 SUITE = dict(type="amp_hooks.StabilityHook", preflight=None)
 
 
+GOOD, BAD = Costs(1.4, 1.0, 0), Costs(2.1, 1.0, 0)
+
+
+def looks(*costs):
+    look = StartLook()
+    for each in costs:
+        look.add(each)
+    return look
+
+
 @pytest.mark.parametrize(
     ("costs", "ruined"),
     [
-        (None, False),
-        (Costs(1.4, 1.0, 0), False),  # as healthy ones rise for a while
-        (Costs(2.1, 1.0, 0), True),
-        (Costs(2.1, 1.0, 25), False),  # the snapshot of the start is gone
-        (Costs(0.1, 7.0, 0), False),
-        (Costs(1.0, 0.0, 0), False),  # a batch without objects
-        (Costs(-1.0, -3.0, 0), False),  # a likelihood
-        (Costs(math.nan, 1.0, 0), False),  # others judge that
-        (Costs(1.0, math.nan, 0), False),
+        ([GOOD] * 4, False),  # as healthy ones rise for a while
+        ([BAD] * 4, True),
+        ([BAD, BAD, GOOD, GOOD], True),  # 1.75
+        ([BAD, GOOD, GOOD, GOOD], False),
+        ([BAD, BAD, BAD, None], False),  # not comparable any more
+        (
+            [BAD, BAD, BAD, BAD._replace(taken_at=25)],
+            False,
+        ),  # that of the start is gone
+        ([BAD, BAD, BAD, BAD._replace(compared=False)], False),
+        ([Costs(0.1, 7.0, 0)] * 4, False),
+        ([BAD, BAD, BAD, Costs(1.0, 0.0, 0)], True),  # a batch without objects
+        ([BAD, *[Costs(1.0, 0.0, 0)] * 3], False),
+        ([Costs(-1.0, -3.0, 0)] * 4, False),  # a likelihood
+        ([BAD, BAD, Costs(math.nan, 1.0, 0), Costs(1.0, math.nan, 0)], True),
     ],
 )
 def test_how_much_worse_is_ruined(costs, ruined):
-    found = ruined_start(costs)
+    found = looks(*costs).ruined
     assert (found is not None) is ruined
     if found is not None:
-        assert (found.state, found.since, found.loss_ratio) == (State.ILL, 0, 2.1)
+        assert (found.state, found.since) == (State.ILL, 0)
+    if costs == [BAD] * 4:
+        assert found.loss_ratio == pytest.approx(2.1)
         assert found.why == (
             "a batch costs 2.1, and 1 with the weights that the run began with"
         )
+
+
+def test_losses_above_the_start_wait_for_the_looks():
+    look = looks(BAD, BAD)
+    assert look.waits(LOOKS[1], 2.5)
+    assert not look.waits(LOOKS[1], 4.5)  # no fine-tune
+    assert not look.waits(LOOKS[1], None)  # it is something else
+    assert not look.waits(LOOKS[-1], 2.5)
+    assert not looks(BAD, None).waits(LOOKS[1], 2.5)
+
+
+def test_looks_that_tell_otherwise_clear_it():
+    assert looks(*[GOOD] * 4).clears(LOOKS[-1], 2.5)
+    assert not looks(*[GOOD] * 4).clears(LOOKS[-2], 2.5)
+    assert not looks(*[GOOD] * 4).clears(LOOKS[-1], None)
+    assert not looks(*[BAD] * 4).clears(LOOKS[-1], 2.5)
+    assert not looks(GOOD, None).clears(LOOKS[-1], 2.5)
+
+
+def test_they_survive_a_resume_and_not_a_rollback():
+    first, second = looks(BAD, BAD, GOOD), StartLook()
+    second.load_state(first.state())
+    second.add(GOOD)
+    assert second.ruined is not None
+    second.forget()
+    second.add(GOOD)
+    second.add(GOOD)
+    assert second.ruined is None
 
 
 class HardFirst(small.Small):
@@ -80,17 +126,16 @@ def train(tmp_path, trained, size, hooks=(SUITE,), **length):
     return runner
 
 
-@pytest.mark.parametrize("length", [dict(iters=60), dict(epochs=2)])
+@pytest.mark.parametrize("length", [dict(iters=80), dict(epochs=3)])
 def test_a_start_that_is_ruined_while_its_losses_tell_nothing(
     tmp_path, trained, length
 ):
     runner = train(tmp_path, trained, 2.0, **length)
     (diverged,) = small.ledger(runner, "diverged")
     (rollback,) = small.ledger(runner, "rollback")
-    # The second look in a row that says so.
-    assert (diverged["iter"], diverged["since"]) == (LOOKS[1], 0)
+    assert (diverged["iter"], diverged["since"]) == (LOOKS[-1], 0)
     assert "with the weights that the run began with" in diverged["why"]
-    assert (rollback["iter"], rollback["target_iter"]) == (LOOKS[1], 0)
+    assert (rollback["iter"], rollback["target_iter"]) == (LOOKS[-1], 0)
     assert rollback["lr_factor"] == 0.1
     now = small.state(runner)["bbox_head.fc_cls.weight"]
     assert torch.allclose(now, trained["bbox_head.fc_cls.weight"], atol=1e-2)
@@ -111,7 +156,7 @@ class TwiceDamaged(small.Hook):
             weight.copy_(self.kept)
 
 
-def test_looks_before_and_after_a_rollback_are_not_two_in_a_row(tmp_path, trained):
+def test_looks_before_a_rollback_are_of_other_weights(tmp_path, trained):
     model = HardFirst()
     model.load_state_dict(trained)
     slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
@@ -127,3 +172,29 @@ def test_one_that_is_a_little_worse_for_a_while_is_left_alone(tmp_path, trained)
     runner = train(tmp_path, trained, 0.1, iters=100)
     assert small.ledger(runner, "diverged", "rollback") == []
     assert small.same(small.state(stock), small.state(runner))
+
+
+class Dip(Damage):
+    """As a fine-tune without a warm-up: it unlearns at first, and learns again."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        weight = runner.model.bbox_head.fc_cls.weight.data
+        before = weight.clone()
+        super().before_train_iter(runner, batch_idx, data_batch)
+        if runner.iter == 1:
+            self.given = weight - before
+        if runner.iter == LOOKS[0] + 5:
+            weight.sub_(self.given)
+
+
+def test_one_that_costs_twice_as_much_for_a_while_is_left_alone(tmp_path, trained):
+    states = []
+    for hooks in ([], [SUITE]):
+        model = HardFirst()
+        model.load_state_dict(trained)
+        slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
+        runner = small.build(tmp_path, [*hooks, Dip(2.0)], model, iters=100, **slowly)
+        runner.train()
+        states.append(small.state(runner))
+    assert small.ledger(runner, "diverged", "rollback") == []
+    assert small.same(*states)
