@@ -23,7 +23,7 @@ from .main_metric import main_metric, save_best_of
 from .onset import Lifts
 from .rise_look import RiseLook
 from .run_health import RunHealth
-from .start_look import LOOKS, StartLook
+from .start_look import StartLook
 from .telling import Told, show
 from .waiting import Waiting
 
@@ -154,7 +154,7 @@ class HealthHook(AmpHook):
             return None
         if self._start.due(record.iter):
             self._start.add(ask(Condition(State.ILL, since=0), unasked=True))
-            found = self._start.ruined if record.iter == LOOKS[-1] else None
+            found = self._start.ruined if self._start.last(record.iter) else None
         if rose:
             ruined = self._rise.ruined(ask(self._rise.question, unasked=True))
             found = found or ruined
@@ -288,7 +288,7 @@ class HealthHook(AmpHook):
                 line["verdict"] == Verdict.DIVERGED.value,
             )
             self._told.set(State.WATCHED, convalescent=True)
-            self._start.forget()
+            self._start.went_back(line["iter"])
             self._rise.forget()
             self._waiting.end()
             runtime.forward.diverged = None

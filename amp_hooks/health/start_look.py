@@ -26,10 +26,11 @@ class StartLook:
         self._now: list[float] = []
         self._before: list[float] = []
         self._cannot = False
+        self._begun = 0  # iteration; there after it went back
 
     def due(self, iteration: int) -> bool:
         """Whether the weights are to be compared now; on all ranks alike."""
-        return iteration in LOOKS and not self._cannot
+        return iteration - self._begun in LOOKS and not self._cannot
 
     def waits(self, iteration: int, ratio: float | None) -> bool:
         """Whether losses above the start's mean nothing yet.
@@ -39,9 +40,13 @@ class StartLook:
             ratio: Loss of now over that of the start, where it is what speaks against
                 the run; None where something else does.
         """
-        if self._cannot or ratio is None or iteration >= LOOKS[-1]:
+        if self._cannot or ratio is None:
             return False
-        return ratio < START_FAR
+        return ratio < START_FAR and iteration - self._begun < LOOKS[-1]
+
+    def last(self, iteration: int) -> bool:
+        """Whether all have been made now."""
+        return iteration - self._begun == LOOKS[-1]
 
     def add(self, costs: Costs | None) -> None:
         """Take in a look.
@@ -79,7 +84,7 @@ class StartLook:
 
     def clears(self, iteration: int, over_start: float | None) -> bool:
         """Whether the last look has just told that it is not ruined, as it seemed."""
-        seemed = over_start is not None and iteration == LOOKS[-1]
+        seemed = over_start is not None and self.last(iteration)
         return seemed and self.costs is not None and self.ruined is None
 
     @property
@@ -91,15 +96,15 @@ class StartLook:
             f"{before:.3g} those that the run began with"
         )
 
-    def forget(self) -> None:
-        """The run went back: those were the costs of other weights."""
-        self._now, self._before = [], []
+    def went_back(self, iteration: int) -> None:
+        """Those were the costs of other weights, and it begins anew."""
+        self._now, self._before, self._begun = [], [], iteration
 
     def state(self) -> list[Any]:
         """As plain numbers and lists."""
-        return [self._now, self._before, int(self._cannot)]
+        return [self._now, self._before, int(self._cannot), self._begun]
 
     def load_state(self, state: list[Any]) -> None:
         """Take back what :meth:`state` gave."""
         self._now, self._before = list(state[0]), list(state[1])
-        self._cannot = bool(state[2])
+        self._cannot, self._begun = bool(state[2]), state[3]

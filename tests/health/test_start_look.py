@@ -76,10 +76,14 @@ def test_they_survive_a_resume_and_not_a_rollback():
     second.load_state(first.state())
     second.add(GOOD)
     assert second.ruined is not None
-    second.forget()
+    second.went_back(18)
+    assert not second.due(LOOKS[0])
+    assert second.due(18 + LOOKS[0])
     second.add(GOOD)
     second.add(GOOD)
     assert second.ruined is None
+    assert not second.last(LOOKS[-1])
+    assert second.clears(18 + LOOKS[-1], 2.5)
 
 
 class HardFirst(small.Small):
