@@ -124,7 +124,7 @@ class HealthHook(AmpHook):
             self._told.tell(runtime, record)
         over = self.health.over_start
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
-        ill = ill and not self._waits(runtime, record.iter)
+        ill = ill and not self._waits(runtime, record.iter, over)
         rose = self._rise.due(record.iter, lr, runtime.condition.cost)
         rose = rose and len(list(iter_wrappers(runner.optim_wrapper))) == 1
         if (found := self._look(runtime, record, rose)) is not None:
@@ -160,12 +160,12 @@ class HealthHook(AmpHook):
             found = found or ruined
         return None if record.verdict.is_bad else found
 
-    def _waits(self, runtime: Runtime, iteration: int) -> bool:
+    def _waits(self, runtime: Runtime, iteration: int, over: float | None) -> bool:
         """Whether it is too early to say that it is ill."""
         if self._waiting.is_open(iteration, runtime.condition):
             return True
         looks = runtime.second_opinion is not None and self._acts(runtime)
-        return looks and self._start.waits(iteration, self.health.over_start)
+        return looks and self._start.waits(iteration, over)
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
