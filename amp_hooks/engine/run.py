@@ -76,6 +76,14 @@ def clip_max_norm(wrapper: OptimWrapper) -> float | None:
     return float(clip["max_norm"])
 
 
+def gradients_are_shared(runner: Runner) -> bool:
+    """Whether all ranks step with the same gradients, if there are several."""
+    if dist.get_world_size() == 1:
+        return True
+    own = getattr(runner.model, "parameters_to_ignore", None)  # DDP's
+    return is_model_wrapper(runner.model) and not own
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank. A collective: call it on every rank."""
     if dist.get_world_size() == 1:

@@ -7,6 +7,7 @@ from .thresholds import (
     AGAINST_EACH_OTHER,
     BLIND,
     MODERATE,
+    RISE_WORSE,
     START_EARLY,
     UNLIKE,
     WORSE,
@@ -63,3 +64,17 @@ def undecided(ill: Condition, costs: Costs | None) -> bool:
     if blind(costs):
         return not costs.worse(AGAINST_EACH_OTHER)
     return costs.compared and not costs.worse(MODERATE)
+
+
+def both_are_worse(one: Costs | None, two: Costs | None) -> bool:
+    """Each somewhat, and both together clearly: batches differ."""
+    for costs in (one, two):
+        if costs is None or not (costs.compared and costs.comparable):
+            return False
+        if costs.now < (costs.before / UNLIKE if blind(costs) else costs.before):
+            return False
+    if one is None or two is None:
+        return False
+    now, before = one.now + two.now, one.before + two.before
+    either = blind(one) or blind(two)
+    return now > (before / WORSE if either else RISE_WORSE * before)

@@ -13,17 +13,16 @@ from ..engine.checks import check_bool
 from ..engine.condition import LR_ROSE, Condition, State
 from ..engine.hook import AmpHook
 from ..engine.recorder import IterationRecord
-from ..engine.run import iter_wrappers, of_all_ranks
+from ..engine.run import gradients_are_shared, iter_wrappers, of_all_ranks
 from ..engine.runtime import Runtime
 from ..engine.verdict import Verdict
 from ..registry import HOOKS
 from .blame import excuse, undecided
 from .highest_rate import HighestRate, largest_lr
+from .looks import Looks
 from .main_metric import main_metric, save_best_of
 from .onset import Lifts
-from .rise_look import RiseLook
 from .run_health import RunHealth
-from .start_look import StartLook
 from .telling import Told, show
 from .waiting import Waiting
 
@@ -42,8 +41,9 @@ class HealthHook(AmpHook):
     healthy past, in the logarithm and robustly, and adds up how far it is out of that
     range (CUSUM, Page 1954): x1000 is ill after a few iterations, x2 after many; one
     batch, however bad, never is. The first losses of a run are a level as well, which a
-    hot start cannot spoil; at iterations 40 to 70, and 20 to 160 after a learning rate
-    has jumped, RollbackHook is asked what the batch costs with the weights of before.
+    hot start cannot spoil; at iterations 40 to 70, 20 to 160 after a learning rate has
+    jumped and 3 to 24 after a step with an enormous gradient RollbackHook is asked what
+    the batch costs with the weights of before.
     Judged are also gradients that have died while the loss is high, a clamp that bounds
     most logits for long, and the evaluation's main metric.
 
@@ -92,11 +92,10 @@ class HealthHook(AmpHook):
         self.health = RunHealth()
         self._rates = HighestRate()
         self._lifts = Lifts()
-        self._rise = RiseLook()
         self._told = Told()
         self._waiting = Waiting()
         self._iter = 0
-        self._start = StartLook()
+        self._looks = Looks()
 
     def attach(self, runner: Runner, runtime: Runtime) -> None:
         """Hear of rollbacks."""
@@ -125,17 +124,15 @@ class HealthHook(AmpHook):
         over = self.health.over_start
         ill = runtime.condition.state == State.ILL and not record.verdict.is_bad
         ill = ill and not self._waits(runtime, record.iter, over)
-        rose = self._rise.due(record.iter, lr, runtime.condition.cost)
-        rose = rose and len(list(iter_wrappers(runner.optim_wrapper))) == 1
-        if (found := self._look(runtime, record, rose)) is not None:
+        if (found := self._look(runner, runtime, record, lr)) is not None:
             known = runtime.condition
             runtime.condition = replace(
                 found, cost=known.cost, level=known.level, start=known.start
             )
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
-        elif ill and not together and self._start.clears(record.iter, over):
-            self._excuse(runtime, record, self._start.words)
+        elif ill and not together and self._looks.start.clears(record.iter, over):
+            self._excuse(runtime, record, self._looks.start.words)
         elif together or (ill and not runtime.forward.together):
             self._diverged(runner, runtime, record)
         elif ill and self._acts(runtime):
@@ -146,18 +143,21 @@ class HealthHook(AmpHook):
         show(self.health, record)
 
     def _look(
-        self, runtime: Runtime, record: IterationRecord, rose: bool
+        self,
+        runner: Runner,
+        runtime: Runtime,
+        record: IterationRecord,
+        lr: float | None,
     ) -> Condition | None:
         """By the weights of before, at some iterations; on all ranks alike."""
-        ask, found = runtime.second_opinion, None
+        known = record.stepped and gradients_are_shared(runner)
+        norm, cost = record.get("gradnorm") if known else None, runtime.condition.cost
+        due = self._looks.due(record.iter, lr, norm, cost)
+        ask = runtime.second_opinion
         if ask is None or not (self.divergence and self._acts(runtime)):
             return None
-        if self._start.due(record.iter):
-            self._start.add(ask(Condition(State.ILL, since=0), unasked=True))
-            found = self._start.ruined if self._start.last(record.iter) else None
-        if rose:
-            ruined = self._rise.ruined(ask(self._rise.question, unasked=True))
-            found = found or ruined
+        one = len(list(iter_wrappers(runner.optim_wrapper))) == 1
+        found = self._looks.take(ask, record.iter, due if one else [])
         return None if record.verdict.is_bad else found
 
     def _waits(self, runtime: Runtime, iteration: int, over: float | None) -> bool:
@@ -165,7 +165,7 @@ class HealthHook(AmpHook):
         if self._waiting.is_open(iteration, runtime.condition):
             return True
         looks = runtime.second_opinion is not None and self._acts(runtime)
-        return looks and self._start.waits(iteration, over)
+        return looks and self._looks.start.waits(iteration, over)
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
@@ -183,12 +183,9 @@ class HealthHook(AmpHook):
     def state(self) -> dict[str, Any]:
         """What has been learned of the run."""
         of_run: dict[str, Any] = dict(health=self.health, rates=self._rates)
-        of_run.update(told=self._told, rise=self._rise, **self._newer)
-        return {name: part.state() for name, part in of_run.items()}
-
-    @property
-    def _newer(self) -> dict[str, Any]:
-        return dict(waiting=self._waiting, start=self._start)
+        of_run.update(told=self._told, waiting=self._waiting)
+        known = {name: part.state() for name, part in of_run.items()}
+        return dict(known, **self._looks.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on judging by it."""
@@ -198,10 +195,10 @@ class HealthHook(AmpHook):
         self.health, self._rates = health, rates
         self._told.load_state(state["told"])
         # Of an earlier version: what it knew of the learning rate.
-        self._rise.load_state(state.get("rise", dict(state["health"]["symptoms"])))
-        for name, part in self._newer.items():
-            if name in state:
-                part.load_state(state[name])
+        rise = state.get("rise", dict(state["health"]["symptoms"]))
+        self._looks.load_state(dict(state, rise=rise))
+        if "waiting" in state:
+            self._waiting.load_state(state["waiting"])
 
     def _add(self, record: IterationRecord, lr: float | None) -> None:
         terms = dict(record.values.get("loss", {}))
@@ -288,8 +285,7 @@ class HealthHook(AmpHook):
                 line["verdict"] == Verdict.DIVERGED.value,
             )
             self._told.set(State.WATCHED, convalescent=True)
-            self._start.went_back(line["iter"])
-            self._rise.forget()
+            self._looks.went_back(line["iter"])
             self._waiting.end()
             runtime.forward.diverged = None
             runtime.condition = self._condition()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.condition import Condition, Costs, State
-from .blame import blind
+from .blame import blind, both_are_worse
 from .rate_rise import RateRise
-from .thresholds import RISE_LOOK, RISE_WORSE, UNLIKE, WORSE
+from .thresholds import RISE_LOOK
 
 # Of two in a row one may be a batch that says little.
 LOOKS = tuple(RISE_LOOK * 2**i for i in range(4))
@@ -60,7 +60,7 @@ class RiseLook:
             costs: Answer to the question. Two in a row decide.
         """
         last, self._last = self._last, costs
-        if costs is None or self._seen is None or not _both_are_worse(last, costs):
+        if costs is None or self._seen is None or not both_are_worse(last, costs):
             return None
         since, rise = self._seen
         why = f"{costs}{', which had learned little' if blind(costs) else ''}"
@@ -85,17 +85,3 @@ class RiseLook:
         look = state.get("look", dict(seen=self._rise.last, cost=None))
         seen, self._cost = look["seen"], look["cost"]
         self._seen = None if seen is None else (seen[0], seen[1])
-
-
-def _both_are_worse(one: Costs | None, two: Costs | None) -> bool:
-    """Each somewhat, and both together clearly: batches differ."""
-    for costs in (one, two):
-        if costs is None or not (costs.compared and costs.comparable):
-            return False
-        if costs.now < (costs.before / UNLIKE if blind(costs) else costs.before):
-            return False
-    if one is None or two is None:
-        return False
-    now, before = one.now + two.now, one.before + two.before
-    either = blind(one) or blind(two)
-    return now > (before / WORSE if either else RISE_WORSE * before)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .level import height
 from .thresholds import (
+    RANGE_LIMIT,
     START_EARLY,
     START_LATER,
     START_MOST,
@@ -81,8 +82,10 @@ class Start:
 
     def edge(self) -> float | None:
         """Log of how far above its start a healthy loss may be; None: not known yet."""
-        if self.level is None or len(self._noise) < NOISE_FIRST:
+        if self.level is None:
             return None
+        if len(self._noise) < NOISE_FIRST:
+            return RANGE_LIMIT
         noise = median(self._noise) * TO_SIGMA
         usual = START_RANGE if self.early else START_LATER
         return usual + min(START_MOST, START_SPREADS * noise / math.sqrt(self._count))

@@ -103,6 +103,18 @@ RISE_LOOK = _row(
 RISE_WORSE = _row(
     "rise_worse", 1.55, "x", "at two looks in a row; a healthy restart costs x1.39"
 )
+STEP_FAR = _row(
+    "step_far",
+    100.0,
+    "x",
+    "the largest gradient norm of 100 steps: no noise of any run",
+)
+STEP_LOOK = _row(
+    "step_look",
+    3,
+    "iterations",
+    "and 6, 12, 24 after such a step: weights of now and of before, as after a rise",
+)
 WORSE = _row(
     "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"
 )

@@ -1,0 +1,89 @@
+"""Has one step ruined the run? Its weights and those of before, on the same batch."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+from ..engine.condition import Condition, Costs, State
+from .blame import both_are_worse
+from .thresholds import FIRST, STEP_FAR, STEP_LOOK, WINDOW
+
+# Of two in a row one may be a batch that says little.
+LOOKS = tuple(STEP_LOOK * 2**i for i in range(4))
+
+
+class StepLook:
+    """Looks at a run some iterations after a step with an enormous gradient.
+
+    One batch whose loss is 10,000 times the others' is no illness, and with gradients
+    that are clipped or an optimizer that divides by them it does no harm. Otherwise its
+    step may undo half of what was learned, and the loss is x1.6 for some iterations.
+    """
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._seen: tuple[int, float] | None = None
+        self._cost: float | None = None  # of the weights before that step
+        self._last: Costs | None = None  # look
+
+    def due(self, iteration: int, norm: float | None, cost: float | None) -> bool:
+        """Take in an iteration; on all ranks alike, whatever their losses are.
+
+        Args:
+            iteration: The present one.
+            norm: Of the gradient that was stepped with, the same on all ranks; None or
+                not finite where there was no step.
+            cost: Loss of the weights of now, where the run is healthy; of this rank.
+
+        Returns:
+            Whether the weights of now and those of before are to be compared now.
+        """
+        if norm is not None and math.isfinite(norm):
+            largest = max(self._norms, default=0.0)
+            if len(self._norms) >= FIRST and norm > STEP_FAR * largest > 0:
+                self._seen, self._last = (iteration, norm / largest), None
+            self._norms.append(norm)
+        if self._seen is None:
+            self._cost = cost
+            return False
+        past = iteration - self._seen[0]
+        if past > LOOKS[-1]:
+            self._seen = self._last = None
+        return past in LOOKS
+
+    @property
+    def question(self) -> Condition:
+        """What is asked of a second opinion."""
+        since = self._seen[0] if self._seen is not None else 0
+        return Condition(State.ILL, since=since, level=self._cost)
+
+    def ruined(self, costs: Costs | None) -> Condition | None:
+        """What is to be said of it; ``None`` if it is well, or not known to be ill.
+
+        Args:
+            costs: Answer to the question. Two in a row decide.
+        """
+        last, self._last = self._last, costs
+        if costs is None or self._seen is None or not both_are_worse(last, costs):
+            return None
+        since, times = self._seen
+        why = f"{costs}; the gradient norm was x{times:.3g} at iteration {since}"
+        ratio = costs.now / costs.before
+        return Condition(State.ILL, since, why, ratio, sudden=True)
+
+    def forget(self) -> None:
+        """The run went back, or these are not its weights any more."""
+        self._seen = self._last = None
+
+    def state(self) -> dict[str, Any]:
+        """As plain numbers."""
+        seen = None if self._seen is None else list(self._seen)
+        return dict(norms=list(self._norms), seen=seen, cost=self._cost)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._norms = deque(state["norms"], maxlen=WINDOW)
+        seen, self._cost = state["seen"], state["cost"]
+        self._seen = None if seen is None else (seen[0], seen[1])
