@@ -80,11 +80,16 @@ class Start:
         """Whether it still is what the run is judged by in the first place."""
         return self.seen <= START_EARLY
 
+    @property
+    def noise_is_known(self) -> bool:
+        """Whether there have been enough losses to tell."""
+        return len(self._noise) >= NOISE_FIRST
+
     def edge(self) -> float | None:
         """Log of how far above its start a healthy loss may be; None: not known yet."""
         if self.level is None:
             return None
-        if len(self._noise) < NOISE_FIRST:
+        if not self.noise_is_known:
             return RANGE_LIMIT
         noise = median(self._noise) * TO_SIGMA
         usual = START_RANGE if self.early else START_LATER

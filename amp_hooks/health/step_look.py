@@ -10,8 +10,8 @@ from ..engine.condition import Condition, Costs, State
 from .blame import both_are_worse
 from .thresholds import FIRST, STEP_FAR, STEP_LOOK, WINDOW
 
-# Of two in a row one may be a batch that says little.
-LOOKS = tuple(STEP_LOOK * 2**i for i in range(4))
+# One may be a batch that says little. Later it need not be that step's doing.
+LOOKS = (STEP_LOOK, 2 * STEP_LOOK)
 
 
 class StepLook:
@@ -63,15 +63,21 @@ class StepLook:
         """What is to be said of it; ``None`` if it is well, or not known to be ill.
 
         Args:
-            costs: Answer to the question. Two in a row decide.
+            costs: Answer to the question. Both decide.
         """
         last, self._last = self._last, costs
-        if costs is None or self._seen is None or not both_are_worse(last, costs):
+        if last is None or costs is None or self._seen is None:
+            return None
+        if not both_are_worse(last, costs):
             return None
         since, times = self._seen
-        why = f"{costs}; the gradient norm was x{times:.3g} at iteration {since}"
-        ratio = costs.now / costs.before
-        return Condition(State.ILL, since, why, ratio, sudden=True)
+        now, before = last.now + costs.now, last.before + costs.before
+        why = (
+            f"over 2 batches the weights of now cost {now / 2:.3g}, and {before / 2:.3g} "
+            f"those of iteration {costs.taken_at}; the gradient norm was x{times:.3g} "
+            f"at iteration {since}"
+        )
+        return Condition(State.ILL, since, why, now / before, sudden=True)
 
     def forget(self) -> None:
         """The run went back, or these are not its weights any more."""

@@ -19,6 +19,7 @@ from .thresholds import (
     CLIP,
     DEAD_RATIO,
     PATIENCE,
+    START_AT_ONCE,
     START_CLIP,
     START_PATIENCE,
     WATCH,
@@ -138,8 +139,10 @@ class Symptoms:
         start = self.reference.from_start()
         if start is None:
             return
-        early = self.reference.start.early
-        clip, patience = (START_CLIP, START_PATIENCE) if early else (CLIP, PATIENCE)
+        clip, patience = CLIP, PATIENCE
+        if self.reference.start.early:
+            known = self.reference.start.noise_is_known
+            clip, patience = START_CLIP if known else START_AT_ONCE, START_PATIENCE
         if now <= start.level:
             self._start.clear()  # single batches that cost so little come again
         excess = now - start.level - start.width

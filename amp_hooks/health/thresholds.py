@@ -72,6 +72,9 @@ START_SPREADS = _row(
 )
 START_MOST = _row("start_most", 1.0, "log", "a ruin is noisy itself: x2.7 is no noise")
 START_CLIP = _row("start_clip", 1.0, "log", "six batches at least, early")
+START_AT_ONCE = _row(
+    "start_at_once", 2.0, "log", "what is x12 before its noise is known: three batches"
+)
 START_PATIENCE = _row(
     "start_patience", 6.0, "log x iterations", "ruined starts are x1.9: 30 iterations"
 )
@@ -113,7 +116,7 @@ STEP_LOOK = _row(
     "step_look",
     3,
     "iterations",
-    "and 6, 12, 24 after such a step: weights of now and of before, as after a rise",
+    "and 6 after such a step: the weights of now and of before, as after a rise",
 )
 WORSE = _row(
     "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"
