@@ -73,9 +73,9 @@ class StepLook:
         since, times = self._seen
         now, before = last.now + costs.now, last.before + costs.before
         why = (
-            f"over 2 batches the weights of now cost {now / 2:.3g}, and {before / 2:.3g} "
-            f"those of iteration {costs.taken_at}; the gradient norm was x{times:.3g} "
-            f"at iteration {since}"
+            f"over 2 batches the weights of now cost {now / 2:.3g}, and those of "
+            f"iteration {costs.taken_at} {before / 2:.3g}; the gradient norm was "
+            f"x{times:.3g} at iteration {since}"
         )
         return Condition(State.ILL, since, why, now / before, sudden=True)
 
