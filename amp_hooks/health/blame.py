@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..engine.condition import Condition, Costs
 from .thresholds import (
     AGAINST_EACH_OTHER,
@@ -68,13 +70,23 @@ def undecided(ill: Condition, costs: Costs | None) -> bool:
 
 def both_are_worse(one: Costs | None, two: Costs | None) -> bool:
     """Each somewhat, and both together clearly: batches differ."""
+    if one is None or two is None:
+        return False
     for costs in (one, two):
-        if costs is None or not (costs.compared and costs.comparable):
+        if not (costs.compared and costs.comparable):
             return False
         if costs.now < (costs.before / UNLIKE if blind(costs) else costs.before):
             return False
-    if one is None or two is None:
-        return False
-    now, before = one.now + two.now, one.before + two.before
-    either = blind(one) or blind(two)
-    return now > (before / WORSE if either else RISE_WORSE * before)
+    return are_worse([one, two], RISE_WORSE)
+
+
+def are_worse(looks: Sequence[Costs], times: float) -> bool:
+    """Whether the weights of now cost clearly more over several batches.
+
+    Args:
+        looks: At each of them.
+        times: How much more. Where weights of before know too little to tell, what
+            costs as much as they do has been unlearned.
+    """
+    now, before = sum(c.now for c in looks), sum(c.before for c in looks)
+    return now > (before / WORSE if any(map(blind, looks)) else times * before)

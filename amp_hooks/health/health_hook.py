@@ -42,7 +42,7 @@ class HealthHook(AmpHook):
     range (CUSUM, Page 1954): x1000 is ill after a few iterations, x2 after many; one
     batch, however bad, never is. The first losses of a run are a level as well, which a
     hot start cannot spoil; at iterations 40 to 70, 20 to 160 after a learning rate has
-    jumped and 3 and 6 after a step with an enormous gradient RollbackHook is asked what
+    jumped and 3 to 12 after a step with an enormous gradient RollbackHook is asked what
     the batch costs with the weights of before.
     Judged are also gradients that have died while the loss is high, a clamp that bounds
     most logits for long, and the evaluation's main metric.

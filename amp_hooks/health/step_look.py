@@ -7,11 +7,11 @@ from collections import deque
 from typing import Any
 
 from ..engine.condition import Condition, Costs, State
-from .blame import both_are_worse
-from .thresholds import FIRST, STEP_FAR, STEP_LOOK, WINDOW
+from .blame import are_worse
+from .thresholds import FIRST, STEP_FAR, STEP_LOOK, STEP_WORSE, WINDOW
 
-# One may be a batch that says little. Later it need not be that step's doing.
-LOOKS = (STEP_LOOK, 2 * STEP_LOOK)
+# Batches differ. Much later it need not be that step's doing.
+LOOKS = tuple(STEP_LOOK * i for i in range(1, 5))
 
 
 class StepLook:
@@ -26,7 +26,7 @@ class StepLook:
         self._norms: deque[float] = deque(maxlen=WINDOW)
         self._seen: tuple[int, float] | None = None
         self._cost: float | None = None  # of the weights before that step
-        self._last: Costs | None = None  # look
+        self._found: list[Costs] = []  # at the looks
 
     def due(self, iteration: int, norm: float | None, cost: float | None) -> bool:
         """Take in an iteration; on all ranks alike, whatever their losses are.
@@ -43,14 +43,14 @@ class StepLook:
         if norm is not None and math.isfinite(norm):
             largest = max(self._norms, default=0.0)
             if len(self._norms) >= FIRST and norm > STEP_FAR * largest > 0:
-                self._seen, self._last = (iteration, norm / largest), None
+                self._seen, self._found = (iteration, norm / largest), []
             self._norms.append(norm)
         if self._seen is None:
             self._cost = cost
             return False
         past = iteration - self._seen[0]
         if past > LOOKS[-1]:
-            self._seen = self._last = None
+            self.forget()
         return past in LOOKS
 
     @property
@@ -63,33 +63,37 @@ class StepLook:
         """What is to be said of it; ``None`` if it is well, or not known to be ill.
 
         Args:
-            costs: Answer to the question. Both decide.
+            costs: Answer to the question. All of them decide, after the last.
         """
-        last, self._last = self._last, costs
-        if last is None or costs is None or self._seen is None:
+        if costs is not None and costs.compared and costs.comparable:
+            self._found.append(costs)
+        n = len(self._found)
+        if self._seen is None or n < len(LOOKS):
             return None
-        if not both_are_worse(last, costs):
+        if not are_worse(self._found, STEP_WORSE):
             return None
         since, times = self._seen
-        now, before = last.now + costs.now, last.before + costs.before
+        now, before = (sum(each) / n for each in list(zip(*self._found))[:2])
         why = (
-            f"over 2 batches the weights of now cost {now / 2:.3g}, and those of "
-            f"iteration {costs.taken_at} {before / 2:.3g}; the gradient norm was "
+            f"over {n} batches the weights of now cost {now:.3g}, and those of "
+            f"iteration {self._found[-1].taken_at} {before:.3g}; the gradient norm was "
             f"x{times:.3g} at iteration {since}"
         )
         return Condition(State.ILL, since, why, now / before, sudden=True)
 
     def forget(self) -> None:
         """The run went back, or these are not its weights any more."""
-        self._seen = self._last = None
+        self._seen, self._found = None, []
 
     def state(self) -> dict[str, Any]:
         """As plain numbers."""
         seen = None if self._seen is None else list(self._seen)
-        return dict(norms=list(self._norms), seen=seen, cost=self._cost)
+        found = [list(costs) for costs in self._found]
+        return dict(norms=list(self._norms), seen=seen, cost=self._cost, found=found)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self._norms = deque(state["norms"], maxlen=WINDOW)
         seen, self._cost = state["seen"], state["cost"]
         self._seen = None if seen is None else (seen[0], seen[1])
+        self._found = [Costs(*costs) for costs in state["found"]]

@@ -116,7 +116,10 @@ STEP_LOOK = _row(
     "step_look",
     3,
     "iterations",
-    "and 6 after such a step: the weights of now and of before, as after a rise",
+    "and 6, 9, 12 after it: the weights of now and of before, over all of these",
+)
+STEP_WORSE = _row(
+    "step_worse", 1.3, "x", "then: such a step did it; x1.48 halves what was learned"
 )
 WORSE = _row(
     "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"
