@@ -63,6 +63,9 @@ def test_healthy_detectors(detector, run, schedule):
         ("rtmdet.no_warmup", constant, 75),
         ("faster_rcnn.hot_lr", unknown, 40),
         ("faster_rcnn.hot_lr", warm_up, 40),
+        # In FP32: dead by iteration 20, with a loss as at its start.
+        ("faster_rcnn.no_warmup", unknown, 12),
+        ("faster_rcnn.no_warmup", constant, 12),
     ],
 )
 def test_a_start_that_was_too_hot(name, schedule, within):

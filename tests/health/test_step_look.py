@@ -4,7 +4,7 @@ import pytest
 
 from amp_hooks.engine.condition import Costs, State
 from amp_hooks.health.step_look import LOOKS, StepLook
-from tests import small
+from tests import helpers, processes, small
 
 AT = 60
 SUITE = dict(
@@ -148,3 +148,15 @@ def test_what_does_no_harm_is_left_alone(tmp_path, trained, length):
     runner, _ = train(tmp_path, trained, [SUITE], clip, **length)
     assert small.ledger(runner, "diverged", "rollback", "veto") == []
     assert small.same(small.state(stock), small.state(runner))
+
+
+@pytest.mark.slow
+def test_two_ranks_look_together(tmp_path):
+    """The bad batch is of one rank; in the averaged gradient both know of it."""
+    program = helpers.ROOT / "tests/health/two_ranks.py"
+    done = processes.two_ranks(
+        program, tmp_path, 0.002, "step", timeout=300, cwd=helpers.ROOT
+    )
+    lines = [x.split(" | ") for x in done.stdout.splitlines() if x.startswith("rank")]
+    assert [went for _, went, *_ in lines] == [f"[({60 + LOOKS[-1]}, 50)]"] * 2
+    assert lines[0][3] == lines[1][3]  # of the weights

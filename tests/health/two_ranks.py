@@ -1,4 +1,6 @@
-"""A learning rate that jumps, or a classifier that a hook writes, on two ranks.
+"""A learning rate that jumps, a classifier that a hook writes, one bad batch.
+
+On two ranks:
 
 ``two_ranks.py WORK_DIR FACTOR KIND``
 
@@ -71,6 +73,22 @@ class Write(small.Hook):
                 head.bias.copy_(torch.tensor([6.0, 0.0, 0.0, 0.0]))
 
 
+class Spiky(small.Small):
+    factor = 1.0
+
+    def losses(self, features, logits, y):
+        loss = super().losses(features, logits, y)["loss_cls"]
+        return dict(loss_cls=loss * self.factor)
+
+
+class Spike(small.Hook):
+    """The loss of one batch of one rank, finite."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        here = runner.iter == 60 and dist.get_rank() == 1
+        runner.model.module.factor = 5000.0 if here else 1.0
+
+
 class Listen(small.Hook):
     def __init__(self):
         self.lines, self.costs = [], None
@@ -93,6 +111,7 @@ kinds = dict(
     parts=Parts,
     written=Reduced,
     rise=small.Wide,
+    step=Spiky,
 )
 model = kinds[kind]
 if kind == "parts":
@@ -103,8 +122,9 @@ suite = dict(
     rollback=dict(interval=25, probation=5),
 )
 seen, listen = small.Seen(), Listen()
-hooks = [suite, small.RaiseLR(factor, 60 + 60 * (kind == "rise")), seen, listen]
-hooks += [Write()] * (kind == "written")
+rises = dict(rise=120, step=40).get(kind, 60)
+hooks = [suite, small.RaiseLR(factor, rises), seen, listen]
+hooks += [Write()] * (kind == "written") + [Spike()] * (kind == "step")
 more = dict()
 if kind == "rise":
     # Nothing is proven yet when it jumps, and the loss does not leave its range.
