@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine.condition import Condition, Costs, State
 from .blame import are_worse
-from .thresholds import FIRST, STEP_FAR, STEP_LOOK, STEP_WORSE, WINDOW
+from .thresholds import FIRST, STEP_AGAIN, STEP_FAR, STEP_LOOK, STEP_WORSE, WINDOW
 
 # Batches differ. Much later it need not be that step's doing.
 LOOKS = tuple(STEP_LOOK * i for i in range(1, 5))
@@ -20,6 +20,9 @@ class StepLook:
     One batch whose loss is 10,000 times the others' is no illness, and with gradients
     that are clipped or an optimizer that divides by them it does no harm. Otherwise its
     step may undo half of what was learned, and the loss is x1.6 for some iterations.
+
+    That heals in the end. So it makes a run go back now and then only: where such steps
+    come again and again, going back each time would use up all attempts.
     """
 
     def __init__(self) -> None:
@@ -27,6 +30,7 @@ class StepLook:
         self._seen: tuple[int, float] | None = None
         self._cost: float | None = None  # of the weights before that step
         self._found: list[Costs] = []  # at the looks
+        self._acted: int | None = None  # at the last such step that was taken back
 
     def due(self, iteration: int, norm: float | None, cost: float | None) -> bool:
         """Take in an iteration; on all ranks alike, whatever their losses are.
@@ -42,7 +46,9 @@ class StepLook:
         """
         if norm is not None and math.isfinite(norm):
             largest = max(self._norms, default=0.0)
-            if len(self._norms) >= FIRST and norm > STEP_FAR * largest > 0:
+            far = len(self._norms) >= FIRST and norm > STEP_FAR * largest > 0
+            again = self._acted is not None and iteration - self._acted < STEP_AGAIN
+            if far and not again:
                 self._seen, self._found = (iteration, norm / largest), []
             self._norms.append(norm)
         if self._seen is None:
@@ -73,6 +79,7 @@ class StepLook:
         if not are_worse(self._found, STEP_WORSE):
             return None
         since, times = self._seen
+        self._acted = since
         now, before = (sum(each) / n for each in list(zip(*self._found))[:2])
         why = (
             f"over {n} batches the weights of now cost {now:.3g}, and those of "
@@ -89,11 +96,12 @@ class StepLook:
         """As plain numbers."""
         seen = None if self._seen is None else list(self._seen)
         found = [list(costs) for costs in self._found]
-        return dict(norms=list(self._norms), seen=seen, cost=self._cost, found=found)
+        known = dict(seen=seen, found=found, acted=self._acted)
+        return dict(known, norms=list(self._norms), cost=self._cost)
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self._norms = deque(state["norms"], maxlen=WINDOW)
-        seen, self._cost = state["seen"], state["cost"]
+        seen, self._cost, self._acted = state["seen"], state["cost"], state["acted"]
         self._seen = None if seen is None else (seen[0], seen[1])
         self._found = [Costs(*costs) for costs in state["found"]]

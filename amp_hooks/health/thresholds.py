@@ -121,6 +121,9 @@ STEP_LOOK = _row(
 STEP_WORSE = _row(
     "step_worse", 1.3, "x", "then: such a step did it; x1.48 halves what was learned"
 )
+STEP_AGAIN = _row(
+    "step_again", 5000, "iterations", "in which it goes back once for that: it heals"
+)
 WORSE = _row(
     "worse", 1.2, "x", "ruined weights on one batch; changed data costs the old as much"
 )

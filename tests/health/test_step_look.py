@@ -84,6 +84,19 @@ def test_it_survives_a_resume_and_not_a_rollback():
     assert not second.due(30 + LOOKS[0], 1.0, 0.7)
 
 
+def test_only_once_in_a_while():
+    """Such a step heals; four times in 5000 iterations would end the run."""
+    made = look([1.0] * 10 + [200.0], [BAD] * 4)
+    made.forget()
+    kept = StepLook()
+    kept.load_state(made.state())
+    for start, due in ((4000, False), (5100, True)):
+        for i in range(100):
+            kept.due(start + i, 1.0, 0.7)
+        kept.due(start + 100, 200.0, 0.7)
+        assert kept.due(start + 100 + LOOKS[0], 1.0, 0.7) is due
+
+
 class Scaled(small.Small):
     factor = 1.0
 
