@@ -126,9 +126,9 @@ class HealthHook(AmpHook):
         ill = ill and not self._waits(runtime, record.iter, over)
         if (found := self._look(runner, runtime, record, lr)) is not None:
             known = runtime.condition
-            runtime.condition = replace(
-                found, cost=known.cost, level=known.level, start=known.start
-            )
+            costs: Any = dict(cost=known.cost, level=known.level, start=known.start)
+            sudden = found.sudden and self._rates.had_gone_well(found.since or 0)
+            runtime.condition = replace(found, sudden=sudden, **costs)
             self._tell_diverged(runtime, record)
             record.verdict = Verdict.DIVERGED
         elif ill and not together and self._looks.start.clears(record.iter, over):

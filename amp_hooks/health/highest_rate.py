@@ -7,6 +7,7 @@ from bisect import bisect_right
 
 from mmengine.runner import Runner
 
+from ..engine.condition import LR_ROSE
 from ..engine.run import iter_wrappers, known_rates
 
 MARGIN = 20  # iterations before an onset: the one that did it had come by then
@@ -34,6 +35,11 @@ class HighestRate:
             return 1.0
         before = bisect_right(self._rises, (since - MARGIN, math.inf))
         return max(1.0, self._now / self._rises[before - 1][1]) if before else 1.0
+
+    def had_gone_well(self, since: int) -> bool:
+        """Whether the run had been well before ``since`` at that of now."""
+        before = bisect_right(self._rises, (since - MARGIN, math.inf))
+        return before > 0 and self._now < LR_ROSE * self._rises[before - 1][1]
 
     def went_back(self, since: int | None) -> None:
         """What came shortly before ``since``, or later, has not gone well."""

@@ -108,10 +108,11 @@ class Scaled(small.Small):
 class Spike(small.Hook):
     """The loss of one batch, finite."""
 
+    def __init__(self, at):
+        self.at = at
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        model = runner.model
-        model = getattr(model, "module", model)
-        model.factor = 3000.0 if runner.iter == AT else 1.0
+        runner.model.factor = 3000.0 if runner.iter == self.at else 1.0
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +122,11 @@ def trained(tmp_path_factory):
     return runner.model.state_dict()
 
 
-def train(tmp_path, trained, hooks, clip=None, lr=1e-4, **more):
+def train(tmp_path, trained, hooks, clip=None, lr=1e-4, at=AT, **more):
     model, seen = Scaled(), small.Seen()
     model.load_state_dict(trained)
     wrapper = dict(optimizer=dict(type="SGD", lr=lr, momentum=0.9), clip_grad=clip)
-    hooks = [*hooks, Spike(), seen]
+    hooks = [*hooks, Spike(at), seen]
     runner = small.build(tmp_path, hooks, model, wrapper=wrapper, **more)
     runner.train()
     return runner, seen.losses
@@ -151,6 +152,18 @@ def test_what_it_ruins_is_taken_back(tmp_path, trained, length, dtype):
     assert rollback["lr_factor"] == 1  # one batch did it
     assert "the gradient norm was x" in rollback["why"]
     assert last(losses) < 1.1 * before
+
+
+@pytest.mark.parametrize(("factor", "at"), [(2, AT), (1, 15)])
+def test_a_learning_rate_that_had_not_gone_well_is_to_blame(
+    tmp_path, trained, factor, at
+):
+    """One that is too high makes such gradients by itself."""
+    hooks = [SUITE, small.RaiseLR(factor, AT - 5)]
+    runner, _ = train(tmp_path, trained, hooks, lr=2e-4, at=at, iters=128)
+    (rollback,) = small.ledger(runner, "rollback")
+    assert "the gradient norm was x" in rollback["why"]
+    assert rollback["lr_factor"] == 0.1
 
 
 @pytest.mark.parametrize("length", [dict(iters=128), dict(epochs=4)], ids=str)
