@@ -8,7 +8,15 @@ from typing import Any
 
 from ..engine.condition import Condition, Costs, State
 from .blame import are_worse
-from .thresholds import FIRST, STEP_AGAIN, STEP_FAR, STEP_LOOK, STEP_WORSE, WINDOW
+from .thresholds import (
+    FIRST,
+    START_EARLY,
+    STEP_AGAIN,
+    STEP_FAR,
+    STEP_LOOK,
+    STEP_WORSE,
+    WINDOW,
+)
 
 # Batches differ. Much later it need not be that step's doing.
 LOOKS = tuple(STEP_LOOK * i for i in range(1, 5))
@@ -21,8 +29,8 @@ class StepLook:
     that are clipped or an optimizer that divides by them it does no harm. Otherwise its
     step may undo half of what was learned, and the loss is x1.6 for some iterations.
 
-    That heals in the end. So it makes a run go back now and then only: where such steps
-    come again and again, going back each time would use up all attempts.
+    A start has looks of its own. And the harm heals in the end: where such steps come
+    again and again, going back each time would use up all attempts.
     """
 
     def __init__(self) -> None:
@@ -48,7 +56,7 @@ class StepLook:
             largest = max(self._norms, default=0.0)
             far = len(self._norms) >= FIRST and norm > STEP_FAR * largest > 0
             again = self._acted is not None and iteration - self._acted < STEP_AGAIN
-            if far and not again:
+            if far and iteration >= START_EARLY and not again:
                 self._seen, self._found = (iteration, norm / largest), []
             self._norms.append(norm)
         if self._seen is None:

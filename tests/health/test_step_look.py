@@ -4,9 +4,10 @@ import pytest
 
 from amp_hooks.engine.condition import Costs, State
 from amp_hooks.health.step_look import LOOKS, StepLook
+from amp_hooks.health.thresholds import START_EARLY
 from tests import helpers, processes, small
 
-AT = 60
+AT = 160
 SUITE = dict(
     type="amp_hooks.StabilityHook",
     preflight=None,
@@ -15,9 +16,12 @@ SUITE = dict(
 BAD, FAIR = Costs(1.7, 1.0, 50), Costs(1.1, 1.0, 50)
 
 
-def look(norms, costs=()):
+BEGIN = START_EARLY - 5
+
+
+def look(norms, costs=(), begin=BEGIN):
     made = StepLook()
-    for i, norm in enumerate(norms):
+    for i, norm in enumerate(norms, begin):
         if made.due(i, norm, 0.7):
             made.ruined(None)
     for each in costs:
@@ -38,7 +42,7 @@ def look(norms, costs=()):
     ],
 )
 def test_how_large_is_enormous(norms, seen):
-    made, last = look(norms), len(norms) - 1
+    made, last = look(norms), BEGIN + len(norms) - 1
     due = [i for i in range(1, 20) if made.due(last + i, 1.0, 0.7)]
     assert due == (list(LOOKS) if seen else [])
 
@@ -63,25 +67,30 @@ def test_how_much_worse_is_ruined(costs, ruined):
     assert [x is not None for x in found] == [False] * (len(costs) - 1) + [ruined]
     if costs == [BAD] * 4:
         ill = found[-1]
-        assert (ill.state, ill.since, ill.sudden) == (State.ILL, 10, True)
+        assert (ill.state, ill.since, ill.sudden) == (State.ILL, BEGIN + 10, True)
         assert ill.why == (
             "over 4 batches the weights of now cost 1.7, and those of iteration 50 1; "
-            "the gradient norm was x200 at iteration 10"
+            "the gradient norm was x200 at iteration 105"
         )
+
+
+def test_a_start_has_looks_of_its_own():
+    made = look([1.0] * 10 + [200.0], begin=50)
+    assert not made.due(60 + LOOKS[0], 1.0, 0.7)
 
 
 def test_it_survives_a_resume_and_not_a_rollback():
     first, second = look([1.0] * 10 + [200.0], [BAD] * 3), StepLook()
     second.load_state(first.state())
-    assert second.due(10 + LOOKS[-1], 1.0, 0.7)
+    assert second.due(BEGIN + 10 + LOOKS[-1], 1.0, 0.7)
     assert second.question.level == 0.7
     assert second.ruined(BAD) is not None
     second.load_state(first.state())
     second.forget()
-    assert not second.due(10 + LOOKS[-1], 1.0, 0.7)
+    assert not second.due(BEGIN + 10 + LOOKS[-1], 1.0, 0.7)
     # What was stepped with is the new usual.
-    assert not second.due(30, 300.0, 0.7)
-    assert not second.due(30 + LOOKS[0], 1.0, 0.7)
+    assert not second.due(130, 300.0, 0.7)
+    assert not second.due(130 + LOOKS[0], 1.0, 0.7)
 
 
 def test_only_once_in_a_while():
@@ -108,11 +117,8 @@ class Scaled(small.Small):
 class Spike(small.Hook):
     """The loss of one batch, finite."""
 
-    def __init__(self, at):
-        self.at = at
-
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        runner.model.factor = 3000.0 if runner.iter == self.at else 1.0
+        runner.model.factor = 3000.0 if runner.iter == AT else 1.0
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +128,11 @@ def trained(tmp_path_factory):
     return runner.model.state_dict()
 
 
-def train(tmp_path, trained, hooks, clip=None, lr=1e-4, at=AT, **more):
+def train(tmp_path, trained, hooks, clip=None, lr=1e-4, **more):
     model, seen = Scaled(), small.Seen()
     model.load_state_dict(trained)
     wrapper = dict(optimizer=dict(type="SGD", lr=lr, momentum=0.9), clip_grad=clip)
-    hooks = [*hooks, Spike(at), seen]
+    hooks = [*hooks, Spike(), seen]
     runner = small.build(tmp_path, hooks, model, wrapper=wrapper, **more)
     runner.train()
     return runner, seen.losses
@@ -138,35 +144,32 @@ def last(losses):
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize(
-    "length", [dict(iters=128, lr=2e-4), dict(epochs=4, lr=5e-5)], ids=str
+    "length", [dict(iters=230, lr=2e-4), dict(epochs=7, lr=5e-5)], ids=str
 )
 def test_what_it_ruins_is_taken_back(tmp_path, trained, length, dtype):
     """In FP16 GradScaler refuses such a step by itself; nothing does in the others."""
     _, losses = train(tmp_path, trained, [], dtype=dtype, **length)
     before = sum(losses[:AT]) / AT
-    assert last(losses) > 1.4 * before
+    assert (stock := last(losses)) > 1.4 * before
     runner, losses = train(tmp_path, trained, [SUITE], dtype=dtype, **length)
     (rollback,) = small.ledger(runner, "rollback")
-    assert (rollback["iter"], rollback["target_iter"]) == (AT + LOOKS[-1], 50)
+    assert (rollback["iter"], rollback["target_iter"]) == (AT + LOOKS[-1], 150)
     assert rollback["verdict"] == "DIVERGED"
     assert rollback["lr_factor"] == 1  # one batch did it
     assert "the gradient norm was x" in rollback["why"]
-    assert last(losses) < 1.1 * before
+    assert last(losses) < min(1.2 * before, 0.7 * stock)
 
 
-@pytest.mark.parametrize(("factor", "at"), [(2, AT), (1, 15)])
-def test_a_learning_rate_that_had_not_gone_well_is_to_blame(
-    tmp_path, trained, factor, at
-):
+def test_a_learning_rate_that_had_risen_is_to_blame(tmp_path, trained):
     """One that is too high makes such gradients by itself."""
-    hooks = [SUITE, small.RaiseLR(factor, AT - 5)]
-    runner, _ = train(tmp_path, trained, hooks, lr=2e-4, at=at, iters=128)
+    hooks = [SUITE, small.RaiseLR(2, AT - 5)]
+    runner, _ = train(tmp_path, trained, hooks, lr=2e-4, iters=230)
     (rollback,) = small.ledger(runner, "rollback")
     assert "the gradient norm was x" in rollback["why"]
     assert rollback["lr_factor"] == 0.1
 
 
-@pytest.mark.parametrize("length", [dict(iters=128), dict(epochs=4)], ids=str)
+@pytest.mark.parametrize("length", [dict(iters=230), dict(epochs=7)], ids=str)
 def test_what_does_no_harm_is_left_alone(tmp_path, trained, length):
     """To the bit: its gradient is clipped, as in most recipes of transformers."""
     clip = dict(max_norm=1.0)
@@ -184,5 +187,5 @@ def test_two_ranks_look_together(tmp_path):
         program, tmp_path, 0.002, "step", timeout=300, cwd=helpers.ROOT
     )
     lines = [x.split(" | ") for x in done.stdout.splitlines() if x.startswith("rank")]
-    assert [went for _, went, *_ in lines] == [f"[({60 + LOOKS[-1]}, 50)]"] * 2
+    assert [went for _, went, *_ in lines] == [f"[({160 + LOOKS[-1]}, 150)]"] * 2
     assert lines[0][3] == lines[1][3]  # of the weights

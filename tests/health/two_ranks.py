@@ -85,7 +85,7 @@ class Spike(small.Hook):
     """The loss of one batch of one rank, finite."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        here = runner.iter == 60 and dist.get_rank() == 1
+        here = runner.iter == 160 and dist.get_rank() == 1
         runner.model.module.factor = 5000.0 if here else 1.0
 
 
