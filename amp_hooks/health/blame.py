@@ -9,7 +9,6 @@ from .thresholds import (
     AGAINST_EACH_OTHER,
     BLIND,
     MODERATE,
-    RISE_WORSE,
     START_EARLY,
     UNLIKE,
     WORSE,
@@ -66,18 +65,6 @@ def undecided(ill: Condition, costs: Costs | None) -> bool:
     if blind(costs):
         return not costs.worse(AGAINST_EACH_OTHER)
     return costs.compared and not costs.worse(MODERATE)
-
-
-def both_are_worse(one: Costs | None, two: Costs | None) -> bool:
-    """Each somewhat, and both together clearly: batches differ."""
-    if one is None or two is None:
-        return False
-    for costs in (one, two):
-        if not (costs.compared and costs.comparable):
-            return False
-        if costs.now < (costs.before / UNLIKE if blind(costs) else costs.before):
-            return False
-    return are_worse([one, two], RISE_WORSE)
 
 
 def are_worse(looks: Sequence[Costs], times: float) -> bool:

@@ -102,6 +102,7 @@ class HealthHook(AmpHook):
         on_event = partial(self._on_event, runtime)
         runtime.listeners.append(self.guarded(on_event))
         runtime.condition = self._condition()
+        self._shared = gradients_are_shared(runner)
         self.undo.callback(self._let_go, runtime)
 
     def _let_go(self, runtime: Runtime) -> None:
@@ -150,14 +151,15 @@ class HealthHook(AmpHook):
         lr: float | None,
     ) -> Condition | None:
         """By the weights of before, at some iterations; on all ranks alike."""
-        known = record.stepped and gradients_are_shared(runner)
+        known = record.stepped and self._shared
         norm, cost = record.get("gradnorm") if known else None, runtime.condition.cost
         due = self._looks.due(record.iter, lr, norm, cost)
         ask = runtime.second_opinion
         if ask is None or not (self.divergence and self._acts(runtime)):
             return None
-        one = len(list(iter_wrappers(runner.optim_wrapper))) == 1
-        found = self._looks.take(ask, record.iter, due if one else [])
+        if due and len(list(iter_wrappers(runner.optim_wrapper))) > 1:
+            due = []
+        found = self._looks.take(ask, record.iter, due)
         return None if record.verdict.is_bad else found
 
     def _waits(self, runtime: Runtime, iteration: int, over: float | None) -> bool:

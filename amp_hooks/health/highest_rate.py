@@ -31,15 +31,17 @@ class HighestRate:
 
     def rise(self, since: int | None) -> float:
         """That of now over the highest of before ``since``; 1 if it is not known."""
-        if not since:
-            return 1.0
-        before = bisect_right(self._rises, (since - MARGIN, math.inf))
-        return max(1.0, self._now / self._rises[before - 1][1]) if before else 1.0
+        highest = self._before(since) if since else None
+        return 1.0 if highest is None else max(1.0, self._now / highest)
 
     def had_gone_well(self, since: int) -> bool:
         """Whether the run had been well before ``since`` at that of now."""
-        before = bisect_right(self._rises, (since - MARGIN, math.inf))
-        return before > 0 and self._now < LR_ROSE * self._rises[before - 1][1]
+        highest = self._before(since)
+        return highest is not None and self._now < LR_ROSE * highest
+
+    def _before(self, since: int) -> float | None:
+        n = bisect_right(self._rises, (since - MARGIN, math.inf))
+        return self._rises[n - 1][1] if n else None
 
     def went_back(self, since: int | None) -> None:
         """What came shortly before ``since``, or later, has not gone well."""

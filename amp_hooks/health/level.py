@@ -51,6 +51,11 @@ class Level:
         """The middle value; there must be one."""
         return self._sorted[len(self._sorted) // 2]
 
+    @property
+    def largest(self) -> float:
+        """There must be one."""
+        return self._sorted[-1]
+
     def spread(self, small: float, level: float) -> float:
         """Standard deviation of the height above a level, as if it were normal."""
         return (height(self.quantile(HIGH), small) - level) / HIGH_SIGMAS

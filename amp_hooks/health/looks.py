@@ -35,11 +35,12 @@ class Looks:
             norm: Of the gradient that all ranks have stepped with, if they have.
             cost: As for :meth:`RiseLook.due`.
         """
-        due: dict[RiseLook | StepLook, bool] = {
-            self._rise: self._rise.due(iteration, lr, cost),
-            self._step: self._step.due(iteration, norm, cost),
-        }
-        return [look for look, is_due in due.items() if is_due]
+        due: list[RiseLook | StepLook] = []
+        if self._rise.due(iteration, lr, cost):
+            due.append(self._rise)
+        if self._step.due(iteration, norm, cost):
+            due.append(self._step)
+        return due
 
     def take(
         self,
@@ -53,7 +54,7 @@ class Looks:
             self.start.add(ask(Condition(State.ILL, since=0), unasked=True))
             found = self.start.ruined if self.start.last(iteration) else None
         for look in due:
-            ruined = look.ruined(ask(look.question, unasked=True))
+            ruined = look.ruined(ask(look.jump.question, unasked=True))
             found = found or ruined
         return found
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.condition import Condition, Costs, State
-from .blame import blind, both_are_worse
+from .blame import are_worse, blind
+from .jump import Jump
 from .rate_rise import RateRise
-from .thresholds import RISE_LOOK
+from .thresholds import RISE_LOOK, RISE_WORSE, UNLIKE
 
 # Of two in a row one may be a batch that says little.
 LOOKS = tuple(RISE_LOOK * 2**i for i in range(4))
@@ -24,8 +25,7 @@ class RiseLook:
     def __init__(self) -> None:
         # Its own: Symptoms hears of no bad iteration, in which ranks may differ.
         self._rise = RateRise()
-        self._seen: tuple[int, float] | None = None
-        self._cost: float | None = None  # of the weights, shortly before it jumped
+        self.jump = Jump()
         self._last: Costs | None = None  # look
 
     def due(self, iteration: int, lr: float | None, cost: float | None) -> bool:
@@ -41,17 +41,12 @@ class RiseLook:
         """
         if lr is not None:
             self._rise.add(iteration, lr)
-        if self._rise.last != self._seen:
-            self._seen, self._last = self._rise.last, None
-        elif self._seen is None or iteration - self._seen[0] > LOOKS[-1]:
-            self._cost = cost
-        return self._seen is not None and iteration - self._seen[0] in LOOKS
-
-    @property
-    def question(self) -> Condition:
-        """What is asked of a second opinion."""
-        since = self._seen[0] if self._seen is not None else 0
-        return Condition(State.ILL, since=since, level=self._cost)
+        jump = self.jump
+        if self._rise.last != jump.seen:
+            jump.seen, self._last = self._rise.last, None
+        elif jump.seen is None or iteration - jump.seen[0] > LOOKS[-1]:
+            jump.cost = cost
+        return jump.seen is not None and iteration - jump.seen[0] in LOOKS
 
     def ruined(self, costs: Costs | None) -> Condition | None:
         """What is to be said of it; ``None`` if it is well, or not known to be ill.
@@ -60,9 +55,11 @@ class RiseLook:
             costs: Answer to the question. Two in a row decide.
         """
         last, self._last = self._last, costs
-        if costs is None or self._seen is None or not both_are_worse(last, costs):
+        if last is None or costs is None or self.jump.seen is None:
             return None
-        since, rise = self._seen
+        if not _both_are_worse(last, costs):
+            return None
+        since, rise = self.jump.seen
         why = f"{costs}{', which had learned little' if blind(costs) else ''}"
         why += f"; the learning rate rose x{rise:.3g} at iteration {since}"
         ratio = costs.now / costs.before
@@ -71,17 +68,23 @@ class RiseLook:
     def forget(self) -> None:
         """The run went back, or these are not its weights any more."""
         self._rise.forget()
-        self._seen = self._last = None
+        self.jump.seen = self._last = None
 
     def state(self) -> dict[str, Any]:
         """As plain numbers."""
-        seen = None if self._seen is None else list(self._seen)
-        look = dict(seen=seen, cost=self._cost)
-        return dict(self._rise.state(), look=look)
+        return dict(self._rise.state(), look=self.jump.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
         self._rise.load_state(state)
-        look = state.get("look", dict(seen=self._rise.last, cost=None))
-        seen, self._cost = look["seen"], look["cost"]
-        self._seen = None if seen is None else (seen[0], seen[1])
+        self.jump.load_state(state.get("look", dict(seen=self._rise.last, cost=None)))
+
+
+def _both_are_worse(one: Costs, two: Costs) -> bool:
+    """Each somewhat, and both together clearly: batches differ."""
+    for costs in (one, two):
+        if not (costs.compared and costs.comparable):
+            return False
+        if costs.now < (costs.before / UNLIKE if blind(costs) else costs.before):
+            return False
+    return are_worse([one, two], RISE_WORSE)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Any
 
 from ..engine.condition import Condition, Costs, State
 from .blame import are_worse
+from .jump import Jump
+from .level import Level
 from .thresholds import (
     FIRST,
     START_EARLY,
@@ -34,9 +35,8 @@ class StepLook:
     """
 
     def __init__(self) -> None:
-        self._norms: deque[float] = deque(maxlen=WINDOW)
-        self._seen: tuple[int, float] | None = None
-        self._cost: float | None = None  # of the weights before that step
+        self._norms = Level(WINDOW)
+        self.jump = Jump()
         self._found: list[Costs] = []  # at the looks
         self._acted: int | None = None  # at the last such step that was taken back
 
@@ -53,25 +53,19 @@ class StepLook:
             Whether the weights of now and those of before are to be compared now.
         """
         if norm is not None and math.isfinite(norm):
-            largest = max(self._norms, default=0.0)
-            far = len(self._norms) >= FIRST and norm > STEP_FAR * largest > 0
+            largest = self._norms.largest if len(self._norms) >= FIRST else 0.0
+            far = norm > STEP_FAR * largest > 0 and iteration >= START_EARLY
             again = self._acted is not None and iteration - self._acted < STEP_AGAIN
-            if far and iteration >= START_EARLY and not again:
-                self._seen, self._found = (iteration, norm / largest), []
-            self._norms.append(norm)
-        if self._seen is None:
-            self._cost = cost
+            if far and not again:
+                self.jump.seen, self._found = (iteration, norm / largest), []
+            self._norms.add(norm)
+        if self.jump.seen is None:
+            self.jump.cost = cost
             return False
-        past = iteration - self._seen[0]
+        past = iteration - self.jump.seen[0]
         if past > LOOKS[-1]:
             self.forget()
         return past in LOOKS
-
-    @property
-    def question(self) -> Condition:
-        """What is asked of a second opinion."""
-        since = self._seen[0] if self._seen is not None else 0
-        return Condition(State.ILL, since=since, level=self._cost)
 
     def ruined(self, costs: Costs | None) -> Condition | None:
         """What is to be said of it; ``None`` if it is well, or not known to be ill.
@@ -82,11 +76,11 @@ class StepLook:
         if costs is not None and costs.compared and costs.comparable:
             self._found.append(costs)
         n = len(self._found)
-        if self._seen is None or n < len(LOOKS):
+        if self.jump.seen is None or n < len(LOOKS):
             return None
         if not are_worse(self._found, STEP_WORSE):
             return None
-        since, times = self._seen
+        since, times = self.jump.seen
         self._acted = since
         now, before = (sum(each) / n for each in list(zip(*self._found))[:2])
         why = (
@@ -98,18 +92,17 @@ class StepLook:
 
     def forget(self) -> None:
         """The run went back, or these are not its weights any more."""
-        self._seen, self._found = None, []
+        self.jump.seen, self._found = None, []
 
     def state(self) -> dict[str, Any]:
         """As plain numbers."""
-        seen = None if self._seen is None else list(self._seen)
         found = [list(costs) for costs in self._found]
-        known = dict(seen=seen, found=found, acted=self._acted)
-        return dict(known, norms=list(self._norms), cost=self._cost)
+        known = dict(norms=self._norms.state(), found=found, acted=self._acted)
+        return dict(known, **self.jump.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
-        self._norms = deque(state["norms"], maxlen=WINDOW)
-        seen, self._cost, self._acted = state["seen"], state["cost"], state["acted"]
-        self._seen = None if seen is None else (seen[0], seen[1])
+        self.jump.load_state(state)
+        self._norms.load_state(state["norms"])
         self._found = [Costs(*costs) for costs in state["found"]]
+        self._acted = state["acted"]

@@ -312,22 +312,15 @@ def test_a_loss_that_is_the_data_s_is_no_illness(tmp_path, loop, model):
 def test_a_series_of_bad_batches_costs_no_rollback(tmp_path):
     """Twelve in a row, x1000; the gradient is clipped, and stock survives them."""
 
-    class Series(small.Small):
-        times = 1.0
-
-        def losses(self, features, logits, y):
-            losses = super().losses(features, logits, y)
-            return dict(loss_cls=losses["loss_cls"] * self.times)
-
     class Bad(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
-            runner.model.times = 1000.0 if 100 <= runner.iter < 112 else 1.0
+            runner.model.factor = 1000.0 if 100 <= runner.iter < 112 else 1.0
 
     wrapper = dict(clip_grad=dict(max_norm=1.0))
-    stock = small.build(tmp_path, [Bad()], Series, iters=200, wrapper=wrapper)
+    stock = small.build(tmp_path, [Bad()], small.Scaled, iters=200, wrapper=wrapper)
     stock.train()
     suite = [dict(SUITE[0], head_clamp=None), Bad()]
-    runner = small.build(tmp_path, suite, Series, iters=200, wrapper=wrapper)
+    runner = small.build(tmp_path, suite, small.Scaled, iters=200, wrapper=wrapper)
     runner.train()
     assert small.same(small.state(stock), small.state(runner))
     assert small.ledger(runner, "rollback", "abort") == []

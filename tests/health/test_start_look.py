@@ -86,19 +86,8 @@ def test_they_survive_a_resume_and_not_a_rollback():
     assert second.clears(18 + LOOKS[-1], 2.5)
 
 
-class HardFirst(small.Small):
-    """Its first batch costs eight times what the others do."""
-
-    factor = 1.0
-
-    def losses(self, features, logits, y):
-        return {
-            n: self.factor * x for n, x in super().losses(features, logits, y).items()
-        }
-
-
 class Damage(small.Hook):
-    """After the first batch the classifier is wrong, and finite."""
+    """After a first batch that costs x8 the classifier is wrong, and finite."""
 
     def __init__(self, size):
         self.size = size
@@ -113,15 +102,8 @@ class Damage(small.Hook):
             weight.add_(self.size * noise)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    runner = small.build(tmp_path_factory.mktemp("trained"), iters=300)
-    runner.train()
-    return runner.model.state_dict()
-
-
 def train(tmp_path, trained, size, hooks=(SUITE,), **length):
-    model = HardFirst()
+    model = small.Scaled()
     model.load_state_dict(trained)
     slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
     hooks = [*hooks, Damage(size)]
@@ -161,7 +143,7 @@ class TwiceDamaged(small.Hook):
 
 
 def test_looks_before_a_rollback_are_of_other_weights(tmp_path, trained):
-    model = HardFirst()
+    model = small.Scaled()
     model.load_state_dict(trained)
     slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
     hooks = [SUITE, TwiceDamaged()]
@@ -194,7 +176,7 @@ class Dip(Damage):
 def test_one_that_costs_twice_as_much_for_a_while_is_left_alone(tmp_path, trained):
     states = []
     for hooks in ([], [SUITE]):
-        model = HardFirst()
+        model = small.Scaled()
         model.load_state_dict(trained)
         slowly = dict(wrapper=dict(optimizer=dict(type="SGD", lr=1e-5)))
         runner = small.build(tmp_path, [*hooks, Dip(2.0)], model, iters=100, **slowly)

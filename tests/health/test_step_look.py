@@ -83,7 +83,7 @@ def test_it_survives_a_resume_and_not_a_rollback():
     first, second = look([1.0] * 10 + [200.0], [BAD] * 3), StepLook()
     second.load_state(first.state())
     assert second.due(BEGIN + 10 + LOOKS[-1], 1.0, 0.7)
-    assert second.question.level == 0.7
+    assert second.jump.question.level == 0.7
     assert second.ruined(BAD) is not None
     second.load_state(first.state())
     second.forget()
@@ -106,14 +106,6 @@ def test_only_once_in_a_while():
         assert kept.due(start + 100 + LOOKS[0], 1.0, 0.7) is due
 
 
-class Scaled(small.Small):
-    factor = 1.0
-
-    def losses(self, features, logits, y):
-        losses = super().losses(features, logits, y)
-        return {name: self.factor * loss for name, loss in losses.items()}
-
-
 class Spike(small.Hook):
     """The loss of one batch, finite."""
 
@@ -121,15 +113,8 @@ class Spike(small.Hook):
         runner.model.factor = 3000.0 if runner.iter == AT else 1.0
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    runner = small.build(tmp_path_factory.mktemp("trained"), iters=300)
-    runner.train()
-    return runner.model.state_dict()
-
-
 def train(tmp_path, trained, hooks, clip=None, lr=1e-4, **more):
-    model, seen = Scaled(), small.Seen()
+    model, seen = small.Scaled(), small.Seen()
     model.load_state_dict(trained)
     wrapper = dict(optimizer=dict(type="SGD", lr=lr, momentum=0.9), clip_grad=clip)
     hooks = [*hooks, Spike(), seen]

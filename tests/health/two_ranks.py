@@ -73,14 +73,6 @@ class Write(small.Hook):
                 head.bias.copy_(torch.tensor([6.0, 0.0, 0.0, 0.0]))
 
 
-class Spiky(small.Small):
-    factor = 1.0
-
-    def losses(self, features, logits, y):
-        loss = super().losses(features, logits, y)["loss_cls"]
-        return dict(loss_cls=loss * self.factor)
-
-
 class Spike(small.Hook):
     """The loss of one batch of one rank, finite."""
 
@@ -111,7 +103,7 @@ kinds = dict(
     parts=Parts,
     written=Reduced,
     rise=small.Wide,
-    step=Spiky,
+    step=small.Scaled,
 )
 model = kinds[kind]
 if kind == "parts":
